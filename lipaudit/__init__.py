@@ -1,0 +1,35 @@
+"""lipaudit: provable Lipschitz bounds, certified radii and attacks against them, in one report.
+
+The public names are loaded on first use, so that `lipaudit --help` needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "audit": "lipaudit.pipeline",
+    "bound": "lipaudit.composition",
+    "certify": "lipaudit.certificates",
+    "conv_norm": "lipaudit.norms",
+    "dense_norm": "lipaudit.norms",
+    "load_audit": "lipaudit.report.json",
+}
+_MODULES = ("errors", "nn", "results")
+
+__all__ = [*sorted(_HOME), *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"lipaudit.{name}")
+    raise AttributeError(f"module 'lipaudit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

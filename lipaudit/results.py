@@ -1,0 +1,349 @@
+"""The result types. Plain frozen data, standard library only: `report/` reads nothing else.
+
+Two families that never mix: what is proved from above (`Upper`, `LayerBound`, `NetworkBound`, `Certificate`)
+and what is measured from below (`Witness`, slopes). Only an `Upper` reaches `certify`; only a point that
+lipaudit itself re-evaluated becomes a `Witness`.
+
+`Audit` is the whole of one run. Its fields *are* the published result file (`report/json.py` writes them one
+to one; non-finite numbers become null), so a change here is a change of `SCHEMA`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA = "lipaudit-result/1.0"
+SMALLEST_8BIT_CHANGE = 1 / 255
+"""L2 distance of the two closest different 8-bit images: one channel of one pixel, one level."""
+
+Numbers = Sequence[float]
+
+
+@dataclass(frozen=True)
+class Upper:
+    """A number that is proved to be at least the truth. NaN and negative values are refused."""
+
+    value: float
+    method: str
+    """Which proof: `torus-parity`, `svd-verified`, `pointwise`, ..."""
+    because: str = ""
+    """The claim in one sentence, with its parameters."""
+
+    def __post_init__(self) -> None:
+        if not self.value >= 0:
+            raise ValueError(f"expected an upper bound >= 0, got {self.value} from {self.method}")
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+
+Law = Literal["scale", "sum", "root_sum_squares", "max"]
+
+
+@dataclass(frozen=True)
+class LayerBound:
+    """One line of the ledger, and of the report's layer table.
+
+    Claim: if input `k` of this step moves by at most `d[k]` (L2), its output moves by at most
+    `upper * law(d)`: the only entry for "scale", or the sum, the root of the sum of squares or the maximum.
+    """
+
+    name: str
+    """The layer as its author knows it, `layer1.0.conv1`; fused layers are joined by " + "."""
+    op: str
+    upper: Upper
+    law: Law
+    inputs: tuple[str, ...]
+    """Names (`step`) of earlier lines; "input" is the network input."""
+    step: str
+    """Unique name of this line."""
+    log10_so_far: float
+    """log10 of the bound from the network input to this output; -inf for a constant."""
+    shape: tuple[int, ...]
+    """Of the output, without the batch axis."""
+    candidates: tuple[Upper, ...] = ()
+    """What every provable method gave; `upper` is the smallest."""
+    lower: float | None = None
+    """Measured from below (power iteration with the real padding and stride), rounded down."""
+    kind: Literal["exact", "upper"] = "upper"
+    seconds: float = 0.0
+    source: str = ""
+    """`file.py:line` of the model's code."""
+
+
+@dataclass(frozen=True)
+class NetworkBound:
+    """The proved Lipschitz bound of a network, input to logits, with its ledger."""
+
+    layers: tuple[LayerBound, ...]
+    log10: float
+    """log10 of the bound of the whole logit vector, rounded up. Finite also where `value` overflows."""
+    pairwise: tuple[tuple[float, ...], ...]
+    """`pairwise[i][j]` bounds the Lipschitz constant of logit i - logit j; inf where it overflows."""
+    input_shape: tuple[int, ...]
+    seconds: float = 0.0
+
+    @property
+    def value(self) -> float:
+        """The bound as a float, rounded up; inf if it exceeds the range of float64."""
+        if self.log10 == -math.inf:
+            return 0.0
+        # One ulp of log10 near 300 is a factor 1 + 1.3e-13; pow itself errs by less than that.
+        return 10.0**self.log10 * (1 + 1e-12) if self.log10 < 308.2 else math.inf
+
+    @property
+    def smallest_pairwise(self) -> float:
+        rows = range(len(self.pairwise))
+        return min((self.pairwise[i][j] for i in rows for j in rows if i != j), default=0.0)
+
+    @property
+    def largest_pairwise(self) -> float:
+        return max((value for row in self.pairwise for value in row), default=0.0)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """No input closer than `radius` (L2, raw-input units) to the sample changes its prediction.
+
+    Zero if the sample is misclassified, tied, or its margin is lost in rounding.
+    A sample is certified at eps if and only if `radius > eps`.
+    """
+
+    sample: int
+    label: int
+    prediction: int
+    margin: float
+    """Logit of the label minus the largest other logit; negative if misclassified."""
+    radius: float
+    method: str = "global"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """An input that changes the prediction, re-evaluated by lipaudit in float64 (never the attack's word)."""
+
+    sample: int
+    attack: str
+    distance: float
+    """L2 in raw-input units, of the exact tensors, rounded up."""
+    prediction: int
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """What one attack did."""
+
+    name: str
+    library: str
+    """`AutoAttack (pyautoattack 0.2.0)`, `ART 1.20.1`."""
+    settings: str
+    attacked: int
+    broken: int
+    """Samples for which it produced a `Witness`, at whatever distance."""
+    closest: int
+    """Samples for which its witness was the closest of all attacks."""
+    median_distance: float | None
+    rejected: int
+    """Claimed adversarial examples that did not survive re-evaluation."""
+    seconds: float
+    status: Literal["done", "failed", "not run"] = "done"
+    why: str = ""
+    flags: tuple[str, ...] = ()
+    """The library's own reliability warnings."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check with a stable id. The title states the outcome."""
+
+    id: str
+    state: Literal["pass", "warn", "fail", "info", "not run"]
+    title: str
+    value: str
+    why: str
+    """Why a reader should care."""
+    fix: str = ""
+    """What to do about it; empty if nothing is to be done."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Three lamps; strength and gate have no state when integrity is not SOUND."""
+
+    integrity: Literal["SOUND", "INVALID", "UNPROVED"]
+    strength: Literal["vacuous", "weak", "substantial"] | None
+    gate: Literal["passed", "failed", "not set", "cannot be judged"]
+    headline: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of the audited samples at one perturbation budget, with its 95 % Wilson interval."""
+
+    eps: str
+    """As written by the user: "36/255"."""
+    value: float
+    count: int
+    total: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which network was audited."""
+
+    name: str
+    source: str
+    """Where architecture and weights come from, for a reader."""
+    architecture: str
+    parameters: int
+    weights: Literal["trained", "random"]
+    weights_sha256: str
+    """Of the tensors that were audited, names and bytes in order."""
+    weights_file: str
+    weights_file_sha256: str
+    dtype: str
+    input_shape: tuple[int, ...]
+    classes: int
+    mean: tuple[float, ...] = ()
+    """Normalisation that lipaudit put in front of the network; empty if it is inside the model or absent."""
+    std: tuple[float, ...] = ()
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Which images were audited."""
+
+    name: str
+    split: str
+    source: str
+    sha256: str
+    """Of the audited images and labels, in order."""
+    available: int
+    samples: int
+    seed: int
+    class_names: tuple[str, ...] = ()
+    on_8bit_grid: bool = False
+    """Every value is k/255, so two different images differ by at least 1/255."""
+
+
+@dataclass(frozen=True)
+class Threat:
+    """Who may do what: move the input by at most eps in L2."""
+
+    eps: tuple[str, ...]
+    norm: Literal["L2"] = "L2"
+    low: float = 0.0
+    high: float = 1.0
+    units: str = "pixels in [0, 1]"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One column per fact, one row per audited image."""
+
+    index: tuple[int, ...]
+    """Position in the data set."""
+    label: tuple[int, ...]
+    prediction: tuple[int, ...]
+    margin: Numbers
+    radius: Numbers
+    distance: tuple[float | None, ...]
+    """Smallest adversarial perturbation found (L2); None if never broken or not attacked."""
+    adversarial_prediction: tuple[int | None, ...]
+    attack: tuple[str | None, ...]
+    """Which attack found it."""
+    attacked: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """Original, perturbed image and their difference, as PNG data URIs for the report."""
+
+    sample: int
+    """Row of `Samples`."""
+    original: str
+    perturbed: str
+    difference: str
+    amplified: float
+    """Factor by which the difference is enlarged about mid-grey."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that was asked for and not done."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that one run found out: the only input of `report/`."""
+
+    run: str
+    started: str
+    """UTC, ISO 8601."""
+    command: tuple[str, ...]
+    status: Literal["complete", "partial", "invalid"]
+    exit_code: int
+    verdict: Verdict
+    model: ModelFacts
+    dataset: DataFacts
+    threat: Threat
+    clean: Rate
+    proved: tuple[Rate, ...]
+    """Certified accuracy, per eps. Empty when the verdict is INVALID or UNPROVED."""
+    unbroken: tuple[Rate, ...]
+    """Robust accuracy under the attacks run, per eps: an upper bound. Empty when nothing was attacked."""
+    bound: NetworkBound | None
+    slope: float | None
+    """Largest gradient norm of a logit difference seen: a lower bound of the Lipschitz constant."""
+    promise: str
+    """About which function the certificates speak, in one sentence."""
+    samples: Samples
+    attacks: tuple[AttackRecord, ...]
+    findings: tuple[Finding, ...]
+    skipped: tuple[Skip, ...] = ()
+    warnings: tuple[str, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = ()
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds per stage."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Versions, device, threads, platform, dtype."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Every resolved setting of the run."""
+    schema: str = SCHEMA
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean.value
+
+    def certified_accuracy(self, eps: float) -> float:
+        """Share of all audited samples that are correct with `radius > eps`."""
+        return sum(radius > eps for radius in self.samples.radius) / max(1, len(self.samples.radius))
+
+    def robust_accuracy(self, eps: float) -> float:
+        """Share of all audited samples that are correct and that no attack changed within `eps`."""
+        s = self.samples
+        rows = zip(s.label, s.prediction, s.distance, strict=True)
+        hold = sum(y == guess and (distance is None or distance > eps) for y, guess, distance in rows)
+        return hold / max(1, len(s.label))
+
+    def to_json(self) -> str:
+        """The result file."""
+        from lipaudit.report.json import to_json
+
+        return to_json(self)
+
+    def to_html(self) -> str:
+        """The report, one self-contained page."""
+        from lipaudit.report.html import to_html
+
+        return to_html(self)
