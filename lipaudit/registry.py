@@ -1,4 +1,4 @@
-"""One generic table: refuses duplicates, keeps the order of registration, knows its entries' documentation."""
+"""One generic table: refuses duplicates, keeps the order of registration, knows what each entry claims."""
 
 from __future__ import annotations
 
