@@ -43,13 +43,19 @@ class LoadError(LipauditError):
 class CaptureError(LipauditError):
     """The model cannot be captured as a graph that computes what the model computes."""
 
+    exit_code = ExitCode.INCOMPLETE
+
 
 class UnsupportedOp(LipauditError):
     """The model uses operations for which no rule exists."""
 
+    exit_code = ExitCode.INCOMPLETE
+
 
 class NotLipschitz(LipauditError):
     """An operation of the model has no finite Lipschitz bound."""
+
+    exit_code = ExitCode.INCOMPLETE
 
 
 class BadThreat(LipauditError):

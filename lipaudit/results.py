@@ -185,8 +185,9 @@ class Rate:
     """A share of the audited samples at one perturbation budget, with its 95 % Wilson interval."""
 
     eps: str
-    """As written by the user: "36/255"."""
+    """As written by the user: "36/255"; "0" for clean accuracy."""
     value: float
+    """count / total."""
     count: int
     total: int
     low: float
@@ -305,6 +306,10 @@ class Audit:
     bound: NetworkBound | None
     slope: float | None
     """Largest gradient norm of a logit difference seen: a lower bound of the Lipschitz constant."""
+    slope_share: float | None
+    """Largest share of its pairwise bound that an observed slope reached: above 1 refutes a bound."""
+    rounding: float | None
+    """Largest proved bound of the rounding error of a sample's logits (L2); already taken off every radius."""
     promise: str
     """About which function the certificates speak, in one sentence."""
     samples: Samples

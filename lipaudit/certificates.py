@@ -1,0 +1,208 @@
+"""Margins and certified radii.
+
+Note [Promise R]
+    A certificate is about the real function of the stored weights: the network evaluated without rounding, with
+    exactly the tensors that run (parametrised weights as computed in the model's own dtype). Its margins are
+    computed in float64, with a proved bound E of the error (`domains/roundoff.py`), and the radius is
+        min over j of (margin_j - E_j) / L_yj,
+    rounded down; L_yj is the pairwise bound. Strictly inside it no input has another top class. A margin that E
+    swallows, a tie and a wrong prediction give radius 0.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from lipaudit.adapters import as_module
+from lipaudit.composition import Composition, compose, on_device
+from lipaudit.domains.lipschitz.value import INPUT
+from lipaudit.domains.roundoff import local_error
+from lipaudit.errors import BadThreat, LipauditError, RuleError
+from lipaudit.graph import Node, evaluate
+from lipaudit.norms.maps import LinearMap, schur_test
+from lipaudit.progress import Progress, Silent
+from lipaudit.results import Certificate
+from lipaudit.rounding import down, up
+
+PROMISE_R = (
+    "R: certificates are about the exact function of the stored weights (real arithmetic); margins are evaluated in "
+    "float64 and every rounding of the evaluation and of the bounds is accounted for outward."
+)
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """One row per sample. Without labels, the radius is about keeping the predicted class."""
+
+    radius: np.ndarray
+    prediction: np.ndarray
+    margin: np.ndarray
+    rows: tuple[Certificate, ...]
+    rounding: float = 0.0
+    """Largest bound of the rounding error of a sample's logits, L2; every radius is already reduced by it."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def certify(
+    model: nn.Module,
+    inputs: torch.Tensor | np.ndarray,
+    labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
+    *,
+    method: str = "best",
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    device: str | torch.device | None = None,
+    progress: Progress | None = None,
+) -> Certificates:
+    """Certified L2 radii of `inputs` (n, ...), in their own units.
+
+    No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
+    of a misclassified sample is 0). Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
+    """
+    module = on_device(as_module(model, mean=mean, std=std), device)
+    points = check_inputs(inputs)
+    composition = compose(module, tuple(points.shape[1:]), method=method, progress=progress)
+    answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
+    return certify_with(composition, points, answers, progress=progress)
+
+
+def certify_with(
+    composition: Composition,
+    inputs: torch.Tensor,
+    labels: Sequence[int] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> Certificates:
+    """`certify` for a network that is already bounded."""
+    progress = progress or Silent()
+    progress.start("certificates", len(inputs))
+    error_of = ErrorRecursion(composition)
+    pairwise = composition.network.pairwise
+    rows: list[Certificate] = []
+    largest = 0.0
+    with torch.no_grad():
+        for sample, x in enumerate(inputs):
+            logits, error = error_of(x.to(composition.ledger.device, torch.float64))
+            largest = max(largest, error)
+            label = None if labels is None else int(labels[sample])
+            rows.append(_certificate(sample, logits, error, pairwise, label))
+            progress.advance()
+    correct = sum(row.radius > 0 for row in rows)
+    progress.finish(f"{correct} of {len(rows)} have a positive radius")
+    return Certificates(
+        radius=np.array([row.radius for row in rows]),
+        prediction=np.array([row.prediction for row in rows], dtype=np.int64),
+        margin=np.array([row.margin for row in rows]),
+        rows=tuple(rows),
+        rounding=largest,
+    )
+
+
+class ErrorRecursion:
+    """Evaluates one sample in float64 and bounds the L2 error of its logits (Note [Error recursion])."""
+
+    def __init__(self, composition: Composition) -> None:
+        self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
+        # Inside a merged step, the error of an early map passes through the maps after it.
+        self.after = {step: self._factors(parts) for step, parts in self.ledger.parts.items()}
+        self.last = self.ledger.settle(self.head).step
+        self.covered = {node for step in self.after.values() for node, _ in step}
+
+    def __call__(self, x: torch.Tensor) -> tuple[list[float], float]:
+        """The logits and the error bound."""
+        local: dict[str, float] = {}
+
+        def visit(node: Node, arguments: dict[str, object], output: torch.Tensor) -> None:
+            error = local_error(node, arguments, output)
+            if error is not None:
+                if node.name not in self.covered:
+                    raise RuleError(f"{node.op} ({node.source}) rounds, but no step of the ledger accounts for it")
+                local[node.name] = float(error)
+
+        logits = evaluate(self.graph, x, visit).tolist()
+        if not all(math.isfinite(value) for value in [*logits, *local.values()]):
+            raise LipauditError("expected finite logits in float64, got NaN or inf; check the weights and inputs")
+        errors = {INPUT: 0.0}
+        for line in self.ledger.lines:
+            before = [errors[step] for step in line.inputs]
+            passed = _LAWS[line.law](before)
+            added = sum(local.get(node, 0.0) * factor for node, factor in self.after[line.step])
+            # One upward step per operation above; few terms, so a relative 1e-12 covers them all.
+            errors[line.step] = (line.upper.value * passed + added) * (1 + 1e-12)
+        return logits, errors[self.last]
+
+    def _factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
+        factors, factor = [], 1.0
+        for position, (node, linear) in reversed(list(enumerate(parts))):
+            factors.append((node.name, factor))
+            if linear is not None and position > 0:
+                factor = up(factor * schur_test(linear, self.ledger.device))
+        return factors
+
+
+_LAWS = {
+    "scale": lambda errors: errors[0],
+    "sum": sum,
+    "root_sum_squares": lambda errors: math.hypot(*errors),
+    "max": max,
+}
+
+
+def _certificate(
+    sample: int, logits: list[float], error: float, pairwise: Sequence[Sequence[float]], label: int | None
+) -> Certificate:
+    order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
+    prediction = order[0]
+    target = prediction if label is None else label
+    others = [j for j in range(len(logits)) if j != target]
+    margins = {j: logits[target] - logits[j] for j in others}
+    margin = min(margins.values(), default=math.inf)
+    # Two logits of a vector that is off by `error` are together off by at most sqrt(2) times that; one rounding more.
+    slack = up(up(math.sqrt(2.0)) * error)
+    radius = sys.float_info.max
+    for j, value in margins.items():
+        sure = down(down(value) - slack) if value > 0 else 0.0
+        pair = pairwise[target][j]
+        if sure <= 0.0:
+            radius = 0.0
+        elif pair > 0.0:
+            radius = min(radius, down(sure / pair))
+    return Certificate(sample, target, prediction, min(margin, sys.float_info.max), radius)
+
+
+def check_inputs(inputs: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Inputs as a floating tensor (n, ...), finite. Raises `BadThreat`."""
+    points = torch.as_tensor(inputs)
+    if points.ndim < 2 or not len(points):
+        raise BadThreat(f"expected inputs of shape (n, ...), n >= 1, got {tuple(points.shape)}")
+    if not points.is_floating_point():
+        raise BadThreat(f"expected floating-point inputs in the units of the radius, got {points.dtype}; convert first")
+    if not bool(torch.isfinite(points).all()):
+        raise BadThreat("expected finite inputs, got NaN or inf")
+    return points
+
+
+def check_labels(labels: torch.Tensor | np.ndarray | Sequence[int], count: int, classes: int) -> list[int]:
+    """Labels (integers or one-hot rows) as a list. Raises `BadThreat`."""
+    answers = torch.as_tensor(labels)
+    if answers.ndim == 2 and answers.shape[1] == classes and bool((answers.sum(1) == 1).all()):
+        answers = answers.argmax(1)
+    if answers.ndim != 1 or len(answers) != count or answers.is_floating_point():
+        raise BadThreat(
+            f"expected {count} integer or one-hot labels, got {answers.dtype} of shape {tuple(answers.shape)}"
+        )
+    if bool((answers < 0).any()) or bool((answers >= classes).any()):
+        raise BadThreat(
+            f"expected labels from 0 to {classes - 1}, got {int(answers.min())} to {int(answers.max())}; "
+            "model and data set do not have the same classes"
+        )
+    return answers.tolist()

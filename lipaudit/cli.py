@@ -1,0 +1,250 @@
+"""The command line. torch, timm and the rest load inside the commands: `--help` answers at once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from lipaudit import __version__
+from lipaudit.errors import ExitCode, LipauditError
+from lipaudit.options import (
+    FILE,
+    attack_options,
+    data_options,
+    model_options,
+    output_options,
+)
+from lipaudit.progress import EVERY
+
+if TYPE_CHECKING:
+    from lipaudit.results import Audit
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scikit-learn",
+    "safetensors", "huggingface-hub",
+)  # fmt: skip
+
+
+@dataclass
+class Session:
+    """What the border needs to know when a command fails."""
+
+    arguments: tuple[str, ...]
+    verbose: int = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit; whatever goes wrong is one line on stderr, a traceback only if asked."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream that a test or an embedding put in place
+            stream.reconfigure(errors="replace")
+    session = Session(tuple(sys.argv[1:] if arguments is None else arguments))
+    try:
+        code = commands.main(list(session.arguments), "lipaudit", standalone_mode=False, obj=session)
+        sys.exit(code or ExitCode.DONE)
+    except click.exceptions.Abort:
+        _fail(session, "interrupted; no report was written", ExitCode.INTERRUPTED)
+    except click.ClickException as error:
+        usage = getattr(error, "ctx", None)
+        hint = f" ({usage.command_path} --help)" if usage is not None else ""
+        _fail(session, f"{error.format_message()}{hint}", error.exit_code)
+    except LipauditError as error:
+        _fail(session, str(error), error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of stdout went away; Python would complain about that once more
+        sys.exit(ExitCode.CRASH)
+    except Exception as error:  # noqa: BLE001  (the border: nothing passes it but one line and an exit code)
+        hint = "" if session.verbose > 1 else "; run again with -vv for the traceback"
+        _fail(session, f"{type(error).__name__}: {error}{hint}", ExitCode.CRASH)
+
+
+def _fail(session: Session, message: str, code: int) -> NoReturn:
+    if session.verbose > 1:
+        traceback.print_exc()
+    click.echo(f"lipaudit: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="lipaudit %(version)s")
+def commands() -> None:
+    """Audit image classifiers: provable Lipschitz bounds and certified radii, held against real attacks."""
+
+
+@commands.command()
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Network (`lipaudit models`), or package.module:factory. [default: digits-aol]",
+)
+@model_options
+@data_options
+@attack_options
+@output_options
+@click.pass_obj
+def run(session: Session, **chosen: Any) -> int:
+    """Audit a model on a data set; writes DIR/<run>.json and .html.
+
+    Without options: the bundled digits model. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed,
+    4 a certificate is contradicted, 5 incomplete, 130 interrupted.
+    """
+    from lipaudit.files import prepare_folder
+    from lipaudit.runs import check, run_audit
+    from lipaudit.terminal import terminal_progress
+
+    session.verbose = chosen["verbose"]
+    if session.verbose > 1:
+        logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    check(chosen)
+    if chosen["out"] != "-":
+        prepare_folder(Path(chosen["out"]))
+    elif len(chosen["formats"]) > 1:
+        chosen["formats"] = ("json",)
+    mode = "off" if chosen["quiet"] else chosen["progress"]
+    every = 0.0 if session.verbose else EVERY
+    # What libraries and user code print belongs to the reader, not to the result on stdout.
+    with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
+        audit = run_audit(chosen, session.arguments, progress)
+    _deliver(audit, chosen)
+    return audit.exit_code
+
+
+def _deliver(audit: Audit, chosen: dict[str, Any]) -> None:
+    """Write the reports, all or none, and say on stderr what came out."""
+    from lipaudit.files import write_all
+    from lipaudit.report.text import summary
+    from lipaudit.terminal import print_lines
+
+    texts = {kind: _render(audit, kind) for kind in chosen["formats"]}
+    files: dict[Path, str] = {}
+    if chosen["out"] == "-":
+        click.echo(*texts.values(), nl=False)
+    else:
+        files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
+        write_all(files)
+    paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
+    if chosen["quiet"]:
+        verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
+        click.echo("\n".join([verdict, *("  ".join(path) for path in paths)]), err=True)
+    else:
+        print_lines([(), *summary(audit, paths)], sys.stderr)
+
+
+def _render(audit: Audit, kind: str) -> str:
+    if kind == "json":
+        return audit.to_json()
+    if kind == "html":
+        return audit.to_html()
+    from lipaudit.report.text import to_markdown
+
+    return to_markdown(audit)
+
+
+@commands.command()
+@click.argument("model")
+@model_options
+@click.option("-v", "--verbose", count=True, help="-vv: tracebacks.")
+@click.pass_obj
+def bounds(session: Session, model: str, dataset: str | None, verbose: int, **given: Any) -> None:
+    """Bound MODEL layer by layer: the table and the network bound, without data."""
+    from lipaudit.composition import bound
+    from lipaudit.models import load_model
+    from lipaudit.report.formatting import number, number_from_log10
+    from lipaudit.sources import PAIRS
+    from lipaudit.terminal import terminal_progress
+
+    session.verbose = verbose
+    with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
+        dataset = dataset or PAIRS.get(model)
+        loaded = load_model(model, dataset=dataset, progress=progress, **given)
+        network = bound(loaded.module, loaded.facts.input_shape, progress=progress)
+    rows = [("layer", "op", "bound", "so far", "by")]
+    for line in network.layers:
+        so_far = number_from_log10(line.log10_so_far)
+        rows.append((line.name, line.op, number(line.upper.value), so_far, line.upper.method))
+    _table(rows)
+    shape = "×".join(map(str, network.input_shape))
+    click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {shape} inputs in [0,1] to logits)")
+
+
+@commands.command()
+@click.argument("result", type=FILE)
+@click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
+def report(result: Path, out: str) -> None:
+    """Write the report of RESULT, a result file, again."""
+    from lipaudit.files import write_all
+    from lipaudit.report.json import load_audit
+
+    kind = "html" if out == "-" else Path(out).suffix.removeprefix(".")
+    if kind not in ("html", "md", "json"):
+        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}")
+    text = _render(load_audit(result), kind)
+    if out == "-":
+        click.echo(text, nl=False)
+    else:
+        write_all({Path(out): text})
+
+
+@commands.command()
+@click.argument("word", default="")
+def models(word: str) -> None:
+    """List the models with known weights; with WORD, search torchvision and timm as well."""
+    from lipaudit.models import known_models
+
+    found = known_models(word)
+    rows = [("name", "trained on", "source", "licence", "size", "here")]
+    rows += [(m.name, m.dataset, m.source, m.licence, m.size, "yes" if m.cached else "no") for m in found]
+    _table(rows)
+    if not word:
+        click.echo("\ntorchvision:NAME, timm:NAME       `lipaudit models WORD` searches them")
+        click.echo("package.module:factory            your own code, with --checkpoint FILE if it loads no weights")
+
+
+@commands.command()
+def datasets() -> None:
+    """List the data sets."""
+    from lipaudit.datasets import known_datasets
+
+    rows = [("name", "images", "shape", "here", "licence", "what")]
+    for d in known_datasets():
+        rows.append((d.name, d.images, d.shape, "yes" if d.cached else "no", d.licence, d.what))
+    _table(rows)
+
+
+@commands.command()
+def env() -> None:
+    """Print versions and hardware, to paste into a bug report."""
+    import os
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    rows = [
+        ("lipaudit", __version__),
+        ("python", platform.python_version()),
+        ("platform", platform.platform()),
+    ]
+    for package in PACKAGES:
+        try:
+            rows.append((package, version(package)))
+        except PackageNotFoundError:
+            rows.append((package, "not installed"))
+    rows += [("cuda", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")]
+    rows += [("threads", f"{torch.get_num_threads()} of {os.cpu_count()}")]
+    _table(rows)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows on stdout, each column as wide as its widest entry."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

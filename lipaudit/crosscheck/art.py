@@ -1,0 +1,118 @@
+"""Attacks of the Adversarial Robustness Toolbox (ART). It takes seconds to import, so functions import it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lipaudit.crosscheck.attacks import ART, Batch, Passes, attack
+from lipaudit.crosscheck.network import UnitBox
+
+DEEPFOOL_STEPS, DEEPFOOL_CLASSES = 20, 10
+PGD_STEPS = 40
+
+
+class _Strongest(nn.Module):
+    """The network, cut down to its strongest logits at one input.
+
+    ART's DeepFool can restrict itself to some classes, but then compares with the logit of a wrong one
+    (it takes a position in its list of classes for a class). So it gets a network with fewer classes.
+    """
+
+    def __init__(self, network: UnitBox, point: Tensor) -> None:
+        super().__init__()
+        self.network = network
+        with torch.no_grad():
+            strongest = network(point)[0].topk(min(DEEPFOOL_CLASSES, network.classes))
+        self.columns = strongest.indices.sort().values
+
+    def forward(self, unit: Tensor) -> Tensor:
+        return self.network(unit)[:, self.columns]
+
+
+def _classifier(model: nn.Module, network: UnitBox, classes: int) -> Any:
+    # ART is untyped. No preprocessing: normalisation is inside the network, as everywhere in lipaudit.
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        model=model,
+        loss=nn.CrossEntropyLoss(),
+        input_shape=network.shape,
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
+        device_type="gpu" if network.device.type == "cuda" else "cpu",
+    )
+
+
+def _one_hot(labels: Tensor, classes: int) -> np.ndarray:
+    # With two classes, ART takes integer labels for scores of a single output.
+    return nn.functional.one_hot(labels, classes).float().cpu().numpy()
+
+
+@attack(
+    "deepfool",
+    library=ART,
+    aim="closest",
+    settings=lambda classes: (
+        f"at most {DEEPFOOL_STEPS} steps, {min(DEEPFOOL_CLASSES, classes)} classes, overshoot 0.02"
+    ),
+    passes=lambda classes: Passes(
+        forward=2 * (DEEPFOOL_STEPS + 1) + 1, backward=(DEEPFOOL_STEPS + 1) * min(DEEPFOOL_CLASSES, classes)
+    ),
+)
+def deepfool(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Walks to the nearest linearised decision boundary until the prediction changes.
+
+    Source: Moosavi-Dezfooli et al., "DeepFool", CVPR 2016.
+    """
+    from art.attacks.evasion import DeepFool
+
+    found = []
+    # One sample at a time: a batch goes on until its slowest sample is done.
+    for point in batch.inputs.split(1):
+        strongest = _Strongest(network, point)
+        classes = len(strongest.columns)
+        walk = DeepFool(
+            _classifier(strongest, network, classes),
+            max_iter=DEEPFOOL_STEPS,
+            epsilon=0.02,
+            nb_grads=classes,
+            batch_size=1,
+            verbose=False,
+        )
+        found.append(torch.from_numpy(walk.generate(point.cpu().numpy())))
+    yield torch.cat(found).to(network.device)
+
+
+@attack(
+    "pgd-at-radius",
+    library=ART,
+    aim="radius",
+    settings=lambda _: f"{PGD_STEPS} steps from the input, step radius/10, cross-entropy",
+    passes=lambda _: Passes(forward=PGD_STEPS + 3, backward=PGD_STEPS),
+)
+def pgd_at_radius(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball that the certificate calls safe, each sample with its own radius, by gradient ascent.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+    """
+    from art.attacks.evasion import ProjectedGradientDescent
+
+    assert batch.budget is not None
+    # ART's projection overshoots by up to 1e-6 of the radius, and a point beyond the radius refutes nothing.
+    radius = batch.budget.cpu().numpy().reshape(-1, *[1] * (batch.inputs.ndim - 1)) * (1 - 2e-6)
+    ascent = ProjectedGradientDescent(
+        _classifier(network, network, network.classes),
+        norm=2,
+        eps=radius,
+        eps_step=radius / 10,
+        max_iter=PGD_STEPS,
+        batch_size=len(batch.inputs),
+        verbose=False,
+    )
+    found = ascent.generate(batch.inputs.cpu().numpy(), _one_hot(batch.labels, network.classes))
+    yield torch.from_numpy(found).to(network.device)

@@ -1,0 +1,145 @@
+"""Attacks of AutoAttack (Croce & Hein, ICML 2020), as packaged by pyautoattack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pyautoattack import AutoAttack, checks
+from torch import Tensor
+
+from lipaudit.crosscheck.attacks import AUTOATTACK, Batch, Passes, attack
+from lipaudit.crosscheck.network import UnitBox
+
+APGD_STEPS = 100
+FAB_STEPS, FAB_TARGETS = 100, 9
+QUICK_STEPS, QUICK_TARGETS = 10, 5
+SQUARE_QUERIES = 1000
+CHECKS = 8
+"""Forward passes of AutoAttack's reliability checks, made on every batch."""
+
+
+def _suite(network: UnitBox, name: str, batch: Batch) -> AutoAttack:
+    # A fresh one per batch: it keeps state between runs, and its check for dynamic defences counts globally.
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+    eps = 1.0 if batch.budget is None else float(batch.budget[0])
+    return AutoAttack(
+        network, attacks=[name], version="custom", norm="L2", eps=eps, device=network.device, seed=batch.seed
+    )
+
+
+def _run(suite: AutoAttack, batch: Batch) -> Tensor:
+    return suite.run_standard_evaluation(batch.inputs, batch.labels, batch_size=len(batch.inputs))[0]
+
+
+def _targets(limit: int, classes: int) -> int:
+    return min(limit, classes - 1)
+
+
+@attack(
+    "apgd-ce",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{APGD_STEPS} steps, 1 random start, cross-entropy",
+    passes=lambda _: Passes(forward=APGD_STEPS + CHECKS + 3, backward=APGD_STEPS + 1),
+)
+def apgd_ce(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps by projected gradient ascent on the cross-entropy, with adaptive steps.
+
+    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
+    """
+    suite = _suite(network, "apgd-ce", batch)
+    suite.apgd.n_restarts = 1
+    suite.apgd.n_iter = APGD_STEPS
+    yield _run(suite, batch)
+
+
+@attack(
+    "apgd-t",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda classes: f"{APGD_STEPS} steps, {_targets(9, classes)} target classes, targeted DLR loss",
+    passes=lambda classes: Passes(
+        forward=_targets(9, classes) * (APGD_STEPS + 2) + CHECKS + 4,
+        backward=_targets(9, classes) * (APGD_STEPS + 1),
+    ),
+    least_classes=4,
+)
+def apgd_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps by gradient ascent towards one class after the other.
+
+    The loss is a ratio of logit differences, so scaling the logits cannot hide gradients. It needs four
+    classes. Source: Croce & Hein, ICML 2020.
+    """
+    suite = _suite(network, "apgd-t", batch)
+    suite.apgd_targeted.n_target_classes = _targets(9, network.classes)
+    yield _run(suite, batch)
+
+
+@attack(
+    "square",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{SQUARE_QUERIES} queries",
+    passes=lambda _: Passes(forward=SQUARE_QUERIES + CHECKS + 4, backward=0),
+    images_only=True,
+)
+def square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps by random square patches, without gradients.
+
+    What it breaks and gradients do not tells of masked gradients. Source: Andriushchenko et al., ECCV 2020.
+    """
+    suite = _suite(network, "square", batch)
+    suite.square.n_queries = SQUARE_QUERIES
+    yield _run(suite, batch)
+
+
+def _fab(network: UnitBox, batch: Batch, targets: int, steps: int) -> Iterator[Tensor]:
+    # FABAttack.perturb stops at the first class that fools the network and drops what lies beyond eps; the
+    # closest point needs one run per class. No eps enters where there is no random start.
+    suite = _suite(network, "fab-t", batch)
+    checks.check_randomized(network, batch.inputs, batch.labels, bs=len(batch.inputs), logger=suite.logger)
+    checks.check_range_output(network, batch.inputs, logger=suite.logger)
+    checks.check_dynamic(network, batch.inputs, logger=suite.logger)
+    suite.fab.n_iter = steps
+    for rank in range(2, 2 + _targets(targets, network.classes)):
+        suite.fab.target_class = rank
+        yield suite.fab.attack_single_run(batch.inputs, batch.labels, is_targeted=True)
+
+
+def _fab_settings(targets: int, steps: int, classes: int) -> str:
+    return f"{steps} steps towards each of the {_targets(targets, classes)} likeliest other classes"
+
+
+def _fab_passes(targets: int, steps: int, classes: int) -> Passes:
+    count = _targets(targets, classes)
+    return Passes(forward=2 * count * (steps + 1) + CHECKS, backward=count * steps, claims=count)
+
+
+@attack(
+    "fab-t",
+    library=AUTOATTACK,
+    aim="closest",
+    settings=lambda classes: _fab_settings(FAB_TARGETS, FAB_STEPS, classes),
+    passes=lambda classes: _fab_passes(FAB_TARGETS, FAB_STEPS, classes),
+)
+def fab_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Looks for the closest input of each other class by projecting onto linearised decision boundaries.
+
+    Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
+    """
+    yield from _fab(network, batch, FAB_TARGETS, FAB_STEPS)
+
+
+@attack(
+    "fab-t-quick",
+    library=AUTOATTACK,
+    aim="closest",
+    settings=lambda classes: _fab_settings(QUICK_TARGETS, QUICK_STEPS, classes),
+    passes=lambda classes: _fab_passes(QUICK_TARGETS, QUICK_STEPS, classes),
+)
+def fab_t_quick(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Does as FAB-T does, with fewer classes and steps.
+
+    Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
+    """
+    yield from _fab(network, batch, QUICK_TARGETS, QUICK_STEPS)

@@ -1,0 +1,111 @@
+"""How steep the network was seen to be: a lower bound of its Lipschitz constant, to hold against the bound.
+
+Note [Slopes are secants]: autograd finds the steep direction, but its gradient is not evidence. At a kink (a
+ReLU at exactly zero, a tie in max-pooling: black borders are full of both) it may be steeper than the network
+is anywhere. So each slope is measured between two inputs of the box: the change of a logit difference in
+float64, less its noise, over their distance rounded up. Whatever the direction, that is a lower bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lipaudit.crosscheck.network import private_copy, probe
+from lipaudit.crosscheck.witness import NOISE, distance_up
+
+STEP = 1e-3
+"""Distance of the two inputs, as a share of the width of the box."""
+
+
+@dataclass(frozen=True)
+class Slope:
+    """Largest slope seen of a difference of two logits, rounded down."""
+
+    value: float
+    sample: int
+    """Row of the points at which it was seen."""
+    label: int
+    other: int
+    """It is the slope of logit `label` minus logit `other`."""
+    pairs: dict[tuple[int, int], float]
+    """Largest slope seen per (label, other), to be held against the pairwise bounds."""
+
+
+def largest_slope(
+    logits: nn.Module,
+    points: Tensor,
+    labels: Tensor,
+    *,
+    low: float = 0.0,
+    high: float = 1.0,
+    others: int = 9,
+    batch_size: int = 16,
+) -> Slope:
+    """The largest slope of f_label - f_other seen at some points: at most the Lipschitz constant, always.
+
+    `logits` as in `cross_check`; `points` (n, ...) any inputs, clean ones and witnesses; `labels` (n,). Each
+    point is tried with its `others` strongest other classes: all of them up to ten classes. Gradients choose,
+    per pair of classes, the steepest point; there the slope is measured, in float64. See the note above.
+    Raises `BadThreat` and `CaptureError` as `cross_check` does.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        judge, fast = private_copy(logits, torch.float64), private_copy(logits)
+        probe(judge, points)
+        like = next((p for p in fast.parameters() if p.is_floating_point()), points)
+        step = STEP * (high - low)
+        # Both ends of a step of this length stay in the box.
+        centres = points.detach().double().clamp(low + step / 2, high - step / 2)
+        labels = labels.to(points.device, torch.int64)
+        steepest: dict[tuple[int, int], tuple[float, int]] = {}
+        for rows in torch.arange(len(points)).split(batch_size):
+            for other, gradient in _gradients(fast, centres[rows].to(like.dtype), labels[rows], others):
+                norms = gradient.double().flatten(1).norm(dim=1).tolist()
+                pairs = zip(labels[rows].tolist(), other.tolist(), strict=True)
+                for row, pair, norm in zip(rows.tolist(), pairs, norms, strict=True):
+                    if pair not in steepest or norm > steepest[pair][0]:
+                        steepest[pair] = (norm, row)
+        seen = {}
+        for pair, (_, row) in steepest.items():
+            direction = _direction(fast, centres[row : row + 1].to(like.dtype), pair)
+            seen[pair] = _secant(judge, centres[row : row + 1], direction * step / 2, pair, low, high)
+    (label, other), value = max(seen.items(), key=lambda entry: entry[1])
+    return Slope(value, steepest[label, other][1], label, other, seen)
+
+
+def _gradients(fast: nn.Module, points: Tensor, labels: Tensor, others: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per rank of the other classes: which class it is for each point, and the gradient of f_label - f_it."""
+    points = points.clone().requires_grad_()
+    output = fast(points)
+    ranked = output.detach().scatter(1, labels.unsqueeze(1), -math.inf).argsort(1, descending=True)
+    for rank in range(min(others, output.shape[1] - 1)):
+        other = ranked[:, rank]
+        difference = output.gather(1, labels.unsqueeze(1)) - output.gather(1, other.unsqueeze(1))
+        (gradient,) = torch.autograd.grad(difference.sum(), points, retain_graph=True)
+        yield other, gradient.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _direction(fast: nn.Module, point: Tensor, pair: tuple[int, int]) -> Tensor:
+    """The unit vector, float64, along which the logit difference grows fastest; zero if it does not grow."""
+    point = point.clone().requires_grad_()
+    output = fast(point)
+    (gradient,) = torch.autograd.grad((output[:, pair[0]] - output[:, pair[1]]).sum(), point)
+    gradient = gradient.double().nan_to_num(0.0, 0.0, 0.0)
+    return gradient / gradient.norm().clamp_min(1e-300)
+
+
+@torch.no_grad()
+def _secant(judge: nn.Module, centre: Tensor, half: Tensor, pair: tuple[int, int], low: float, high: float) -> float:
+    """Slope of the logit difference between centre - half and centre + half, rounded down."""
+    ends = torch.cat([centre + half, centre - half]).clamp(low, high)
+    output = judge(ends).double()
+    first, second = (output[:, pair[0]] - output[:, pair[1]]).tolist()
+    noise = NOISE * output.abs().amax(1).sum().item()
+    rise = abs(first - second) - noise
+    if not rise > 0:
+        return 0.0
+    return math.nextafter(rise / distance_up(ends[0], ends[1]) * (1 - 2**-50), 0.0)

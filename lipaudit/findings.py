@@ -1,0 +1,360 @@
+"""The checks that hold certificates against attacks, and the three verdicts. Pure functions of an `Audit`.
+
+A check is one function in `CHECKS`, under a stable id; its first docstring line is what it asks. It reads the audit
+and returns a `Finding` whose title states the outcome, or None where it does not apply. Integrity comes first: a
+contradiction makes the verdict INVALID, and then nothing that rests on a certificate is judged or shown as holding.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from fractions import Fraction
+
+from lipaudit.errors import ExitCode
+from lipaudit.registry import Registry
+from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit, Finding, Rate, Verdict
+
+Check = Callable[[Audit], Finding | None]
+CHECKS: Registry[Check] = Registry("check")
+
+WEAK, SUBSTANTIAL = 0.01, 0.5
+"""Shares of the correct images with a radius of at least 1/255 from which a result counts as weak, substantial."""
+
+_WILSON = statistics.NormalDist().inv_cdf(0.975)
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """95 % score interval of a rate (Wilson 1927)."""
+    if total == 0:
+        return 0.0, 1.0
+    z2, share = _WILSON**2, count / total
+    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
+    half = _WILSON * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rate(eps: str, hold: Iterable[bool]) -> Rate:
+    """The share of samples that hold at one budget, with its interval."""
+    kept = [bool(value) for value in hold]
+    low, high = wilson(sum(kept), len(kept))
+    return Rate(eps, sum(kept) / max(1, len(kept)), sum(kept), len(kept), low, high)
+
+
+def size(eps: str) -> float:
+    """A budget as written ("36/255") as a number."""
+    return float(Fraction(eps))
+
+
+def contradicted(audit: Audit) -> list[int]:
+    """Rows whose witness lies within the certified radius."""
+    pairs = zip(audit.samples.radius, audit.samples.distance, strict=True)
+    return [row for row, (radius, found) in enumerate(pairs) if found is not None and found <= radius]
+
+
+def reached(audit: Audit) -> float:
+    """Share of the correctly classified images whose radius reaches 1/255."""
+    rows = [r for r, right in zip(audit.samples.radius, correct(audit), strict=True) if right]
+    return sum(radius >= SMALLEST_8BIT_CHANGE for radius in rows) / max(1, len(rows))
+
+
+def correct(audit: Audit) -> list[bool]:
+    pairs = zip(audit.samples.label, audit.samples.prediction, strict=True)
+    return [label == guess for label, guess in pairs]
+
+
+@CHECKS.register("LA001")
+def no_certificate_broken(audit: Audit) -> Finding | None:
+    """Did an attack change the answer within a certified radius?"""
+    tested = sum(audit.samples.attacked)
+    why = (
+        "Every adversarial example found is compared with the certified radius of its image, in float64. A single one "
+        "inside a radius proves that a bound is wrong."
+    )
+    if not tested:
+        return Finding("LA001", "not run", "No attack was run against the certificates", "0 images", why)
+    broken = contradicted(audit)
+    if broken:
+        fix = "Do not use any certificate of this report; report the result file as a bug of lipaudit."
+        return Finding("LA001", "fail", "An attack broke a certificate", f"{len(broken)} of {tested}", why, fix)
+    return Finding("LA001", "pass", "No attack broke a certificate", f"0 of {tested}", why)
+
+
+@CHECKS.register("LA002")
+def slopes_below_bounds(audit: Audit) -> Finding | None:
+    """Is every slope that was observed at most the bound for its pair of classes?"""
+    why = "A slope seen between two inputs is a lower bound of the Lipschitz constant. Above the bound, it refutes it."
+    if audit.slope is None or audit.slope_share is None:
+        return Finding("LA002", "not run", "No slope was observed", "", why)
+    value = f"{audit.slope_share:.2g} of the bound"
+    if audit.slope_share > 1:
+        return Finding("LA002", "fail", "An observed slope exceeds the Lipschitz bound", value, why)
+    return Finding("LA002", "pass", "Observed slopes are below the Lipschitz bound", value, why)
+
+
+@CHECKS.register("LA003")
+def layers_proved(audit: Audit) -> Finding | None:
+    """Has every layer a proved upper bound, above what was measured from below?"""
+    why = "Layer bounds come from proofs. Power iteration sees a norm from below: it checks a bound, and never is one."
+    if audit.bound is None:
+        return Finding("LA003", "fail", "The network has no proved bound", "", why)
+    layers = audit.bound.layers
+    refuted = [line.name for line in layers if line.lower is not None and line.lower > line.upper.value]
+    value = f"{len(layers) - len(refuted)} of {len(layers)}"
+    if refuted:
+        return Finding("LA003", "fail", f"A layer bound is below a measured norm: {refuted[0]}", value, why)
+    return Finding("LA003", "pass", "Every layer has a proved upper bound", value, why)
+
+
+@CHECKS.register("LA004")
+def witnesses_checked(audit: Audit) -> Finding | None:
+    """Were claimed adversarial examples re-evaluated before they counted?"""
+    why = "lipaudit evaluates every adversarial example again in float64, alone and in a batch, inside the box."
+    if not audit.attacks:
+        return None
+    kept, rejected = sum(a.broken for a in audit.attacks), sum(a.rejected for a in audit.attacks)
+    value = f"{kept} kept, {rejected} rejected"
+    return Finding("LA004", "pass", "Adversarial examples were re-checked by lipaudit", value, why)
+
+
+@CHECKS.register("LA005")
+def network_captured(audit: Audit) -> Finding | None:
+    """Is the audited graph the network, deterministic and in eval mode?"""
+    why = (
+        "The captured graph gave the model's own logits on fresh inputs; samples do not influence each other; nothing "
+        "is random. Otherwise there would be no report."
+    )
+    if audit.bound is None:
+        return None
+    return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", "", why)
+
+
+@CHECKS.register("LA006")
+def rounding_included(audit: Audit) -> Finding | None:
+    """Is rounding accounted for?"""
+    why = "Margins are computed in float64 with a proved error bound, which is taken off; every bound is rounded up."
+    if audit.rounding is None:
+        return None
+    return Finding("LA006", "pass", "Certified radii include rounding", f"logits within {audit.rounding:.1e}", why)
+
+
+@CHECKS.register("LA007")
+def preprocessing_included(audit: Audit) -> Finding | None:
+    """Is the input normalisation inside the bound?"""
+    why = "Dividing pixels by a standard deviation stretches distances; radii are in units of the raw pixels."
+    if audit.bound is None:
+        return None
+    std = audit.model.std
+    value = f"1/std up to {1 / min(std):.2f}" if std else "none outside the model"
+    return Finding("LA007", "pass", "Preprocessing is inside the bound", value, why)
+
+
+@CHECKS.register("LA101")
+def radii_reach_a_pixel(audit: Audit) -> Finding | None:
+    """Do certified radii reach the smallest change that an 8-bit image can have?"""
+    why = "Two different 8-bit images differ by at least 1/255 in L2. A smaller radius certifies nothing but the image."
+    if not any(correct(audit)):
+        return Finding("LA101", "not run", "No image is classified correctly", "", why)
+    below = 1 - reached(audit)
+    value = f"{below:.0%} below 1/255"
+    if below > SUBSTANTIAL:
+        fix = "Train for a small Lipschitz bound, as the bundled digits-aol is (lipaudit.nn)."
+        return Finding("LA101", "warn", "Most certificates are smaller than any real image change", value, why, fix)
+    return Finding("LA101", "pass", "Most certificates reach a real image change", value, why)
+
+
+@CHECKS.register("LA104")
+def accuracy_above_chance(audit: Audit) -> Finding | None:
+    """Does the network classify far better than guessing?"""
+    why = "Accuracy near chance usually means a wrong normalisation, channel order or order of classes."
+    chance = 1 / max(1, audit.model.classes)
+    value = f"{audit.clean.value:.1%}"
+    if audit.model.weights == "random":
+        fix = "Load trained weights (--checkpoint) before drawing any conclusion."
+        return Finding("LA104", "warn", "The network is untrained: its weights are random", value, why, fix)
+    if audit.clean.high < 2 * chance:
+        fix = "Compare --mean, --std and the order of classes with those of training."
+        return Finding("LA104", "warn", "Clean accuracy is near chance", value, why, fix)
+    return Finding("LA104", "pass", "Clean accuracy is well above chance", value, why)
+
+
+@CHECKS.register("LA105")
+def bound_against_slope(audit: Audit) -> Finding | None:
+    """How far apart are the proved bound and the steepest slope seen?"""
+    why = "The true Lipschitz constant lies between the two. The wider the gap, the more the bound may be slack."
+    if audit.bound is None or not audit.slope or not audit.slope_share:
+        return None
+    decades = -math.log10(audit.slope_share)
+    return Finding("LA105", "info", "Gap between the Lipschitz bound and slopes seen", f"{decades:.1f} decades", why)
+
+
+@CHECKS.register("LA201")
+def sample_size(audit: Audit) -> Finding | None:
+    """Is the sample large enough for its rates to mean something?"""
+    why = "The interval covers the choice of images only, not other data."
+    half = 100 * (audit.clean.high - audit.clean.low) / 2
+    value = f"{audit.dataset.samples} images, ±{half:.1f} points"
+    if audit.dataset.samples < 100:
+        title = "The sample is small: rates are rough"
+        return Finding("LA201", "warn", title, value, why, "Audit more images with --samples.")
+    return Finding("LA201", "pass", "The sample is large enough for rates within a few points", value, why)
+
+
+@CHECKS.register("LA202")
+def attacks_finished(audit: Audit) -> Finding | None:
+    """Did every attack that was asked for finish?"""
+    why = "An attack that did not run found nothing, which says nothing."
+    if not audit.attacks:
+        return Finding("LA202", "not run", "No attacks were asked for", "", why)
+    missing = unfinished(audit)
+    value = f"{len(audit.attacks) - len(missing)} of {len(audit.attacks)}"
+    if missing:
+        return Finding("LA202", "warn", f"Some attacks did not finish: {', '.join(missing)}", value, why)
+    return Finding("LA202", "pass", "All attacks finished", value, why)
+
+
+@CHECKS.register("LA203")
+def attacks_raised_no_flags(audit: Audit) -> Finding | None:
+    """Did the attack libraries warn about their own reliability?"""
+    why = "AutoAttack warns of random or gradient-masking networks, on which its result is no upper bound to rely on."
+    if not audit.attacks:
+        return None
+    flags = [flag for record in audit.attacks for flag in record.flags]
+    if flags:
+        return Finding("LA203", "warn", f"An attack library warns: {flags[0]}", f"{len(flags)} flags", why)
+    return Finding("LA203", "pass", "The attack libraries raised no warnings", "0 flags", why)
+
+
+@CHECKS.register("LA204")
+def attacks_work(audit: Audit) -> Finding | None:
+    """Did the attacks break anything at all?"""
+    why = "Attacks that break nothing at any distance are more likely broken themselves than the network unbreakable."
+    attacked = sum(audit.samples.attacked)
+    if not attacked:
+        return None
+    found = sum(distance is not None for distance in audit.samples.distance)
+    state, title = (
+        ("pass", "Attacks work: they found adversarial examples") if found else ("warn", "No attack found any")
+    )
+    return Finding("LA204", state, title, f"{found} of {attacked} images", why)
+
+
+def _not_audited(identifier: str, what: str) -> None:
+    @CHECKS.register(identifier)
+    def check(audit: Audit) -> Finding | None:
+        """Something that this audit does not look at."""
+        del audit
+        why = "Certificates and attacks here are about small L2 changes of single images, and about nothing else."
+        return Finding(identifier, "not run", f"Not audited: {what}", "", why)
+
+
+_not_audited("LA301", "changes measured in L∞")
+_not_audited("LA302", "corruptions such as blur, noise, rotation")
+_not_audited("LA303", "data from other sources")
+
+
+def unfinished(audit: Audit) -> list[str]:
+    """Attacks that were asked for, could have run and did not, or not on all images."""
+    return [record.name for record in audit.attacks if record.status == "failed" or "deadline" in record.why]
+
+
+def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
+    """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
+    findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
+    failed = {finding.id for finding in findings if finding.state == "fail"}
+    refuted = failed & {"LA001", "LA002", "LA003"}
+    integrity = "UNPROVED" if audit.bound is None else "INVALID" if refuted else "SOUND"
+    if integrity != "SOUND":
+        findings = [_withheld(f) if f.id in ("LA006", "LA101", "LA105") else f for f in findings]
+    verdict = _verdict(audit, integrity)
+    if integrity == "INVALID":
+        code = ExitCode.INTEGRITY
+    elif integrity == "UNPROVED" or unfinished(audit) or audit.skipped:
+        code = ExitCode.INCOMPLETE
+    else:
+        code = ExitCode.DONE
+    return tuple(findings), verdict, code
+
+
+def _withheld(finding: Finding) -> Finding:
+    return Finding(finding.id, "not run", f"{CHECKS.claim(finding.id)} Withheld", "no valid certificates", finding.why)
+
+
+def _verdict(audit: Audit, integrity: str) -> Verdict:
+    eps = audit.threat.eps[0]
+    strength, headline, sentences = None, "", []
+    if integrity == "INVALID":
+        headline, sentences = _invalid(audit)
+    elif integrity == "UNPROVED":
+        headline = "No certificate: the network has no proved bound."
+    else:
+        strength, headline, sentences = _strength(audit, eps)
+    if audit.unbroken and integrity == "SOUND":
+        proved, most = audit.proved[0], audit.unbroken[0]
+        sentences.append(
+            f"At ε = {eps}, robust accuracy is between {_share(proved)} (proved) and {_share(most)} "
+            "(not broken by the attacks run)."
+        )
+    elif audit.unbroken:
+        sentences.append(f"At ε = {eps}, robust accuracy is at most {_share(audit.unbroken[0])}.")
+    if audit.model.weights == "random":
+        headline = f"Random weights: this network is untrained. {headline}"
+    missing = unfinished(audit)
+    if missing:
+        headline = f"Incomplete: {', '.join(missing)} did not run to the end. {headline}"
+    return Verdict(integrity, strength, "not set", headline, tuple(sentences))
+
+
+def _invalid(audit: Audit) -> tuple[str, list[str]]:
+    broken = len(contradicted(audit))
+    caution = "Do not use any certificate in this report until the cause is found."
+    if broken:
+        noun = "certificate is" if broken == 1 else "certificates are"
+        return f"Integrity failure: {broken} {noun} contradicted by attacks.", [caution]
+    return "Integrity failure: a proved bound is contradicted by a measurement.", [caution]
+
+
+def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
+    share, right = reached(audit), correct(audit)
+    tested = sum(audit.samples.attacked)
+    held = f"No attack contradicted a certificate ({tested} images tested)." if tested else "No attack was run."
+    radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
+    if share < WEAK:
+        assert audit.bound is not None
+        median = statistics.median(radii) if radii else 0.0
+        vacuous = (
+            f"{held} But the Lipschitz bound of the network is {_power(audit.bound.log10)}, so the median certified "
+            f"radius is {_scientific(median)}: smaller than the smallest possible change of an 8-bit image "
+            f"(1/255 = 0.0039) for {1 - share:.0%} of the correctly classified images."
+        )
+        return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
+    proved = _share(audit.proved[0])
+    if share < SUBSTANTIAL:
+        return "weak", f"Certificates hold for small changes; {proved} of accuracy is proved at ε = {eps}.", [held]
+    return "substantial", f"Certificates hold; {proved} accuracy is proved at ε = {eps}.", [held]
+
+
+def _share(value: Rate) -> str:
+    return f"{100 * value.value:.1f} %"
+
+
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def _power(log10: float) -> str:
+    """A number given by its logarithm, in three digits: 1.6×10¹¹."""
+    if -3 <= log10 < 4:
+        return f"{10**log10:.3g}"
+    exponent = math.floor(log10)
+    return f"{10 ** (log10 - exponent):.2f}×10{str(exponent).translate(_SUPERSCRIPTS)}"
+
+
+def _scientific(value: float) -> str:
+    return _power(math.log10(value)) if value > 0 else "0"
+
+
+def ordered(findings: Sequence[Finding]) -> list[Finding]:
+    """Worst first, then by id."""
+    rank = ("fail", "warn", "pass", "info", "not run")
+    return sorted(findings, key=lambda finding: (rank.index(finding.state), finding.id))

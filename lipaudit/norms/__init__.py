@@ -1,0 +1,144 @@
+"""Spectral norms of single linear maps, each proved from above.
+
+`CONV_METHODS` and `DENSE_METHODS` are the tables: a method is a function from a map to an `Upper`. `norm_bound`
+runs a table over a map and keeps every candidate; the smallest is the layer's bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+
+from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, schur_test
+from lipaudit.norms.torus import torus_bound
+from lipaudit.norms.verified import largest_singular_value
+from lipaudit.registry import Registry
+from lipaudit.results import Upper
+from lipaudit.rounding import norm_up, up
+
+__all__ = ["CONV_METHODS", "DENSE_METHODS", "conv_norm", "dense_norm", "norm_bound"]
+
+CONV_METHODS: Registry[Callable[[Conv], Upper]] = Registry("convolution norm")
+DENSE_METHODS: Registry[Callable[[Dense], Upper]] = Registry("dense norm")
+
+CONV_METHODS.register("torus")(torus_bound)
+
+
+@DENSE_METHODS.register("svd")
+def svd_bound(dense: Dense) -> Upper:
+    """||W|| <= the largest singular value, proved by Cholesky of rho I - W W^T.
+
+    Tight: to 1e-9. Source: Rump, BIT 51 (2011) 367-384; see `norms/verified.py`.
+    """
+    weight = dense.weight
+    exponent = _exponent(weight)
+    scaled = weight * 2.0**-exponent
+    norm = largest_singular_value(lambda _: scaled[None], 1, tuple(scaled.shape), complex_=False)
+    error = dense.relative_error * norm_up(scaled) if dense.relative_error else 0.0
+    return Upper(up((norm + error) * 2.0**exponent), "svd-verified", "largest singular value, proved by Cholesky")
+
+
+@CONV_METHODS.register("schur")
+@DENSE_METHODS.register("schur")
+def schur_bound(linear: Conv | Dense) -> Upper:
+    """||A||^2 <= the largest row sum times the largest column sum of |A| (Schur test).
+
+    Source: the Schur test, ||A||_2^2 <= ||A||_1 ||A||_inf.
+    """
+    value = schur_test(linear, linear.weight.device)
+    return Upper(value, "schur", "root of the largest row sum times the largest column sum of absolute values")
+
+
+def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
+    """The smallest proved bound of ||linear||, and every candidate."""
+    if isinstance(linear, Scale):
+        value = float(linear.factor.abs().max()) * (1 + linear.relative_error) if linear.factor.numel() else 0.0
+        value = up(value) if linear.relative_error else value
+        return Upper(value, "diagonal", "largest factor (exact)"), ()
+    if isinstance(linear, Identity) or (isinstance(linear, Gather) and linear.isometric):
+        return Upper(1.0, "isometry", "moves entries or adds a constant (exact)"), ()
+    if isinstance(linear, Gather) and linear.coisometry is not None:
+        return Upper(linear.coisometry, "disjoint-windows", "rows of equal length without overlap (exact)"), ()
+    if isinstance(linear, (Gather, Pad)):
+        value = schur_test(linear)
+        return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
+    table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
+    candidates = tuple(table[name](linear) for name in (table if method == "best" else [method]))
+    return min(candidates, key=float), candidates
+
+
+def dense_norm(weight: torch.Tensor, *, method: str = "best") -> Upper:
+    """A proved bound of the spectral norm of a matrix (out, in) of any floating dtype.
+
+    Raises `ValueError` for NaN or inf entries or a wrong number of axes, `RuleError` for an unknown method.
+    """
+    if weight.ndim != 2:
+        raise ValueError(f"expected a matrix (out, in), got shape {tuple(weight.shape)}")
+    weight = _checked(weight)
+    return norm_bound(Dense(weight, (weight.shape[1],)), method)[0]
+
+
+def conv_norm(
+    weight: torch.Tensor,
+    *,
+    input_size: Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    padding_mode: str = "zeros",
+    method: str = "best",
+) -> Upper:
+    """A proved bound of the L2 operator norm of a convolution as it runs on maps of `input_size`.
+
+    `weight` is (out, in / groups, *kernel) with 1 to 3 kernel axes, any floating dtype; `input_size` is what
+    enters the convolution, (height, width) in 2-D. There is no default for it: the norm depends on it.
+    Raises `ValueError` for shapes that do not fit, NaN or inf, `RuleError` for an unknown method.
+    """
+    axes = weight.ndim - 2
+    if not 1 <= axes <= 3 or len(input_size) != axes:
+        raise ValueError(
+            f"expected a kernel with 1 to 3 spatial axes and an input_size of as many, got weight shape "
+            f"{tuple(weight.shape)} and input_size {tuple(input_size)}"
+        )
+    pads = _each(padding, axes, "padding", 0)
+    conv = Conv(
+        weight=_checked(weight),
+        input_size=tuple(int(n) for n in input_size),
+        stride=_each(stride, axes, "stride", 1),
+        padding=tuple((p, p) for p in pads),
+        dilation=_each(dilation, axes, "dilation", 1),
+        groups=groups,
+        padding_mode=padding_mode,
+    )
+    if groups < 1 or weight.shape[0] % groups:
+        raise ValueError(f"expected groups to divide {weight.shape[0]} output channels, got {groups}")
+    if min(conv.output_size) < 1:
+        raise ValueError(
+            f"expected an input of at least the kernel's extent, got input_size {conv.input_size}, kernel "
+            f"{conv.kernel_size}, dilation {conv.dilation}, padding {pads}"
+        )
+    return norm_bound(conv, method)[0]
+
+
+def _each(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:
+    values = (value,) * axes if isinstance(value, int) else tuple(int(v) for v in value)
+    if len(values) != axes or min(values) < least:
+        raise ValueError(f"expected {name} of {axes} whole numbers >= {least}, got {value!r}")
+    return values
+
+
+def _checked(weight: torch.Tensor) -> torch.Tensor:
+    if not weight.is_floating_point():
+        raise ValueError(f"expected floating-point weights, got {weight.dtype}")
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("expected finite weights, got NaN or inf")
+    return weight.detach().to(torch.float64)
+
+
+def _exponent(weight: torch.Tensor) -> int:
+    """e such that weight 2^-e is of moderate size; the scaling is exact."""
+    largest = float(weight.abs().max()) if weight.numel() else 0.0
+    return min(1000, max(-1000, math.frexp(largest)[1])) if largest else 0

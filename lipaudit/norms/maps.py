@@ -1,0 +1,263 @@
+"""The linear maps whose operator norm is bounded, L2 to L2.
+
+Each has `apply` (on one sample, with its leading axis of one), `absolute` (the map of the absolute values of its
+entries), `terms` (the most products that one output sums, for rounding errors) and `relative_error` (how far,
+entrywise and relatively, the weights may be from the exact ones, for weights that were themselves computed). What holds
+for all of them is a function below: the adjoint, the dense matrix (the oracle of the tests), the Schur test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from lipaudit.rounding import TINY, UNIT, gamma, up
+
+
+class LinearMap(Protocol):
+    """What bounds and error analysis need to know of a linear map."""
+
+    input_shape: tuple[int, ...]
+    relative_error: float
+
+    @property
+    def terms(self) -> int: ...
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor: ...
+
+    def absolute(self) -> LinearMap: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """x -> W x along the last axis of the input; W is (out, in), float64."""
+
+    weight: torch.Tensor
+    input_shape: tuple[int, ...]
+    relative_error: float = 0.0
+
+    @property
+    def terms(self) -> int:
+        return self.weight.shape[1]
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return functional.linear(x, self.weight)
+
+    def absolute(self) -> Dense:
+        return replace(self, weight=self.weight.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution (cross-correlation) of 1 to 3 spatial axes with real padding and stride.
+
+    `weight` is (out, in / groups, *kernel), float64; `padding` holds (before, after) per axis;
+    `padding_mode` is one of zeros, circular, reflect, replicate.
+    """
+
+    weight: torch.Tensor
+    input_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    padding_mode: str = "zeros"
+    relative_error: float = 0.0
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1, self.weight.shape[1] * self.groups, *self.input_size)
+
+    @property
+    def kernel_size(self) -> tuple[int, ...]:
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def output_size(self) -> tuple[int, ...]:
+        axes = zip(self.input_size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
+        return tuple((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in axes)
+
+    @property
+    def terms(self) -> int:
+        return math.prod(self.weight.shape[1:])
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        pads = [amount for before_after in reversed(self.padding) for amount in before_after]
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        padded = functional.pad(x, pads, mode=mode) if any(pads) else x
+        conv = (functional.conv1d, functional.conv2d, functional.conv3d)[len(self.input_size) - 1]
+        return conv(padded, self.weight, stride=self.stride, dilation=self.dilation, groups=self.groups)
+
+    def absolute(self) -> Conv:
+        return replace(self, weight=self.weight.abs())
+
+
+@dataclass(frozen=True, eq=False)
+class Scale:
+    """x -> c * x entry by entry; `factor` (float64) broadcasts against the input."""
+
+    factor: torch.Tensor
+    input_shape: tuple[int, ...]
+    relative_error: float = 0.0
+
+    @property
+    def terms(self) -> int:
+        return 1
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor
+
+    def absolute(self) -> Scale:
+        return replace(self, factor=self.factor.abs())
+
+    def per_channel(self, axis: int) -> torch.Tensor | None:
+        """The factors along `axis` if they are constant along all others, else None."""
+        factor = self.factor
+        if factor.ndim < len(self.input_shape):
+            factor = factor.reshape((1,) * (len(self.input_shape) - factor.ndim) + tuple(factor.shape))
+        axis = axis % len(self.input_shape)
+        if any(size != 1 for k, size in enumerate(factor.shape) if k != axis):
+            return None
+        return factor.reshape(-1).expand(self.input_shape[axis])
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """A linear map without negative entries, given as a function: pooling, slicing, copying, reshaping."""
+
+    function: Callable[[torch.Tensor], torch.Tensor]
+    input_shape: tuple[int, ...]
+    terms: int
+    coisometry: float | None = None
+    """c (rounded up) if A A^T = c^2 I is known: rows orthogonal and of one length. 1 if it only moves entries."""
+    relative_error: float = 0.0
+
+    @property
+    def isometric(self) -> bool:
+        return self.coisometry == 1.0
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+    def absolute(self) -> Gather:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Identity:
+    """x -> x: what adding a constant does to distances."""
+
+    input_shape: tuple[int, ...]
+    relative_error: float = 0.0
+    terms: int = 1
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+    def absolute(self) -> Identity:
+        return self
+
+
+@dataclass(frozen=True, eq=False)
+class Pad:
+    """Padding of the last axes: `padding` holds (before, after) per padded axis, in the order of the axes.
+
+    Negative amounts crop. `padding_mode` as in `Conv`.
+    """
+
+    padding: tuple[tuple[int, int], ...]
+    padding_mode: str
+    input_shape: tuple[int, ...]
+    relative_error: float = 0.0
+    terms: int = 1
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return functional.pad(x, [n for pair in reversed(self.padding) for n in pair], mode=mode)
+
+    def absolute(self) -> Pad:
+        return self
+
+
+def merge(first: LinearMap, then: LinearMap) -> LinearMap | None:
+    """The composition `then` after `first` as one map of a known kind, or None if it is not one.
+
+    Channel scalings go into the weights of their neighbour, paddings into the padding of a convolution. The norm of
+    the composite is at most the product of the norms, and for batch norm after a convolution far below it.
+    """
+    match first, then:
+        case Identity(), _:
+            return then
+        case _, Identity():
+            return first
+        case Scale(), Scale() if first.input_shape == then.input_shape:
+            return replace(first, factor=first.factor * then.factor, relative_error=_compound(first, then))
+        case Scale(), Conv() if (c := first.per_channel(1)) is not None:
+            per_group = c.reshape(then.groups, 1, -1).expand(-1, then.weight.shape[0] // then.groups, -1)
+            spread = per_group.reshape(then.weight.shape[:2] + (1,) * len(then.input_size))
+            return replace(then, weight=then.weight * spread, relative_error=_compound(first, then))
+        case Conv(), Scale() if (c := then.per_channel(1)) is not None:
+            spread = c.reshape(-1, *(1,) * (first.weight.ndim - 1))
+            return replace(first, weight=first.weight * spread, relative_error=_compound(first, then))
+        case Scale(), Dense() if (c := first.per_channel(-1)) is not None:
+            return replace(
+                then,
+                weight=then.weight * c,
+                input_shape=first.input_shape,
+                relative_error=_compound(first, then),
+            )
+        case Dense(), Scale() if (c := then.per_channel(-1)) is not None:
+            return replace(first, weight=first.weight * c[:, None], relative_error=_compound(first, then))
+        case Pad(), Conv() if _pads_for(first, then):
+            inner = zip(first.padding, then.padding, strict=True)
+            pads = tuple((a + c, b + d) for (a, b), (c, d) in inner)
+            size = first.input_shape[2:]
+            return replace(then, input_size=size, padding=pads, padding_mode=first.padding_mode)
+    return None
+
+
+def _compound(first: LinearMap, then: LinearMap) -> float:
+    """Relative error of a product of two factors that are themselves inexact."""
+    return 1.01 * (first.relative_error + then.relative_error + UNIT)
+
+
+def _pads_for(pad: Pad, conv: Conv) -> bool:
+    spatial = len(pad.padding) == len(conv.input_size) and min(min(p) for p in pad.padding) >= 0
+    same_kind = pad.padding_mode == conv.padding_mode == "zeros"
+    unpadded = pad.padding_mode == "circular" and not any(sum(p) for p in conv.padding)
+    return spatial and (same_kind or unpadded)
+
+
+def adjoint(linear: LinearMap, y: torch.Tensor) -> torch.Tensor:
+    """A^T y, by automatic differentiation of `apply` (exact transpose of what runs)."""
+    zero = torch.zeros(linear.input_shape, dtype=torch.float64, device=y.device)
+    return torch.func.vjp(linear.apply, zero)[1](y)[0]
+
+
+def dense(linear: LinearMap) -> torch.Tensor:
+    """The matrix of the map (outputs x inputs), column by column: what every bound is tested against."""
+    basis = torch.eye(math.prod(linear.input_shape), dtype=torch.float64)
+    columns = [linear.apply(e.reshape(linear.input_shape)).reshape(-1) for e in basis]
+    return torch.stack(columns, dim=1)
+
+
+def schur_test(linear: LinearMap, device: torch.device | None = None) -> float:
+    """sqrt(largest row sum x largest column sum of |A|) >= ||A||; equality for disjoint averages and copies.
+
+    Source: the Schur test; in matrix form ||A||_2^2 <= ||A||_1 ||A||_inf.
+    """
+    positive = linear.absolute()
+    ones = torch.ones(linear.input_shape, dtype=torch.float64, device=device)
+    rows = positive.apply(ones)
+    columns = adjoint(positive, torch.ones_like(rows))
+    if not rows.numel():
+        return 0.0
+    row, column = float(rows.max()), float(columns.max())
+    # Both sums carry at most terms (rows) or all outputs touching an entry (columns) roundings.
+    slack = gamma(2 * (linear.terms + rows.numel())) + 2 * linear.relative_error + 8 * UNIT
+    return up(math.sqrt(row) * math.sqrt(column) * (1 + slack)) + (TINY if row else 0.0)

@@ -1,0 +1,148 @@
+"""What the options of the command line accept, and the options that several commands share."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from lipaudit.errors import BadThreat
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """`a,b , c` -> (`a`, `b`, `c`)."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_eps(values: Sequence[str]) -> tuple[str, ...]:
+    """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order.
+
+    Raises `BadThreat` for anything that is not a positive, finite number or fraction.
+    """
+    sizes: dict[float, str] = {}
+    for text in (part for value in values for part in comma_list(value) or (value,)):
+        try:
+            size = float(Fraction(text.replace(" ", "")))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            size = math.nan
+        if not 0 < size < math.inf:
+            raise BadThreat(f"--eps {text!r}: expected a positive number or fraction, such as 0.5 or 36/255")
+        sizes.setdefault(size, text)
+    return tuple(sizes[size] for size in sorted(sizes))
+
+
+def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
+    """`0.5,0.4,0.3` -> (0.5, 0.4, 0.3); `none` stays; nothing stays None."""
+    del context, parameter
+    if text is None or text == "none":
+        return text
+    try:
+        return tuple(float(Fraction(part)) for part in comma_list(text))
+    except (ValueError, ZeroDivisionError):
+        raise click.BadParameter(f"expected numbers such as 0.491,0.482,0.447, or none; got {text!r}") from None
+
+
+def _shape(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """`3,32,32` -> (3, 32, 32)."""
+    del context, parameter
+    if text is None:
+        return None
+    if not re.fullmatch(r"[1-9]\d*([,x][1-9]\d*){2}", text):
+        raise click.BadParameter(f"expected channels,height,width such as 3,32,32; got {text!r}")
+    return tuple(map(int, re.split("[,x]", text)))
+
+
+def _duration(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
+    """`90`, `90s`, `10m`, `2h` -> seconds."""
+    del context, parameter
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min|h|)", text)
+    if found is None or not float(found[1]) > 0:
+        raise click.BadParameter(f"expected a time such as 90, 90s, 10m or 2h; got {text!r}")
+    return float(found[1]) * UNITS[found[2]]
+
+
+def _formats(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    del context, parameter
+    chosen = tuple(dict.fromkeys(comma_list(text)))
+    if not chosen or not set(chosen) <= {"json", "html", "md"}:
+        raise click.BadParameter(f"expected some of json,html,md; got {text!r}")
+    return chosen
+
+
+def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several click options as one decorator, listed by `--help` in the order given."""
+
+    def add(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+FILE = click.Path(path_type=Path)
+
+model_options = _together(
+    click.option("--dataset", metavar="NAME", help="Data set (`lipaudit datasets`)."),
+    click.option("--checkpoint", type=FILE, metavar="FILE", help="Weights: .safetensors, .pt, .pth. Runs no code."),
+    click.option("--mean", callback=_numbers, metavar="M,M,M", help="Mean per channel in units of [0,1], or none."),
+    click.option("--std", callback=_numbers, metavar="S,S,S", help="Standard deviation per channel."),
+    click.option("--num-classes", type=click.IntRange(2), metavar="N", help="Classes of the network."),
+    click.option("--input-shape", callback=_shape, metavar="C,H,W", help="Input of the network, such as 3,32,32."),
+    click.option("--random-weights", is_flag=True, help="Audit an untrained network; the report says so."),
+    click.option("--offline", is_flag=True, help="Fetch nothing (also LIPAUDIT_OFFLINE=1)."),
+    click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For everything random."),
+)
+
+data_options = _together(
+    click.option("--data-dir", type=FILE, metavar="DIR", help="Folder of the data set instead of the cache."),
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Images, drawn at random. [default: by time]",
+    ),
+)
+
+attack_options = _together(
+    click.option(
+        "--eps",
+        multiple=True,
+        metavar="E",
+        help="Budget, L2: 0.5, 36/255; repeat or list. [default: 36/255,0.25,0.5,1]",
+    ),
+    click.option(
+        "--attacks",
+        metavar="A",
+        help="none, quick, standard, full, or names. [default: by time]",
+    ),
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
+    click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images at a time. [default: by size]"),
+    click.option("--time-limit", callback=_duration, metavar="T", help="Stop attacking after 90s, 10m, 2h."),
+)
+
+output_options = _together(
+    click.option("-o", "--out", default="reports", show_default=True, metavar="DIR", help="Folder; - is stdout."),
+    click.option(
+        "--format",
+        "formats",
+        callback=_formats,
+        default="json,html",
+        show_default=True,
+        help="Of json,html,md.",
+    ),
+    click.option("-q", "--quiet", is_flag=True, help="Verdict and files only."),
+    click.option("-v", "--verbose", count=True, help="Every step; -vv also logs and tracebacks."),
+    click.option("--progress", type=click.Choice(["auto", "plain", "off"]), default="auto", show_default=True),
+)

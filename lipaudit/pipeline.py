@@ -1,0 +1,380 @@
+"""An audit from end to end: capture -> bound -> compose -> certify -> cross-check -> judge."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lipaudit import __version__
+from lipaudit.adapters import as_module
+from lipaudit.certificates import PROMISE_R, Certificates, certify_with, check_inputs, check_labels
+from lipaudit.composition import Composition, compose, device_of, on_device
+from lipaudit.crosscheck import Evidence, cross_check, estimate_seconds, largest_slope
+from lipaudit.errors import BadThreat
+from lipaudit.findings import examine, rate, size, wilson
+from lipaudit.graph import evaluate
+from lipaudit.progress import Progress, Silent
+from lipaudit.results import (
+    Audit,
+    DataFacts,
+    ModelFacts,
+    NetworkBound,
+    Rate,
+    Samples,
+    Threat,
+    Verdict,
+)
+from lipaudit.thumbnails import thumbnails
+
+DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
+BUDGET = 300.0
+"""Seconds that the attacks of a run may take by default, by the estimate."""
+_PENDING = Verdict("UNPROVED", None, "not set", "", ())
+PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many samples and which attacks fit into the time."""
+
+    samples: int
+    attacks: str
+    seconds: float
+    """Upper estimate of the time of the attacks."""
+
+
+def plan_run(
+    model: nn.Module,
+    inputs: torch.Tensor,
+    *,
+    classes: int,
+    samples: int | None,
+    attacks: Sequence[str] | None,
+    eps: Sequence[str],
+    available: int,
+    budget: float = BUDGET,
+) -> Plan:
+    """The most samples, then the strongest attacks, whose estimated time fits into `budget` seconds.
+
+    What the user has chosen (`samples`, `attacks`; None for not) is never changed.
+    """
+    presets = ("standard", "quick") if attacks is None else (",".join(attacks) or "none",)
+    sizes = (500, 200, 100, 50, 32, 16) if samples is None else (samples,)
+    sizes = tuple(dict.fromkeys(min(n, available) for n in sizes))
+    numbers = [size(e) for e in eps]
+    each = {
+        preset: sum(
+            estimate_seconds(model, inputs, attacks=preset.split(","), samples=1, eps=numbers, classes=classes).values()
+        )
+        for preset in presets
+    }
+    for preset in presets:
+        for count in sizes:
+            # A sample of 100 under quick attacks says more than 16 under standard ones.
+            if count * each[preset] <= budget and (count >= min(100, available) or len(sizes) == 1):
+                return Plan(count, preset, count * each[preset])
+    last = presets[-1]
+    count = next((n for n in sizes if n * each[last] <= budget), sizes[-1])
+    return Plan(count, last, count * each[last])
+
+
+def audit(
+    model: nn.Module | Any,
+    inputs: torch.Tensor | np.ndarray,
+    labels: torch.Tensor | np.ndarray | Sequence[int],
+    *,
+    eps: Sequence[str | float] = DEFAULT_EPS,
+    attacks: str | Sequence[str] | None = "standard",
+    seed: int = 0,
+    device: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    time_limit: float | None = None,
+    batch_size: int | None = None,
+    model_facts: ModelFacts | None = None,
+    data_facts: DataFacts | None = None,
+    index: Sequence[int] | None = None,
+    command: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Audit:
+    """Audit a classifier on labelled inputs in [0, 1]: bounds, certificates, attacks, verdict.
+
+    `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, in
+    [0, 1]; `eps` are L2 budgets ("36/255" or numbers); `attacks` is a preset or a list of names, "none" for none.
+    Raises `BadThreat` for inputs or budgets that make no sense, and the errors of `bound`.
+    """
+    progress = progress or Silent()
+    started = datetime.datetime.now(datetime.UTC)
+    clock = _Clock()
+    module = on_device(as_module(model, mean=mean, std=std), device)
+    points = _in_box(check_inputs(inputs))
+    budgets = _budgets(eps)
+    composition = compose(module, tuple(points.shape[1:]), progress=progress)
+    answers = check_labels(labels, len(points), len(composition.network.pairwise))
+    clock.mark("layer bounds")
+    certificates = certify_with(composition, points, answers, progress=progress)
+    clock.mark("certificates")
+    evidence = _attack(
+        module,
+        composition,
+        points,
+        answers,
+        certificates,
+        attacks=attacks,
+        budgets=budgets,
+        seed=seed,
+        batch_size=batch_size,
+        deadline=None if time_limit is None else clock.began + time_limit,
+        progress=progress,
+    )
+    clock.mark("attacks")
+    slope, share = _slopes(module, composition, points, answers, evidence)
+    clock.mark("slopes")
+    if not bool((certificates.prediction == np.array(evidence.predictions)).all()):
+        raise BadThreat("expected the same predictions from the graph and from the model in float64, got others")
+
+    samples = _samples(index or range(len(points)), answers, certificates, evidence)
+    draft = Audit(
+        run="",
+        started=started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        command=tuple(command),
+        status="complete",
+        exit_code=0,
+        verdict=_PENDING,
+        model=model_facts or _model_facts(model, module, points, composition),
+        dataset=data_facts or _data_facts(points, answers, seed),
+        threat=Threat(eps=budgets),
+        clean=_clean(samples),
+        proved=(),
+        unbroken=(),
+        bound=composition.network,
+        slope=slope,
+        slope_share=share,
+        rounding=certificates.rounding,
+        promise=PROMISE_R,
+        samples=samples,
+        attacks=evidence.records,
+        findings=(),
+        warnings=(*warnings, *evidence.flags),
+        thumbnails=thumbnails(points, evidence.perturbed, samples),
+        timing=clock.seconds,
+        environment=_environment(device_of(module)),
+        config=dict(config or {}),
+    )
+    return conclude(draft)
+
+
+def conclude(draft: Audit) -> Audit:
+    """The audit with its rates, findings, verdict and exit code."""
+    right = [y == guess for y, guess in zip(draft.samples.label, draft.samples.prediction, strict=True)]
+    proved = tuple(rate(e, [r > size(e) for r in draft.samples.radius]) for e in draft.threat.eps)
+    unbroken = ()
+    if any(draft.samples.attacked):
+        holds = list(zip(right, draft.samples.distance, strict=True))
+        unbroken = tuple(rate(e, [ok and (d is None or d > size(e)) for ok, d in holds]) for e in draft.threat.eps)
+    draft = replace(draft, proved=proved, unbroken=unbroken)
+    findings, verdict, code = examine(draft)
+    invalid = verdict.integrity == "INVALID"
+    status = "invalid" if invalid else "partial" if code == 5 else "complete"
+    return replace(
+        draft,
+        run=draft.run or _run_name(draft),
+        status=status,
+        exit_code=code,
+        verdict=verdict,
+        findings=findings,
+        proved=() if verdict.integrity != "SOUND" else proved,
+    )
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = round(now - self.last, 3)
+        self.seconds["total"] = round(now - self.began, 3)
+        self.last = now
+
+
+def _attack(
+    module: nn.Module,
+    composition: Composition,
+    points: torch.Tensor,
+    answers: Sequence[int],
+    certificates: Certificates,
+    *,
+    attacks: str | Sequence[str] | None,
+    budgets: Sequence[str],
+    seed: int,
+    batch_size: int | None,
+    deadline: float | None,
+    progress: Progress,
+) -> Evidence:
+    chosen = "standard" if attacks is None else attacks
+    device = device_of(module)
+    like = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    extra = {} if batch_size is None else {"batch_size": batch_size}
+    return cross_check(
+        module,
+        points.to(device, like),
+        torch.tensor(answers, device=device),
+        attacks=chosen,
+        eps=[size(e) for e in budgets],
+        radii=certificates.radius,
+        judge=ExactNetwork(composition),
+        seed=seed,
+        deadline=deadline,
+        progress=progress,
+        **extra,
+    )
+
+
+class ExactNetwork(nn.Module):
+    """The function that the certificates speak of (promise R), in float64: the captured graph and its constants.
+
+    A copy of the model cast to float64 would recompute parametrised weights, and be another function by 1e-7.
+    """
+
+    def __init__(self, composition: Composition) -> None:
+        super().__init__()
+        self.graph = composition.graph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExactNetwork:
+        return self  # the graph is immutable
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([evaluate(self.graph, sample) for sample in x])
+
+
+def _slopes(
+    module: nn.Module,
+    composition: Composition,
+    points: torch.Tensor,
+    answers: Sequence[int],
+    evidence: Evidence,
+) -> tuple[float, float]:
+    """The largest slope seen, and the largest share of its pairwise bound that a slope reached."""
+    device = device_of(module)
+    labels = torch.tensor(answers, device=device)
+    found = [witness.sample for witness in evidence.witnesses]
+    seen = torch.cat([points.to(device, torch.float64), evidence.perturbed[found].to(device)])
+    slope = largest_slope(module, seen, torch.cat([labels, labels[found]]), judge=ExactNetwork(composition))
+    pairwise = composition.network.pairwise
+    shares = [
+        value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
+    ]
+    return slope.value, max(shares)
+
+
+def _in_box(points: torch.Tensor) -> torch.Tensor:
+    low, high = float(points.min()), float(points.max())
+    if low < 0 or high > 1:
+        remedy = "divide them by 255" if high > 2 else "undo the normalisation and pass mean and std instead"
+        raise BadThreat(f"expected inputs in [0, 1], got values from {low:.3g} to {high:.3g}; {remedy}")
+    return points
+
+
+def _budgets(eps: Sequence[str | float]) -> tuple[str, ...]:
+    texts = [e if isinstance(e, str) else f"{e:.12g}" for e in eps]
+    try:
+        numbers = {text: size(text) for text in texts}
+    except (ValueError, ZeroDivisionError):
+        raise BadThreat(f"expected eps such as 0.5 or 36/255, got {', '.join(texts)}") from None
+    if not texts or min(numbers.values()) <= 0:
+        raise BadThreat(f"expected at least one eps, all above 0, got {', '.join(texts) or 'none'}")
+    return tuple(sorted(numbers, key=numbers.__getitem__))
+
+
+def _clean(samples: Samples) -> Rate:
+    right = [y == guess for y, guess in zip(samples.label, samples.prediction, strict=True)]
+    return Rate("0", sum(right) / len(right), sum(right), len(right), *wilson(sum(right), len(right)))
+
+
+def _samples(index: Sequence[int], answers: Sequence[int], certificates: Certificates, evidence: Evidence) -> Samples:
+    witness = {w.sample: w for w in evidence.witnesses}
+    rows = range(len(answers))
+    return Samples(
+        index=tuple(int(i) for i in index),
+        label=tuple(answers),
+        prediction=tuple(certificates.prediction.tolist()),
+        margin=tuple(certificates.margin.tolist()),
+        radius=tuple(certificates.radius.tolist()),
+        distance=tuple(witness[k].distance if k in witness else None for k in rows),
+        adversarial_prediction=tuple(witness[k].prediction if k in witness else None for k in rows),
+        attack=tuple(witness[k].attack if k in witness else None for k in rows),
+        attacked=evidence.attacked,
+    )
+
+
+def _model_facts(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
+    from lipaudit.hashes import sha256_of_tensors
+
+    state = module.state_dict()
+    return ModelFacts(
+        name=model if isinstance(model, str) else type(model).__name__,
+        source="passed to lipaudit.audit",
+        architecture=type(module).__name__,
+        parameters=sum(p.numel() for p in module.parameters()),
+        weights="trained",
+        weights_sha256=sha256_of_tensors(sorted(state.items())),
+        weights_file="",
+        weights_file_sha256="",
+        dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
+        input_shape=tuple(points.shape[1:]),
+        classes=len(composition.network.pairwise),
+    )
+
+
+def _data_facts(points: torch.Tensor, answers: Sequence[int], seed: int) -> DataFacts:
+    digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
+    digest.update(np.array(answers, dtype=np.int64).tobytes())
+    levels = points.double() * 255
+    return DataFacts(
+        name="arrays",
+        split="",
+        source="passed to lipaudit.audit",
+        sha256=digest.hexdigest(),
+        available=len(points),
+        samples=len(points),
+        seed=seed,
+        on_8bit_grid=bool(((levels - levels.round()).abs() < 1e-4).all()),
+    )
+
+
+def _environment(device: torch.device) -> dict[str, Any]:
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "lipaudit": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "device": gpu or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "bounds": "float64",
+    }
+
+
+def _run_name(draft: Audit) -> str:
+    """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
+    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
+    return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
+
+
+__all__ = ["DEFAULT_EPS", "ExactNetwork", "NetworkBound", "Plan", "audit", "conclude", "plan_run"]

@@ -1,0 +1,41 @@
+"""The report: one page that needs no script and no network.
+
+The page is a function of the result file alone: an `Audit` first makes the round trip through JSON, so that
+`lipaudit report result.json` writes the same bytes as the run did.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+import lipaudit
+from lipaudit.errors import ReportError
+from lipaudit.report.json import from_json, to_json
+from lipaudit.report.sections import page
+from lipaudit.results import Audit
+
+TEMPLATE = "report.html.j2"
+
+
+def to_html(audit: Audit) -> str:
+    """The report as one self-contained page; same audit, same bytes."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(template_folder()),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(TEMPLATE).render(page=page(from_json(to_json(audit))))
+
+
+def template_folder() -> Path:
+    """Inside the package in a wheel, beside it in the repository; raises ReportError if it is in neither."""
+    package = Path(lipaudit.__file__).parent
+    for folder in (package / "templates", package.parent / "templates"):
+        if (folder / TEMPLATE).is_file():
+            return folder
+    raise ReportError(f"expected {TEMPLATE} in {package / 'templates'}, found none: reinstall lipaudit")

@@ -1,0 +1,259 @@
+"""The view models of the page from its title to the checks: finished texts and numbers, no markup."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lipaudit.report import measures
+from lipaudit.report.closing import Closing, closing
+from lipaudit.report.division import Part, divide
+from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
+from lipaudit.report.formatting import (
+    clean,
+    count,
+    digest,
+    eps_text,
+    eps_value,
+    interval,
+    number,
+    percent,
+    plural,
+)
+from lipaudit.report.images import Images, images
+from lipaudit.report.ledger import Bounds, bounds
+from lipaudit.results import Audit, Finding
+
+LAMPS = {
+    "SOUND": ("good", "No contradiction was found between proofs and attacks."),
+    "INVALID": ("bad", "A proof is contradicted. Every certificate is withdrawn."),
+    "UNPROVED": ("open", "Part of the network has no proof, so there is no certificate."),
+    "vacuous": ("warn", "True, but fewer than 1 % of the correct images have a radius of 1/255 or more."),
+    "weak": ("warn", "Fewer than half of the correct images have a radius of 1/255 or more."),
+    "substantial": ("good", "At least half of the correct images have a radius of 1/255 or more."),
+    "passed": ("good", "Every required condition is met."),
+    "failed": ("bad", "A required condition is not met."),
+    "not set": ("open", "No condition was required."),
+    "cannot be judged": ("open", "The conditions need certificates that are not there."),
+}
+"""What each state of a lamp means, and the look it has."""
+
+RANDOM = "Random weights: this network was never trained. Nothing on this page describes a trained model."
+PARTIAL = "Incomplete run: something that was asked for was not done. The checks say what."
+
+MARKS = {"fail": "✕", "warn": "!", "pass": "✓", "info": "i", "not run": "–"}
+"""States of a check, worst first, each with its sign."""
+
+
+@dataclass(frozen=True)
+class Lamp:
+    name: str
+    state: str
+    look: str
+    means: str
+
+
+@dataclass(frozen=True)
+class Tile:
+    value: str
+    label: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Top:
+    run: str
+    title: str
+    facts: tuple[str, ...]
+    alarms: tuple[str, ...]
+    look: str
+    headline: str
+    sentences: tuple[str, ...]
+    lamps: tuple[Lamp, ...]
+    tiles: tuple[Tile, ...]
+    eps: str
+    feel: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Check:
+    id: str
+    state: str
+    look: str
+    sign: str
+    title: str
+    value: str
+    why: str
+    fix: str
+    open: bool
+
+
+@dataclass(frozen=True)
+class Checks:
+    tally: str
+    rows: tuple[Check, ...]
+    skipped: tuple[tuple[str, str], ...]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything the template prints."""
+
+    title: str
+    top: Top
+    checks: Checks
+    curves: Curves
+    crosscheck: CrossCheck
+    bounds: Bounds
+    images: Images
+    closing: Closing
+
+
+def page(audit: Audit) -> Page:
+    """The whole report."""
+    name = title(audit)
+    return Page(
+        f"{name}: Lipschitz robustness audit",
+        top(audit),
+        checks(audit),
+        curves(audit),
+        crosscheck(audit),
+        bounds(audit),
+        images(audit),
+        closing(audit),
+    )
+
+
+def title(audit: Audit) -> str:
+    data = " ".join(filter(None, (clean(audit.dataset.name, 40), clean(audit.dataset.split, 20))))
+    return f"{clean(audit.model.name, 60)} on {data}"
+
+
+def top(audit: Audit) -> Top:
+    """Title, verdict, lamps, tiles and the bar at the first budget."""
+    look = LAMPS[audit.verdict.integrity][0]
+    if audit.verdict.integrity == "SOUND":
+        look = LAMPS[audit.verdict.strength or "weak"][0]
+    eps = audit.threat.eps[0] if audit.threat.eps else ""
+    return Top(
+        clean(audit.run, 60),
+        title(audit),
+        _facts(audit),
+        _alarms(audit),
+        look,
+        clean(audit.verdict.headline, 300),
+        tuple(clean(sentence, 600) for sentence in audit.verdict.sentences),
+        _lamps(audit),
+        _tiles(audit, eps),
+        eps_text(eps) if eps else "",
+        _feel(audit, eps),
+        divide(audit, eps),
+    )
+
+
+def _facts(audit: Audit) -> tuple[str, ...]:
+    d, version = audit.dataset, audit.environment.get("lipaudit")
+    return (
+        f"weights sha256 {digest(audit.model.weights_sha256)}",
+        f"{plural(d.samples, 'image')} of {count(d.available)}, seed {d.seed}",
+        f"{audit.threat.norm} norm, {clean(audit.threat.units, 40)}",
+        clean(audit.started, 40).replace("T", " ", 1)[:16] + " UTC",
+        f"lipaudit {clean(version, 20)}" if version else "lipaudit",
+    )
+
+
+def _alarms(audit: Audit) -> tuple[str, ...]:
+    """What a reader must not overlook, above the verdict."""
+    said = []
+    if audit.model.weights == "random":
+        said.append(RANDOM)
+    if audit.status == "partial":
+        said.append(PARTIAL)
+    return tuple(said)
+
+
+def _lamps(audit: Audit) -> tuple[Lamp, ...]:
+    v = audit.verdict
+    withheld = ("withheld", "open", "Nothing is said about the size of certificates that do not hold.")
+    strength = (v.strength, *LAMPS[v.strength]) if v.strength else withheld
+    return (
+        Lamp("Integrity", v.integrity.lower(), *LAMPS[v.integrity]),
+        Lamp("Strength", *strength),
+        Lamp("Gate", v.gate, *LAMPS[v.gate]),
+    )
+
+
+def _tiles(audit: Audit, eps: str) -> tuple[Tile, ...]:
+    clean_tile = Tile(
+        percent(audit.clean.value), "clean accuracy", f"95% CI {interval(audit.clean.low, audit.clean.high)}"
+    )
+    return clean_tile, _robust_tile(audit, eps), _radius_tile(audit), _contradiction_tile(audit)
+
+
+def _robust_tile(audit: Audit, eps: str) -> Tile:
+    proved, unbroken = measures.rate_at(audit.proved, eps), measures.rate_at(audit.unbroken, eps)
+    label = f"robust accuracy at ε = {clean(eps, 20)}"
+    upper = percent(unbroken.value if unbroken else audit.clean.value)
+    if proved:
+        return Tile(f"{percent(proved.value)} – {upper}", label, "proved – unbroken" if unbroken else "proved – clean")
+    why = {"INVALID": "proof withdrawn", "UNPROVED": "nothing is proved"}.get(audit.verdict.integrity, "not computed")
+    return Tile(f"at most {upper}", label, f"{why}; {'unbroken' if unbroken else 'clean accuracy'}")
+
+
+def _radius_tile(audit: Audit) -> Tile:
+    if audit.verdict.integrity == "INVALID":
+        return Tile("withheld", "median certified radius", "certificates are contradicted")
+    if audit.verdict.integrity == "UNPROVED":
+        return Tile("none", "median certified radius", "no certificate was issued")
+    radius = measures.median_radius(audit)
+    return Tile(number(radius), "median certified radius", "L2, of correctly classified images")
+
+
+def _contradiction_tile(audit: Audit) -> Tile:
+    label = "certificates contradicted by an attack"
+    if audit.verdict.integrity == "UNPROVED":
+        return Tile("none", label, "no certificate was issued")
+    tested = sum(audit.samples.attacked)
+    if not tested:
+        return Tile("not tested", label, "no image was attacked")
+    return Tile(f"{count(len(measures.contradictions(audit)))} / {count(tested)}", label, "attacked images")
+
+
+def _feel(audit: Audit, eps: str) -> str:
+    """What a budget means to the eye: spread evenly over all values of an image."""
+    values = math.prod(audit.model.input_shape)
+    span = audit.threat.high - audit.threat.low
+    if not eps or values < 1 or not 0 < span < math.inf:
+        return ""
+    levels = number(255 * eps_value(eps) / span / math.sqrt(values))
+    spread = f"spread evenly over all {count(values)} values of an image"
+    return f"{spread}, {levels} of 255 brightness levels each"
+
+
+def checks(audit: Audit) -> Checks:
+    """Worst first, in the order of their ids within a state."""
+    order = list(MARKS)
+    rows = sorted(audit.findings, key=lambda finding: (order.index(finding.state), finding.id))
+    counts = [(sum(f.state == state for f in rows), state) for state in MARKS]
+    return Checks(
+        " · ".join(f"{many} {state}" for many, state in counts if many) or "none",
+        tuple(_check(finding) for finding in rows),
+        tuple((clean(skip.what, 80), clean(skip.why, 300)) for skip in audit.skipped),
+        tuple(clean(warning, 300) for warning in audit.warnings),
+    )
+
+
+def _check(finding: Finding) -> Check:
+    return Check(
+        clean(finding.id, 12),
+        finding.state,
+        finding.state.replace(" ", "-"),
+        MARKS[finding.state],
+        clean(finding.title, 160),
+        clean(finding.value, 60),
+        clean(finding.why, 800),
+        clean(finding.fix, 800),
+        finding.state in ("fail", "warn"),
+    )

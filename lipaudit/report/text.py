@@ -1,0 +1,174 @@
+"""The result in the terminal and in a pull request: pure functions of an `Audit`.
+
+`summary` gives lines of (text, style) pairs in the words of `rich` styles: `Text.assemble(*line)` takes them.
+`to_text` drops the styles. The verdict comes last, where the eye of a terminal is.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lipaudit.report import measures
+from lipaudit.report.formatting import (
+    NONE,
+    clean,
+    eps_text,
+    eps_value,
+    interval,
+    number,
+    number_from_log10,
+    percent,
+    plural,
+    points,
+)
+from lipaudit.report.sections import MARKS, title
+from lipaudit.results import Audit, Finding
+
+WIDTH = 96
+STYLES = {"fail": "bold red", "warn": "yellow", "pass": "green", "info": "dim", "not run": "dim"}
+LAMP_STYLES = {
+    "SOUND": "bold green", "INVALID": "bold red", "UNPROVED": "bold yellow",
+    "failed": "bold red", "passed": "bold green", "vacuous": "bold yellow",
+}  # fmt: skip
+
+
+class Span(NamedTuple):
+    """A piece of a line and its `rich` style."""
+
+    text: str
+    style: str = ""
+
+
+Line = tuple[Span, ...]
+
+
+def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
+    """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
+    blocks = [_head(audit), _budgets(audit), _checks(audit), _verdict(audit), _paths(paths)]
+    lines: list[Line] = []
+    for block in blocks:
+        if block:
+            lines += [(), *block]
+    return tuple(lines[1:])
+
+
+def to_text(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> str:
+    """`summary` without styles."""
+    return "\n".join("".join(span.text for span in line).rstrip() for line in summary(audit, paths)) + "\n"
+
+
+def _head(audit: Audit) -> list[Line]:
+    d = audit.dataset
+    about = f"{plural(d.samples, 'image')} · seed {d.seed} · {audit.threat.norm}"
+    lines: list[Line] = [(Span(title(audit), "bold"), Span(f" · {about}"))]
+    if audit.model.weights == "random":
+        lines.append((Span("RANDOM WEIGHTS: this network was never trained.", "bold red"),))
+    if audit.bound is not None and measures.holds(audit):
+        radius = number(measures.median_radius(audit))
+        bound = number_from_log10(audit.bound.log10)
+        lines.append((Span(f"Lipschitz bound {bound} · median certified radius {radius}"),))
+    return lines
+
+
+def _budgets(audit: Audit) -> list[Line]:
+    lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'proved ≥':>12}{'unbroken ≤':>14}{'not known':>14}", "dim"),)]
+    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
+    for eps in sorted(audit.threat.eps, key=eps_value):
+        proved, unbroken = measures.rate_at(audit.proved, eps), measures.rate_at(audit.unbroken, eps)
+        low = percent(proved.value) if proved else missing
+        high = percent(unbroken.value) if unbroken else NONE
+        gap = points((unbroken or audit.clean).value - (proved.value if proved else 0.0))
+        lines.append((Span(f"{eps_text(eps):<18}{low:>12}{high:>14}{gap:>14}"),))
+    clean_rate = audit.clean
+    ci = interval(clean_rate.low, clean_rate.high)
+    lines.append((Span(f"clean accuracy {percent(clean_rate.value)}, 95% CI {ci}", "dim"),))
+    return lines
+
+
+def _checks(audit: Audit) -> list[Line]:
+    """What failed or warns, one line each; the rest counted."""
+    lines: list[Line] = []
+    for state in ("fail", "warn"):
+        lines += [_check(finding) for finding in audit.findings if finding.state == state]
+    tally = [(sum(f.state == state for f in audit.findings), state) for state in ("pass", "info", "not run")]
+    said = " · ".join(f"{many} {state}" for many, state in tally if many)
+    loud = next((f.id for state in ("fail", "warn") for f in audit.findings if f.state == state), "")
+    hint = f"   (lipaudit explain {clean(loud, 12)})" if loud else ""
+    if said:
+        lines.append((Span(f"{MARKS['pass']} ", STYLES["pass"]), Span(said), Span(hint, "dim")))
+    lines += [(Span("– not done  ", "dim"), Span(f"{clean(s.what, 40)}: {clean(s.why, 80)}")) for s in audit.skipped]
+    return lines
+
+
+def _check(finding: Finding) -> Line:
+    sign = f"{MARKS[finding.state]} {finding.state.upper():<5}"
+    return (
+        Span(sign, STYLES[finding.state]),
+        Span(f" {clean(finding.id, 12)}  {clean(finding.title, 100)}  "),
+        Span(clean(finding.value, 40), "bold"),
+    )
+
+
+def _verdict(audit: Audit) -> list[Line]:
+    v = audit.verdict
+    lamps = [("integrity", v.integrity), ("strength", v.strength or "withheld"), ("gate", v.gate)]
+    first: list[Span] = []
+    for name, state in lamps:
+        first += [
+            Span(f"{'   ' if first else ''}{name} ", "dim"),
+            Span(state.upper(), LAMP_STYLES.get(state, "bold")),
+        ]
+    said = [clean(v.headline, 300), *(clean(sentence, 600) for sentence in v.sentences)]
+    lines: list[Line] = [tuple(first)]
+    for rank, sentence in enumerate(said):
+        style = "bold" if rank == 0 else ""
+        lines += [(Span(row, style),) for row in textwrap.wrap(sentence, WIDTH)]
+    return lines
+
+
+def _paths(paths: Sequence[tuple[str, str]]) -> list[Line]:
+    return [(Span(f"{kind:<8}", "dim"), Span(str(path))) for kind, path in paths]
+
+
+def to_markdown(audit: Audit) -> str:
+    """A short summary for a pull request: verdict, budgets, and every check that did not pass."""
+    v = audit.verdict
+    lines = [f"### {_escaped(title(audit))}", "", f"**{_escaped(clean(v.headline, 300))}**", ""]
+    if audit.model.weights == "random":
+        lines[2:2] = ["**Random weights: this network was never trained.**", ""]
+    lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
+    lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
+    lines += ["", lamps, "", *_markdown_budgets(audit), ""]
+    lines += _markdown_checks(audit)
+    d = audit.dataset
+    about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
+    scope = "One kind of change, one sample, one set of weights: not a statement that the model is fit for use."
+    return "\n".join([*lines, f"<sub>{about}; run {_escaped(clean(audit.run, 60))}. {scope}</sub>"]) + "\n"
+
+
+def _markdown_budgets(audit: Audit) -> list[str]:
+    lines = ["| ε (L2) | proved, at least | unbroken, at most |", "|---|---:|---:|"]
+    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
+    for eps in sorted(audit.threat.eps, key=eps_value):
+        proved, unbroken = measures.rate_at(audit.proved, eps), measures.rate_at(audit.unbroken, eps)
+        cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, unbroken)]
+        lines.append(f"| {_escaped(eps_text(eps))} | {cells[0] or missing} | {cells[1] or NONE} |")
+    return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
+
+
+def _markdown_checks(audit: Audit) -> list[str]:
+    loud = [f for state in ("fail", "warn") for f in audit.findings if f.state == state]
+    if not loud:
+        return []
+    cells = [(f.state, clean(f.id, 12), clean(f.title, 160), clean(f.value, 60)) for f in loud]
+    rows = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in cells]
+    return ["| | check | | value |", "|---|---|---|---|", *rows, ""]
+
+
+def _escaped(text: str) -> str:
+    """So that Markdown and the HTML in it show the text as it is."""
+    for sign in "\\`*_[]|~#@":
+        text = text.replace(sign, f"\\{sign}" if sign != "@" else "@\u2060")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,122 @@
+"""One run of `lipaudit run`: from the options of the command line to a finished audit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lipaudit.crosscheck.attacks import plan
+from lipaudit.datasets import check_fit, open_dataset, read_images
+from lipaudit.errors import LoadError
+from lipaudit.imagesets import ImageSet
+from lipaudit.models import LoadedModel, load_model
+from lipaudit.options import comma_list, parse_eps
+from lipaudit.pipeline import BUDGET, DEFAULT_EPS, Plan, audit, plan_run
+from lipaudit.progress import Progress, spell
+from lipaudit.results import Audit
+from lipaudit.sources import PAIRS
+
+Chosen = Mapping[str, Any]
+"""The options by name, as click hands them over; None where nothing was said."""
+
+LOADING = ("checkpoint", "mean", "std", "random_weights", "offline", "seed")
+SETTINGS = (*LOADING, "num_classes", "input_shape", "data_dir", "batch_size", "time_limit")
+
+
+def check(chosen: Chosen) -> None:
+    """Refuse what can be refused before anything is loaded: budgets, attacks, device, a missing name."""
+    parse_eps(chosen["eps"])
+    plan(comma_list(chosen["attacks"] or ""))
+    _device(chosen["device"])
+    _pair(chosen["model"], chosen["dataset"])
+
+
+def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> Audit:
+    """Load what the options name and audit it. Raises `LipauditError` for whatever does not fit together."""
+    name, dataset = _pair(chosen["model"], chosen["dataset"])
+    opened = open_dataset(
+        dataset,
+        data_dir=chosen["data_dir"],
+        offline=chosen["offline"],
+        input_shape=chosen["input_shape"],
+        progress=progress,
+    )
+    given = {key: chosen[key] for key in LOADING}
+    given["num_classes"] = chosen["num_classes"] or opened.classes
+    given["input_shape"] = chosen["input_shape"] or opened.shape
+    model = load_model(name, dataset=dataset, progress=progress, **given)
+    device = _device(chosen["device"])
+    eps = parse_eps(chosen["eps"]) or DEFAULT_EPS
+    sized = _sized(chosen, model, opened, eps, device)
+    if sized.seconds:
+        progress.say(f"{sized.samples} images, attacks {sized.attacks}: about {spell(sized.seconds)} or less")
+    data = read_images(opened, dataset, samples=sized.samples, seed=chosen["seed"], input_shape=model.facts.input_shape)
+    check_fit(data, model.facts)
+    attacks = comma_list(sized.attacks)
+    settled = {"model": name, "dataset": dataset, "eps": eps, "attacks": attacks, "device": device}
+    settled["samples"] = data.facts.samples
+    return audit(
+        model.module,
+        data.inputs,
+        data.labels,
+        eps=eps,
+        attacks=attacks,
+        seed=chosen["seed"],
+        device=device,
+        time_limit=chosen["time_limit"],
+        batch_size=chosen["batch_size"],
+        model_facts=model.facts,
+        data_facts=data.facts,
+        index=data.index,
+        command=("lipaudit", *arguments),
+        config=_plain({**{key: chosen[key] for key in SETTINGS}, **settled}),
+        warnings=data.warnings,
+        progress=progress,
+    )
+
+
+def _sized(chosen: Chosen, model: LoadedModel, opened: ImageSet, eps: Sequence[str], device: str) -> Plan:
+    """How many images and which attacks: what the user chose, and for the rest what fits into the time."""
+    attacks = None if chosen["attacks"] is None else comma_list(chosen["attacks"])
+    if chosen["samples"] is not None and attacks is not None:
+        return Plan(chosen["samples"], ",".join(attacks), 0.0)
+    # Noise will do: how long a pass takes does not depend on the images.
+    noise = torch.rand(4, *model.facts.input_shape, generator=torch.Generator().manual_seed(0))
+    return plan_run(
+        model.module.to(device),
+        noise.to(device),
+        classes=model.facts.classes,
+        samples=chosen["samples"],
+        attacks=attacks,
+        eps=eps,
+        available=opened.available,
+        budget=min(BUDGET, chosen["time_limit"] or BUDGET),
+    )
+
+
+def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
+    """Model and data set; where only one is given, the other is its partner in `PAIRS`."""
+    if model is None:
+        model = next((name for name, data in PAIRS.items() if data == (dataset or "digits")), None)
+    if model is None:
+        raise LoadError(f"which model for {dataset}? add --model NAME (`lipaudit models` lists them)")
+    dataset = dataset or PAIRS.get(model)
+    if dataset is None:
+        raise LoadError(f"which data for {model}? add --dataset NAME (`lipaudit datasets` lists them)")
+    return model, dataset
+
+
+def _device(name: str) -> str:
+    """`cpu` or `cuda`."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LoadError("--device cuda: this torch finds no CUDA device; use --device cpu")
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as JSON knows them."""
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
+    return {key: str(value) if isinstance(value, Path) else value for key, value in lists.items()}

@@ -1,0 +1,175 @@
+"""Attack libraries change global state; nothing of it may be left behind, and nothing may be printed."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+import threading
+
+import numpy as np
+import pytest
+import torch
+from crosscheck_nets import labelled, linear, samples
+from torch import Tensor, nn
+
+from lipaudit.crosscheck import cross_check, largest_slope
+from lipaudit.crosscheck.hygiene import FLAGS, sealed
+
+CPU = torch.device("cpu")
+
+
+def full(network: nn.Module, inputs: Tensor, **given):
+    labels = labelled(network, inputs)
+    settings = {"attacks": "full", "eps": [0.05], "radii": np.full(len(inputs), 0.05)} | given
+    return cross_check(network, inputs, labels, **settings)
+
+
+def test_the_random_state_is_as_it_was() -> None:
+    network, inputs = linear(5), samples(3)
+    random.seed(5)
+    np.random.seed(6)  # noqa: NPY002  the global state is what is tested
+    torch.manual_seed(7)
+    expected = (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
+    random.seed(5)
+    np.random.seed(6)  # noqa: NPY002
+    torch.manual_seed(7)
+    full(network, inputs)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002
+
+
+def test_the_same_seed_gives_the_same_evidence_whatever_the_global_state() -> None:
+    first = full(linear(5), samples(4), seed=3)
+    torch.manual_seed(99)
+    np.random.seed(98)  # noqa: NPY002
+    second = full(linear(5), samples(4), seed=3)
+    assert first.witnesses == second.witnesses
+    assert torch.equal(first.perturbed, second.perturbed)
+
+
+def test_trace_functions_are_put_back() -> None:
+    def tracer(*_ignored):
+        return None
+
+    before, threads = sys.gettrace(), threading.gettrace()
+    sys.settrace(tracer)
+    threading.settrace(tracer)
+    try:
+        full(linear(5), samples(2))
+        after = (sys.gettrace(), threading.gettrace())
+    finally:
+        sys.settrace(before)
+        threading.settrace(threads)
+    assert after == (tracer, tracer)
+
+
+def test_nothing_is_printed_or_logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        full(nn.Sequential(linear(5), nn.Softmax(1)), samples(2))
+    assert capfd.readouterr() == ("", "")
+    assert [record for record in caplog.records if record.name.startswith(("art", "auto-attack"))] == []
+
+
+def test_the_network_and_the_inputs_are_untouched() -> None:
+    network = nn.Sequential(linear(5), nn.Dropout(0.5), nn.BatchNorm1d(5))
+    network.train()
+    network[2].eval()
+    network[0][1].bias.requires_grad_(False)
+    network[0][1].weight.grad = torch.ones_like(network[0][1].weight)
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    inputs = samples(3)
+    labels = torch.zeros(3, dtype=torch.int64)
+    copy, labels_copy = inputs.clone(), labels.clone()
+    radii = np.full(3, 0.05)
+    cross_check(network, inputs, labels, attacks="full", eps=[0.05], radii=radii)
+    largest_slope(network, inputs, labels)
+    assert [module.training for module in network.modules()] == [True, True, True, True, True, False]
+    assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
+    assert torch.equal(network[0][1].weight.grad, torch.ones_like(network[0][1].weight))
+    assert all(p.grad is None for p in list(network.parameters())[1:])
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(inputs, copy)
+    assert torch.equal(labels, labels_copy)
+    assert (radii == 0.05).all()
+    assert not inputs.requires_grad
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_works_where_the_caller_has_switched_gradients_off(mode) -> None:
+    with mode():
+        network, inputs = linear(4), samples(3)
+        evidence = full(network, inputs, attacks="quick", eps=[5.0])
+        slope = largest_slope(network, inputs, labelled(network, inputs))
+    assert [record.status for record in evidence.records][:2] == ["done", "done"]
+    assert len(evidence.witnesses) == 3
+    assert slope.value > 0
+
+
+class Dynamic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(5, shape=(1, 10, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = inputs.detach().clone().requires_grad_()
+            torch.autograd.grad(self.inner(point).sum(), point)
+        return self.inner(inputs)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(5, shape=(1, 10, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs) + 0.05 * torch.rand(len(inputs), 5, dtype=inputs.dtype)
+
+
+class Stepped(nn.Module):
+    """Rounds its input: the gradient is zero everywhere, and only attacks without gradients see through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(5, shape=(1, 10, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner((inputs * 1000).round() / 1000)
+
+
+@pytest.mark.parametrize(
+    ("network", "part", "attacks"),
+    [
+        (nn.Sequential(linear(5, shape=(1, 10, 10)), nn.Softmax(1)), "probability distribution", ["fab-t"]),
+        (Dynamic(), "dynamic defense", ["fab-t"]),
+        (Noisy(), "randomized defense", ["fab-t"]),
+        (Stepped(), "zero gradient", ["apgd-t"]),
+        (Stepped(), "Square Attack has decreased", ["deepfool", "square"]),
+    ],
+    ids=["softmax", "dynamic", "random", "zero gradient", "square"],
+)
+def test_autoattacks_warnings_become_flags(network: nn.Module, part: str, attacks: list[str]) -> None:
+    evidence = full(network, samples(4, shape=(1, 10, 10)), attacks=attacks, eps=[0.5])
+    assert FLAGS[part] in evidence.flags
+    # The check for dynamic networks counts globally: the next, plain network must not inherit the warning.
+    assert full(linear(5), samples(2)).flags == ()
+
+
+def test_the_seal_holds_when_something_raises() -> None:
+    logger = logging.getLogger("auto-attack")
+    before = (logger.handlers, logger.propagate, logger.level)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    flags: list[str] = []
+
+    def fail() -> None:
+        with sealed(0, flags, CPU):
+            torch.rand(3)
+            logger.warning("something else\nof two lines")
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
+    assert flags == ["something else"]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (logger.handlers, logger.propagate, logger.level) == before

@@ -1,0 +1,147 @@
+"""Linear classifiers have exact adversarial distances: no witness may be closer, good attacks must get near."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from crosscheck_nets import exact_distances, labelled, linear, never_too_close, samples
+from torch import nn
+
+from lipaudit.crosscheck import ATTACKS, cross_check
+
+NEAREST = ("deepfool", "fab-t", "fab-t-quick")
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_every_attack_finds_witnesses_and_none_is_too_close(name: str) -> None:
+    network = linear(5)
+    inputs = samples(8)
+    labels = labelled(network, inputs)
+    exact = exact_distances(network, inputs, labels)
+    # Budgets of twice the distance, so that attacks with a budget have something to find.
+    evidence = cross_check(network, inputs, labels, attacks=[name], eps=[2 * float(exact.max())], radii=2 * exact)
+    (record,) = evidence.records
+    assert (record.status, record.attacked, record.why) == ("done", 8, "")
+    assert record.broken == record.closest == len(evidence.witnesses)
+    # Square patches do not point anywhere in particular; the others follow gradients.
+    assert record.broken >= (5 if name == "square" else 8)
+    assert record.median_distance == pytest.approx(np.median([w.distance for w in evidence.witnesses]))
+    never_too_close(network, inputs, labels, evidence.witnesses)
+
+
+@pytest.mark.parametrize("name", NEAREST)
+@pytest.mark.parametrize("classes", [2, 3, 10, 12])
+def test_minimal_attacks_come_within_one_percent(name: str, classes: int) -> None:
+    network = linear(classes, seed=classes)
+    inputs = samples(6, seed=classes)
+    labels = labelled(network, inputs)
+    evidence = cross_check(network, inputs, labels, attacks=[name], eps=[], radii=None)
+    never_too_close(network, inputs, labels, evidence.witnesses)
+    found = np.array([witness.distance for witness in evidence.witnesses])
+    assert found == pytest.approx(exact_distances(network, inputs, labels), rel=0.01)
+
+
+@pytest.mark.parametrize("shape", [(7,), (6, 6), (1, 6, 6)])
+def test_a_single_sample_of_any_shape_in_float64(shape: tuple[int, ...]) -> None:
+    network = linear(3, shape=shape).double()
+    inputs = samples(1, shape=shape).double()
+    labels = labelled(network, inputs)
+    evidence = cross_check(network, inputs, labels, attacks="standard", eps=[0.05, 5.0], radii=np.array([5.0]))
+    assert evidence.perturbed.shape == inputs.shape
+    assert evidence.perturbed.dtype == torch.float64
+    assert evidence.attacked == (True,)
+    assert [record.status for record in evidence.records] == ["done"] * 4
+    never_too_close(network, inputs, labels, evidence.witnesses)
+    truth = exact_distances(network, inputs, labels)[0]
+    assert evidence.witnesses[0].distance == pytest.approx(truth, rel=0.01)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 3.0), (0.0, 255.0)])
+def test_boxes_other_than_the_unit_box_are_in_raw_units(low: float, high: float) -> None:
+    class Rescaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = linear(4)
+
+        def forward(self, raw: torch.Tensor) -> torch.Tensor:
+            return self.inner((raw - low) / (high - low))
+
+    network = Rescaled()
+    unit = samples(5)
+    inputs = unit * (high - low) + low
+    labels = labelled(network, inputs)
+    truth = exact_distances(network.inner, unit, labels) * (high - low)
+    evidence = cross_check(
+        network,
+        inputs,
+        labels,
+        attacks=["deepfool", "fab-t", "apgd-ce"],
+        eps=[0.5 * float(truth.min())],
+        radii=None,
+        low=low,
+        high=high,
+    )
+    found = np.array([witness.distance for witness in evidence.witnesses])
+    assert found == pytest.approx(truth, rel=0.01)
+    assert evidence.perturbed.min() >= low
+    assert evidence.perturbed.max() <= high
+
+
+def test_inflated_radii_are_refuted_and_true_ones_are_not() -> None:
+    network = linear(6)
+    inputs = samples(10)
+    labels = labelled(network, inputs)
+    exact = exact_distances(network, inputs, labels)
+    for factor in (3.0, 1.01, 0.9999):
+        radii = factor * exact
+        for attacks in ("pgd-at-radius", "standard"):
+            evidence = cross_check(network, inputs, labels, attacks=attacks, eps=[], radii=radii)
+            refuted = {w.sample for w in evidence.witnesses if w.distance <= radii[w.sample]}
+            if factor < 1:
+                assert not refuted
+            elif factor == 3.0 or attacks == "standard":
+                assert refuted == set(range(10))
+
+
+def test_pgd_at_radius_stays_within_the_radius() -> None:
+    """ART overshoots by 1e-6 of it; a certificate that is wrong by more than that is to be refuted."""
+    network = linear(2)
+    inputs = samples(6)
+    labels = labelled(network, inputs)
+    radii = exact_distances(network, inputs, labels) * (1 + 1e-5)
+    evidence = cross_check(network, inputs, labels, attacks=["pgd-at-radius"], eps=[], radii=radii)
+    assert [w.distance <= radii[w.sample] for w in evidence.witnesses] == [True] * 6
+
+
+def test_perturbed_holds_the_witness_and_clean_inputs_elsewhere() -> None:
+    network = linear(3)
+    inputs = samples(6)
+    labels = labelled(network, inputs)
+    exact = exact_distances(network, inputs, labels)
+    eps = float(np.sort(exact)[2:4].mean())
+    evidence = cross_check(network, inputs, labels, attacks=["apgd-ce"], eps=[eps], radii=None)
+    assert {w.sample for w in evidence.witnesses} == set(np.argsort(exact)[:3].tolist())
+    judge = linear(3).double()
+    for row in range(6):
+        point = evidence.perturbed[row]
+        witness = next((w for w in evidence.witnesses if w.sample == row), None)
+        if witness is None:
+            assert torch.equal(point, inputs[row].double())
+            continue
+        assert int(judge(point[None]).argmax()) == witness.prediction != int(labels[row])
+        length = (point - inputs[row].double()).norm().item()
+        assert length <= witness.distance <= length * (1 + 1e-12)
+
+
+def test_channels_last_networks_and_inputs() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
+    )
+    inputs = torch.rand(3, 3, 10, 10).to(memory_format=torch.channels_last)
+    labels = labelled(network, inputs)
+    network = network.to(memory_format=torch.channels_last)
+    evidence = cross_check(network, inputs, labels, attacks="full", eps=[1e-4], radii=np.full(3, 1e-4))
+    assert {record.status for record in evidence.records} == {"done"}
+    assert len(evidence.witnesses) == 3

@@ -1,0 +1,100 @@
+"""Slopes seen are lower bounds of the Lipschitz constant, and on linear networks they are nearly it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from crosscheck_nets import labelled, linear, samples
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from lipaudit.crosscheck import largest_slope
+from lipaudit.crosscheck.witness import distance_up
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_linear_slopes_are_the_weight_distances_from_below(classes: int) -> None:
+    network, inputs = linear(classes), samples(12)
+    labels = labelled(network, inputs)
+    slope = largest_slope(network, inputs, labels, batch_size=5)
+    weight = network[1].weight.detach().double()
+    assert set(slope.pairs) == {(y, j) for y in set(labels.tolist()) for j in range(classes) if j != y}
+    for (label, other), value in slope.pairs.items():
+        exact = math.dist(weight[label].tolist(), weight[other].tolist())
+        assert exact * (1 - 1e-6) <= value <= exact
+    assert slope.value == max(slope.pairs.values()) == slope.pairs[slope.label, slope.other]
+    assert int(labels[slope.sample]) == slope.label
+
+
+def test_only_the_strongest_other_classes_are_tried() -> None:
+    network, inputs = linear(30), samples(3)
+    labels = labelled(network, inputs)
+    slope = largest_slope(network, inputs, labels, others=4)
+    strongest = network(inputs).argsort(1, descending=True)[:, 1:5].tolist()
+    expected = {(y, j) for y, row in zip(labels.tolist(), strongest, strict=True) for j in row}
+    assert set(slope.pairs) == expected
+
+
+class Kinked(nn.Module):
+    """The difference of its logits is zero everywhere, but autograd reports a slope at the kink x = 0.5."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        shifted = inputs.flatten(1) - 0.5
+        hidden = shifted - torch.relu(shifted) + torch.relu(-shifted)
+        return torch.stack([hidden.sum(1), torch.zeros(len(inputs), dtype=inputs.dtype)], 1)
+
+
+def test_a_gradient_at_a_kink_is_not_taken_for_a_slope() -> None:
+    point = torch.full((1, 4), 0.5)
+    probe = point.clone().requires_grad_()
+    output = Kinked()(probe)
+    (gradient,) = torch.autograd.grad((output[:, 0] - output[:, 1]).sum(), probe)
+    assert gradient.norm() == 2
+    assert largest_slope(Kinked(), point, torch.tensor([0])).value == 0
+
+
+def test_a_constant_network_has_slope_zero() -> None:
+    network = linear(3)
+    nn.init.zeros_(network[1].weight)
+    assert largest_slope(network, samples(2), torch.tensor([0, 1])).value == 0
+
+
+def test_slopes_stay_in_the_box() -> None:
+    class Fenced(nn.Module):
+        """Steep outside the box only."""
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            flat = inputs.flatten(1)
+            outside = (torch.relu(-flat) + torch.relu(flat - 1)).sum(1)
+            return torch.stack([flat.sum(1) + 1e6 * outside, torch.zeros_like(outside)], 1)
+
+    corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
+    slope = largest_slope(Fenced(), corners, torch.zeros(3, dtype=torch.int64))
+    assert 2**0.5 * (1 - 1e-6) <= slope.value <= 2**0.5
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from([1e-200, 1e-8, 1.0, 1e150]))
+def test_slope_is_below_a_proved_bound_and_distance_above_the_truth(seed: int, scale: float) -> None:
+    torch.manual_seed(seed)
+    first, second = scale * torch.rand(2, 7, dtype=torch.float64)
+    exact = sum((a - b) ** 2 for a, b in _fractions(first, second))
+    from fractions import Fraction
+
+    assert Fraction(distance_up(first, second)) ** 2 >= exact
+    assert distance_up(first, second) <= (first - second).div(scale).norm().item() * scale * (1 + 1e-12)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
+    bound = torch.linalg.matrix_norm(network[1].weight, 2).item()
+    last = network[3].weight.detach()
+    slope = largest_slope(network, torch.rand(4, 6), torch.tensor([0, 1, 2, 0]))
+    for (label, other), value in slope.pairs.items():
+        assert value <= bound * (last[label] - last[other]).norm().item() * (1 + 1e-12)
+
+
+def _fractions(first: Tensor, second: Tensor):
+    from fractions import Fraction
+
+    return [(Fraction(a), Fraction(b)) for a, b in zip(first.tolist(), second.tolist(), strict=True)]

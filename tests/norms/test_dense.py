@@ -1,0 +1,69 @@
+"""Dense norms: proved by Cholesky, whatever the guess."""
+
+from __future__ import annotations
+
+import mpmath
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lipaudit import dense_norm
+from lipaudit.norms import verified
+
+
+def exact_norm(matrix: torch.Tensor) -> mpmath.mpf:
+    with mpmath.workdps(40):
+        return mpmath.svd_r(mpmath.matrix(matrix.tolist()), compute_uv=False)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 7),
+    columns=st.integers(1, 7),
+    rank=st.integers(1, 7),
+    seed=st.integers(0, 10**6),
+    scale=st.sampled_from([1e-150, 1.0, 1e150]),
+)
+def test_never_below_forty_digits(rows: int, columns: int, rank: int, seed: int, scale: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    factors = [torch.randn(n, rank, generator=generator, dtype=torch.float64) for n in (rows, columns)]
+    matrix = factors[0] @ factors[1].T * scale
+    for method in ("svd", "schur"):
+        assert mpmath.mpf(dense_norm(matrix, method=method).value) >= exact_norm(matrix)
+    assert dense_norm(matrix).value <= float(exact_norm(matrix)) * (1 + 1e-8)
+
+
+def test_clustered_singular_values_defeat_power_iteration_not_the_proof() -> None:
+    q, _ = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    assert 1.0 <= dense_norm(q * (1 + 1e-15)).value <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("guess", [0.0, 1e-12, 0.5, 0.999999])
+def test_a_wrong_guess_cannot_make_the_bound_wrong(monkeypatch: pytest.MonkeyPatch, guess: float) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(30, 5, 8, dtype=torch.complex128)
+    truth = float(torch.linalg.svdvals(matrices).max())
+    monkeypatch.setattr(verified, "_guess", lambda gram: guess * truth**2)
+    bound = verified.largest_singular_value(lambda part: matrices[part], 30, (5, 8), complex_=True)
+
+    assert truth <= bound <= truth * (1 + 1e-8)
+
+
+def test_parts_of_a_large_batch_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(50, 4, 3, dtype=torch.complex128)
+    whole = verified.largest_singular_value(lambda part: matrices[part], 50, (4, 3), complex_=True)
+    monkeypatch.setattr(verified, "_CHUNK_BYTES", 4000)
+    parts = verified.largest_singular_value(lambda part: matrices[part], 50, (4, 3), complex_=True)
+
+    assert parts == pytest.approx(whole, rel=1e-9)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="matrix"):
+        dense_norm(torch.zeros(3))
+    with pytest.raises(ValueError, match="finite"):
+        dense_norm(torch.tensor([[float("nan")]]))
+    with pytest.raises(ValueError, match="floating-point"):
+        dense_norm(torch.zeros(2, 2, dtype=torch.int64))

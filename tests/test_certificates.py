@@ -1,0 +1,144 @@
+"""Certified radii: exact where the truth is known, zero where nothing is proved, never beyond an attack."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from samples import NETWORKS
+from torch import nn
+
+import lipaudit
+from lipaudit.certificates import ErrorRecursion, certify_with
+from lipaudit.composition import compose
+from lipaudit.domains import roundoff
+from lipaudit.errors import BadThreat
+from lipaudit.graph import evaluate
+
+
+def classifier(weight: list[list[float]], bias: list[float] | None = None) -> nn.Module:
+    layer = nn.Linear(len(weight[0]), len(weight))
+    layer.weight.data = torch.tensor(weight)
+    layer.bias.data = torch.tensor(bias or [0.0] * len(weight))
+    return layer.eval().requires_grad_(False)
+
+
+def test_linear_classifier_has_its_exact_distance_rounded_down() -> None:
+    model = classifier([[1.0, 0.0], [0.0, 2.0], [-1.0, 1.0]])
+    x = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    certificates = lipaudit.certify(model, x)
+    for row, point in enumerate(x.double()):
+        logits = model.double()(point[None])[0]
+        best = int(logits.argmax())
+        distances = [
+            float((logits[best] - logits[j]) / (model.weight[best] - model.weight[j]).norm())
+            for j in range(3)
+            if j != best
+        ]
+        assert certificates.prediction[row] == best
+        assert min(distances) * (1 - 1e-8) <= certificates.radius[row] < min(distances)
+        model.float()
+
+
+def test_ties_and_wrong_predictions_have_radius_zero() -> None:
+    model = classifier([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+    assert lipaudit.certify(model, x).radius.tolist()[0] == 0.0
+    certified = lipaudit.certify(model, x, labels=[2, 0])
+    assert certified.radius.tolist() == [0.0, 0.0]
+    assert certified.margin[1] == -1.0
+
+
+def test_equal_rows_cannot_be_told_apart() -> None:
+    """Two classes with one row: the constant margin between them needs no Lipschitz bound."""
+    model = classifier([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [1.0, 0.0, 0.0])
+    radius = lipaudit.certify(model, torch.tensor([[1.0, 0.0]])).radius[0]
+    assert 0 < radius <= 2 / 2**0.5
+
+
+def test_cancelling_biases_swallow_the_margin() -> None:
+    """The margin 1e-12 is below the rounding of logits near 1e6: nothing is certified."""
+    model = classifier([[1.0, 0.0], [0.0, 1.0]], [1e6, 1e6]).double()
+    x = torch.tensor([[0.5 + 1e-12, 0.5]], dtype=torch.float64)
+    assert lipaudit.certify(model, x).radius[0] == 0.0
+
+
+def test_without_labels_the_prediction_is_certified_and_one_hot_labels_work() -> None:
+    model = classifier([[1.0, 0.0], [0.0, 1.0]])
+    x = torch.tensor([[0.9, 0.1]])
+    plain = lipaudit.certify(model, x)
+    assert plain.radius[0] == lipaudit.certify(model, x.numpy(), labels=np.array([[1, 0]])).radius[0] > 0.5
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "reason"),
+    [
+        (torch.zeros(0, 2), None, "n >= 1"),
+        (torch.tensor([[float("nan"), 0.0]]), None, "finite inputs"),
+        (torch.zeros(1, 2, dtype=torch.uint8), None, "floating-point"),
+        (torch.zeros(1, 2), [2], "labels from 0 to 1"),
+        (torch.zeros(2, 2), [0], "2 integer or one-hot labels"),
+        (torch.zeros(1, 2), torch.tensor([0.5]), "integer or one-hot"),
+    ],
+)
+def test_unfit_inputs_are_refused(inputs: torch.Tensor, labels: object, reason: str) -> None:
+    with pytest.raises(BadThreat, match=reason):
+        lipaudit.certify(classifier([[1.0, 0.0], [0.0, 1.0]]), inputs, labels)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("op", NETWORKS)
+def test_gradient_ascent_inside_the_radius_changes_nothing(op: str) -> None:
+    network = NETWORKS[op]().eval()
+    composition = compose(network, network.shape)
+    x = torch.rand(3, *network.shape, generator=torch.Generator().manual_seed(4))
+    certificates = certify_with(composition, x)
+    network = network.double().requires_grad_(False)
+    for row, point in enumerate(x.double()):
+        best, radius = int(certificates.prediction[row]), float(certificates.radius[row])
+        for other in {0, 1, 2, 3} - {best}:
+            moved = point.clone()
+            for _ in range(20):
+                moved = moved.requires_grad_()
+                logits = network(moved[None])[0]
+                (gradient,) = torch.autograd.grad(logits[other] - logits[best], moved)
+                step = moved.detach() + gradient / gradient.norm().clamp_min(1e-30) * radius / 4
+                moved = point + (step - point) * min(1.0, radius * (1 - 1e-12) / max(1e-300, (step - point).norm()))
+            assert int(network(moved[None])[0].argmax()) == best
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("op", NETWORKS)
+def test_error_recursion_covers_single_precision(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same recursion with the unit roundoff of float32 must cover what float32 evaluation really loses."""
+    composition = compose(NETWORKS[op]().eval(), NETWORKS[op]().shape)
+    recursion = ErrorRecursion(composition)
+    monkeypatch.setattr(roundoff, "gamma", lambda n: n * 2.0**-24 * 1.02)
+    for seed in range(3):
+        x = torch.rand(composition.graph.input_shape, generator=torch.Generator().manual_seed(seed))
+        _, allowed = recursion(x.double())
+        lost = evaluate(composition.graph, x).double() - evaluate(composition.graph, x.double())
+        assert float(lost.norm()) <= allowed
+
+
+def test_the_float_margin_is_not_above_the_exact_one_less_the_error() -> None:
+    """Exact rational arithmetic on a dense ReLU network: the claimed error covers the true one."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 3)).eval().requires_grad_(False)
+    recursion = ErrorRecursion(compose(model, (6,)))
+    for seed in range(20):
+        x = torch.rand(6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        logits, error = recursion(x)
+        z = [Fraction(v) for v in x.tolist()]
+        for layer in (model[0], model[2]):
+            z = [
+                sum((Fraction(w) * v for w, v in zip(row, z, strict=True)), Fraction(b))
+                for row, b in zip(layer.weight.tolist(), layer.bias.tolist(), strict=True)
+            ]
+            z = [max(v, Fraction(0)) for v in z] if layer is model[0] else z
+        square = sum((Fraction(v) - exact) ** 2 for v, exact in zip(logits, z, strict=True))
+        assert square <= Fraction(error) ** 2
+        assert error < 1e-12

@@ -1,0 +1,478 @@
+"""The command line: every bad input is one line that says what to do, every good one leaves whole files."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import audits
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from usermodels import SHAPE, SMALL, Small, Write, user_module
+
+from lipaudit import __version__, cli, files, runs
+from lipaudit.errors import LipauditError
+from lipaudit.results import Audit
+
+__all__ = ["user_module"]
+
+
+class Result:
+    """Exit code and streams of one call of the command line."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call:
+    """`call("run", "--eps", "1")` in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+    def invoke(*arguments: object) -> Result:
+        with pytest.raises(SystemExit) as ended:
+            cli.main([str(argument) for argument in arguments])
+        return Result(int(ended.value.code or 0), *capsys.readouterr())
+
+    return invoke
+
+
+@pytest.fixture
+def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A pipeline that finds `audited["audit"]` at once, and what it was called with."""
+    seen: dict[str, Any] = {"audit": audits.strong(40)}
+
+    def audit(model: Any, inputs: Any, labels: Any, **options: Any) -> Audit:
+        seen.update(options, model=model, inputs=inputs, labels=labels)
+        print("a library prints something")  # noqa: T201
+        return seen["audit"]
+
+    monkeypatch.setattr(runs, "audit", audit)
+    return seen
+
+
+@pytest.fixture
+def pair(user_module: Write, tmp_path: Path) -> list[object]:
+    """Options that name a small network with weights, and data for it."""
+    save_file(Small().state_dict(), tmp_path / "w.safetensors")
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).random((30, *SHAPE)), y=np.arange(30) % 3)
+    return [
+        "--model", f"{user_module(SMALL)}:Small", "--dataset", f"npz:{tmp_path / 'data.npz'}",
+        "--checkpoint", tmp_path / "w.safetensors", "--mean", "none", "--samples", "20", "--attacks", "quick",
+    ]  # fmt: skip
+
+
+def written(folder: Path = Path("reports")) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def refused(result: Result, code: int = 2) -> str:
+    """The one line on stderr of a refusal that wrote nothing."""
+    lines = [line for line in result.err.splitlines() if not line.startswith("a library")]
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("lipaudit: ")
+    assert result.out == ""
+    assert result.code == code
+    assert written() == []
+    return lines[0]
+
+
+# --- run
+
+
+def test_a_run_writes_whole_reports_and_says_so_on_stderr(
+    call: Call, audited: dict[str, Any], pair: list[object]
+) -> None:
+    result = call("run", *pair)
+
+    run = audited["audit"].run
+    assert result.code == audited["audit"].exit_code == 0
+    assert result.out == ""
+    assert written() == [f"{run}.html", f"{run}.json"]
+    assert Path(f"reports/{run}.json").read_text() == audited["audit"].to_json()
+    assert Path(f"reports/{run}.html").read_text() == audited["audit"].to_html()
+    assert f"reports/{run}.html" in result.err
+    assert audited["audit"].verdict.headline in result.err
+
+
+def test_what_the_options_say_reaches_the_pipeline(call: Call, audited: dict[str, Any], pair: list[object]) -> None:
+    call("run", *pair, "--eps", "0.5,36/255", "--eps", "1", "--seed", "7", "--batch-size", "3", "--time-limit", "2m")
+
+    assert audited["eps"] == ("36/255", "0.5", "1")
+    assert audited["attacks"] == ("quick",)
+    assert (audited["seed"], audited["batch_size"], audited["time_limit"]) == (7, 3, 120.0)
+    assert audited["inputs"].shape == (20, *SHAPE)
+    assert len(audited["labels"]) == len(audited["index"]) == 20
+    assert audited["model_facts"].classes == 3
+    assert audited["data_facts"].seed == 7
+    assert audited["command"][:2] == ("lipaudit", "run")
+    json.dumps(audited["config"])
+    assert audited["config"]["samples"] == 20
+    assert audited["config"]["mean"] == "none"
+    assert audited["config"]["eps"] == ["36/255", "0.5", "1"]
+
+
+@pytest.mark.parametrize("code", [0, 3, 4, 5])
+def test_the_exit_code_is_the_audits(code: int, call: Call, audited: dict[str, Any], pair: list[object]) -> None:
+    audited["audit"] = replace(audited["audit"], exit_code=code)
+
+    assert call("run", *pair).code == code
+    assert len(written()) == 2
+
+
+def test_stdout_gets_the_result_on_request_and_nothing_else(
+    call: Call, audited: dict[str, Any], pair: list[object]
+) -> None:
+    result = call("run", *pair, "-o", "-")
+
+    assert result.out == audited["audit"].to_json()
+    assert written() == []
+    assert call("run", *pair, "-o", "-", "--format", "html").out == audited["audit"].to_html()
+
+
+def test_quiet_is_verdict_and_files(call: Call, audited: dict[str, Any], pair: list[object]) -> None:
+    result = call("run", *pair, "-q", "--format", "md")
+
+    verdict = audited["audit"].verdict
+    lines = [line for line in result.err.splitlines() if not line.startswith("a library")]
+    assert lines[0] == f"{verdict.integrity}  {verdict.headline}"
+    assert len(lines) == 2
+    assert written() == [f"{audited['audit'].run}.md"]
+
+
+def test_more_images_than_there_are_is_a_warning(call: Call, audited: dict[str, Any], pair: list[object]) -> None:
+    call("run", *pair, "--samples", "31")
+
+    assert audited["warnings"][0].startswith("31 images were asked for")
+    assert audited["config"]["samples"] == 30
+
+
+def test_size_and_attacks_follow_the_time_where_nothing_was_chosen(
+    call: Call, audited: dict[str, Any], pair: list[object]
+) -> None:
+    free = pair[: pair.index("--samples")]
+
+    call("run", *free)
+
+    assert audited["attacks"] == ("standard",)
+    assert len(audited["inputs"]) == 30
+
+
+def test_help_names_the_default_budgets(call: Call) -> None:
+    assert f"[default: {','.join(runs.DEFAULT_EPS)}]" in " ".join(call("run", "--help").out.split())
+
+
+def test_without_options_the_bundled_digits_model_is_audited(call: Call, audited: dict[str, Any]) -> None:
+    assert call("run").code == 0
+
+    assert audited["model_facts"].name == "digits-aol"
+    assert audited["data_facts"].name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "expected"),
+    [
+        (None, None, ("digits-aol", "digits")),
+        ("digits-cnn", None, ("digits-cnn", "digits")),
+        ("resnet18", None, ("resnet18", "cifar10")),
+        (None, "cifar10", ("resnet18", "cifar10")),
+        (None, "digits", ("digits-aol", "digits")),
+        ("timm:vgg11", "mnist", ("timm:vgg11", "mnist")),
+    ],
+)
+def test_a_model_and_its_data_go_together(model: str | None, dataset: str | None, expected: tuple[str, str]) -> None:
+    assert runs._pair(model, dataset) == expected
+
+
+@pytest.mark.slow
+def test_a_real_audit_of_a_small_network(call: Call, pair: list[object]) -> None:
+    result = call("run", *pair, "--samples", "8")
+
+    assert result.code == 0, result.err
+    assert result.out == ""
+    report = json.loads(next(Path("reports").glob("*.json")).read_text())
+    assert report["dataset"]["samples"] == 8
+    assert report["verdict"]["integrity"] == "SOUND"
+
+
+# --- refusals
+
+
+USAGE: dict[str, tuple[Sequence[str], str]] = {
+    "eps zero": (["--eps", "0"], "--eps '0': expected a positive number or fraction"),
+    "eps negative": (["--eps=-1"], "36/255"),
+    "eps nothing": (["--eps", "1/0"], "36/255"),
+    "eps text": (["--eps", "small"], "'small'"),
+    "eps nan": (["--eps", "nan"], "'nan'"),
+    "eps infinite": (["--eps", "inf"], "'inf'"),
+    "eps empty": (["--eps", ""], "--eps ''"),
+    "one bad eps of several": (["--eps", "0.5,x"], "'x'"),
+    "attack": (["--attacks", "apgd-ce,nonsense"], "nonsense"),
+    "device": (["--device", "tpu"], "cuda"),
+    "samples": (["--samples", "0"], "x>=1"),
+    "time": (["--time-limit", "soon"], "2h"),
+    "format": (["--format", "pdf"], "json,html,md"),
+    "shape": (["--input-shape", "32"], "3,32,32"),
+    "mean": (["--mean", "a,b,c"], "none"),
+    "option": (["--models", "x"], "--model"),
+    "model": (["--model", "resnet81", "--dataset", "cifar10"], "resnet18"),
+    "data": (["--model", "resnet18", "--dataset", "cifar11"], "cifar10"),
+    "no data named": (["--model", "timm:resnet18"], "--dataset"),
+    "no model named": (["--dataset", "mnist"], "--model"),
+    "no weights": (["--model", "resnet18", "--dataset", "cifar100"], "--checkpoint"),
+    "no data": (["--model", "resnet18", "--dataset", "cifar10", "--offline", "--attacks", "none", "--samples", "9"],
+                "cifar-10-python.tar.gz"),
+    "no hub weights": (["--model", "timm:test_resnet.r160_in1k", "--dataset", "npz:data.npz", "--offline"],
+                       "test_resnet.r160_in1k/model.safetensors"),
+    "no checkpoint": (["--model", "resnet18", "--checkpoint", "none.pt"], "no checkpoint at none.pt"),
+    "no array": (["--dataset", "npz:none.npz", "--model", "digits-aol"], "none.npz"),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize("case", USAGE)
+def test_bad_usage_is_one_line(case: str, call: Call, audited: dict[str, Any]) -> None:
+    arguments, says = USAGE[case]
+
+    assert says in refused(call("run", *arguments))
+    assert "model" not in audited
+
+
+def test_bad_files_are_one_line(call: Call, audited: dict[str, Any], pair: list[object], tmp_path: Path) -> None:
+    weights, data = tmp_path / "w.safetensors", tmp_path / "data.npz"
+    good = weights.read_bytes()
+
+    weights.write_bytes(good[: len(good) // 2])
+    assert "truncated" in refused(call("run", *pair))
+    state = Small().state_dict()
+    state["norm.running_mean"][1] = float("nan")
+    save_file(state, weights)
+    assert "norm.running_mean" in refused(call("run", *pair))
+    save_file(Small(num_classes=5).state_dict(), weights)
+    assert "--num-classes 5" in refused(call("run", *pair))
+    weights.write_bytes(good)
+    np.savez(data, x=np.full((30, *SHAPE), 255.0), y=np.arange(30) % 3)
+    assert "divide them by 255" in refused(call("run", *pair))
+    np.savez(data, x=np.zeros((30, *SHAPE)), y=np.arange(30))
+    assert "has label 29" in refused(call("run", *pair))
+    assert "model" not in audited
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_work(
+    call: Call, audited: dict[str, Any], pair: list[object]
+) -> None:
+    Path("file").touch()
+
+    line = refused(call("run", *pair, "--out", "file/reports"))
+
+    assert "cannot write reports into file/reports" in line
+    assert "--out" in line
+    assert "model" not in audited
+
+
+def test_a_report_that_fails_leaves_no_file(
+    call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(audit: Audit) -> str:
+        raise ZeroDivisionError(f"in the report of {audit.run}")
+
+    monkeypatch.setattr(Audit, "to_html", fail)
+
+    line = refused(call("run", *pair, "-q"), code=1)
+
+    assert "ZeroDivisionError: in the report of" in line
+    assert "run again with -vv" in line
+    assert "html" not in audited
+
+
+def test_a_disk_that_is_full_leaves_no_file(
+    call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.write_text
+
+    def write(path: Path, text: str, **options: Any) -> int:
+        if ".html." in path.name:
+            real(path, text[:100], **options)
+            raise OSError(28, "No space left on device", str(path))
+        return real(path, text, **options)
+
+    monkeypatch.setattr(Path, "write_text", write)
+
+    assert "No space left on device" in refused(call("run", *pair, "-q"))
+    assert audited["audit"]
+
+
+def test_the_traceback_comes_on_request(
+    call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "audit", lambda *_, **__: 1 / 0)
+
+    assert "Traceback" not in refused(call("run", *pair, "-q"), code=1)
+    result = call("run", *pair, "-q", "-vv")
+    assert "Traceback" in result.err
+    assert result.err.splitlines()[-1] == "lipaudit: ZeroDivisionError: division by zero"
+    assert "model" not in audited
+
+
+def test_interruption_is_130_and_leaves_no_report(
+    call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> Audit:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "audit", interrupted)
+
+    result = call("run", *pair)
+
+    assert result.code == 130
+    assert result.err.splitlines()[-1].startswith("lipaudit: interrupted")
+    assert written() == []
+    assert "model" not in audited
+
+
+def test_every_error_class_has_its_exit_code(call: Call, pair: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
+    def subclasses(kind: type) -> list[type]:
+        return [kind, *(deeper for child in kind.__subclasses__() for deeper in subclasses(child))]
+
+    for kind in subclasses(LipauditError):
+
+        def fail(*_: object, kind: type = kind, **__: object) -> Audit:
+            raise kind("expected this,\n got that")
+
+        monkeypatch.setattr(runs, "audit", fail)
+        result = call("run", *pair, "-q")
+        assert result.err == "lipaudit: expected this, got that\n"
+        assert result.code == kind.exit_code  # type: ignore[attr-defined]
+
+
+# --- files
+
+
+def test_texts_are_written_together_or_not_at_all(tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("before")
+
+    with pytest.raises(LipauditError, match="nothing was written"):
+        files.write_all({tmp_path / "old.json": "after", tmp_path / "old.json" / "x.html": "page"})
+
+    assert (tmp_path / "old.json").read_text() == "before"
+    assert written(tmp_path) == ["old.json"]
+
+
+def test_reports_can_be_read_by_others(tmp_path: Path) -> None:
+    files.write_all({tmp_path / "new" / "a.json": "ε\n"})
+
+    assert (tmp_path / "new" / "a.json").read_bytes() == "ε\n".encode()
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "new" / "a.json").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+# --- the other commands
+
+
+def test_report_writes_the_same_page_again(call: Call, tmp_path: Path) -> None:
+    audit = audits.vacuous(40)
+    (tmp_path / "result.json").write_text(audit.to_json())
+
+    assert call("report", "result.json", "-o", "page.html").code == 0
+    assert call("report", "result.json", "-o", "note.md").code == 0
+
+    assert (tmp_path / "page.html").read_text() == audit.to_html()
+    assert (tmp_path / "note.md").read_text().startswith("### ")
+    assert call("report", "result.json", "-o", "-").out == audit.to_html()
+
+
+@pytest.mark.parametrize(
+    ("content", "out", "says"),
+    [
+        ("{}", "page.html", "expected a lipaudit result"),
+        ("not json", "page.html", "JSON"),
+        (None, "page.html", "cannot read"),
+        ("{}", "page.pdf", ".html"),
+    ],
+)
+def test_bad_results_are_one_line(content: str | None, out: str, says: str, call: Call) -> None:
+    if content is not None:
+        Path("result.json").write_text(content)
+
+    assert says in refused(call("report", "result.json", "-o", out))
+    assert not Path(out).exists()
+
+
+def test_bounds_prints_the_ledger_and_the_network_bound(call: Call, user_module: Write) -> None:
+    name = user_module(SMALL)
+
+    result = call("bounds", f"{name}:seeded", "--input-shape", "3,8,8")
+
+    assert result.code == 0, result.err
+    lines = result.out.splitlines()
+    assert lines[0].split()[:3] == ["layer", "op", "bound"]
+    assert any(line.startswith("linear ") for line in lines)
+    assert lines[-1].startswith("network bound ")
+    assert "3×8×8" in lines[-1]
+
+
+def test_bounds_refuses_in_one_line(call: Call) -> None:
+    assert "--input-shape" in refused(call("bounds", "resnet18.py:make", "--input-shape", "3,8"))
+    assert "torchvision:vgg11" in refused(call("bounds", "vgg11"))
+
+
+def test_models_and_datasets_are_listed(call: Call) -> None:
+    models, data = call("models").out, call("datasets").out
+
+    assert models.splitlines()[0].split()[:2] == ["name", "trained"]
+    assert all(name in models for name in ("digits-aol", "digits-cnn", "resnet18", "timm:NAME"))
+    assert all(name in data for name in ("digits", "cifar10", "npz:FILE", "imagefolder:DIR"))
+    assert "timm:resnet18.a1_in1k" in call("models", "resnet18").out
+
+
+def test_env_prints_versions(call: Call) -> None:
+    out = call("env").out
+
+    assert f"lipaudit {__version__}" in " ".join(out.split())
+    assert torch.__version__.partition("+")[0] in out
+
+
+def test_an_unknown_command_is_one_line(call: Call) -> None:
+    assert "frobnicate" in refused(call("frobnicate"))
+
+
+def test_version(call: Call) -> None:
+    assert call("--version").out == f"lipaudit {__version__}\n"
+
+
+# --- start-up
+
+
+def test_help_loads_neither_torch_nor_numpy() -> None:
+    code = (
+        "import sys, lipaudit.cli\n"
+        "try: lipaudit.cli.main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('torch', 'numpy', 'timm', 'art', 'rich', 'jinja2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_answers_at_once() -> None:
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "lipaudit", "--help"], capture_output=True, check=True)
+        taken.append(time.perf_counter() - began)
+
+    assert min(taken) < 0.3
