@@ -31,7 +31,7 @@ class Normalised(nn.Module):
 
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
-        self.normalise = Normalise(mean, std)
+        self.normalise = Normalise(mean, std).train(network.training)
         self.network = network
         self.training = network.training
 

@@ -32,7 +32,7 @@ def wilson(count: int, total: int) -> tuple[float, float]:
     z2, share = _WILSON**2, count / total
     centre = (share + z2 / (2 * total)) / (1 + z2 / total)
     half = _WILSON * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, centre - half) if count else 0.0, min(1.0, centre + half) if count < total else 1.0
 
 
 def rate(eps: str, hold: Iterable[bool]) -> Rate:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lipaudit.crosscheck.attacks import plan
+from lipaudit.crosscheck.hygiene import random_state_kept
 from lipaudit.crosscheck.network import UnitBox, private_copy
 from lipaudit.crosscheck.witness import INWARD_STEPS
 
@@ -33,7 +34,7 @@ def estimate_seconds(
     """
     planned = plan(attacks)
     few = inputs[:TIMED]
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
         network = UnitBox(private_copy(logits), few, 0.0, 1.0, classes)
         judge = private_copy(logits, torch.float64)
         forward = _seconds(lambda: _forward(network, network.to_unit(few)), few) / len(few)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lipaudit.crosscheck import art, autoattack  # noqa: F401  importing them fills the table
 from lipaudit.crosscheck.arena import Arena, arena
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, plan
+from lipaudit.crosscheck.hygiene import random_state_kept
 from lipaudit.crosscheck.rounds import Run, Tally, eps_text, run_attack
 from lipaudit.errors import BadThreat
 from lipaudit.progress import Progress, Silent
@@ -69,7 +70,7 @@ def cross_check(
     are worked on, so its mode, parameters and gradients stay as they are. `inputs` are (n, ...), `labels`
     (n,). `attacks` are names or presets. `eps` are the L2 budgets for attacks that take one, `radii` (n,) the
     certified radii, or None; both in raw-input units. `deadline` is a `time.monotonic()` value: from then
-    on no batch begins. Same seed, same evidence.
+    on no batch begins. On a CPU, the same seed gives the same evidence.
 
     Witnesses are verified in float64 (`witness.py`); each distance is rounded up. An attack that raises is
     recorded as failed and the rest go on. Raises `BadThreat` for arguments that make no sense,
@@ -77,7 +78,7 @@ def cross_check(
     """
     planned = plan(attacks)
     budgets = _checked_eps(eps)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), random_state_kept(seed):
         ground = arena(logits, inputs, labels, low, high, batch_size)
         certified = _checked_radii(radii, ground)
         run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent())

@@ -56,7 +56,8 @@ def _logs_into(messages: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _random_state_kept(seed: int) -> Iterator[None]:
+def random_state_kept(seed: int) -> Iterator[None]:
+    """Seeds the random generators of Python, NumPy and torch, and puts their states back afterwards."""
     cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
     python, cpu = random.getstate(), torch.get_rng_state()
     legacy = np.random.get_state()  # noqa: NPY002  ART draws from NumPy's global generator
@@ -97,7 +98,7 @@ def sealed(seed: int, flags: list[str], device: torch.device) -> Iterator[None]:
     each, AutoAttack's five in our own words.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_random_state_kept(seed))
+        stack.enter_context(random_state_kept(seed))
         stack.enter_context(_tracing_kept())
         stack.enter_context(_logs_into(flags))
         stack.enter_context(warnings.catch_warnings())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lipaudit.crosscheck.hygiene import random_state_kept
 from lipaudit.crosscheck.network import private_copy, probe
 from lipaudit.crosscheck.witness import NOISE, distance_up
 
@@ -53,7 +54,7 @@ def largest_slope(
     per pair of classes, the steepest point; there the slope is measured, in float64. See the note above.
     Raises `BadThreat` and `CaptureError` as `cross_check` does.
     """
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
         judge, fast = private_copy(logits, torch.float64), private_copy(logits)
         probe(judge, points)
         like = next((p for p in fast.parameters() if p.is_floating_point()), points)

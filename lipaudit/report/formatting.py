@@ -64,7 +64,7 @@ def factor(log10: float) -> str:
     """A gain: `×5.02`; as many digits as it takes to tell it from one: `×1.000003`."""
     beside = abs(math.expm1(log10 * math.log(10))) if abs(log10) < 1 else 1.0
     if 1e-15 < beside < 0.00995:
-        return f"×{10**log10:.{math.ceil(-math.log10(beside))}f}"
+        return f"×{10**log10:.{math.ceil(-math.log10(beside) - 1e-6)}f}"
     return f"×{number_from_log10(log10)}"
 
 

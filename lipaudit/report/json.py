@@ -9,6 +9,7 @@ read back as an empty matrix; the ledger is kept. Everything else makes the roun
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import re
@@ -38,7 +39,7 @@ NULLS = {
 
 def to_json(audit: Audit) -> str:
     """The result file as text: same audit, same bytes; raises ReportError if a proved number is NaN."""
-    _refuse_nan(audit)
+    _refuse_ambiguous(audit)
     data = _plain(audit)
     if audit.bound is not None and max(len(audit.bound.pairwise), audit.model.classes) > MOST_CLASSES:
         data["bound"]["pairwise"] = []
@@ -79,17 +80,17 @@ def load_audit(path: str | Path) -> Audit:
         raise ReportError(f"cannot read {path}: {error}") from None
 
 
-def _refuse_nan(audit: Audit) -> None:
+def _refuse_ambiguous(audit: Audit) -> None:
+    """A null may stand for one value only: no NaN in a radius or bound, no infinite logarithm but of a constant."""
     bound = audit.bound
-    proved = list(audit.samples.radius)
-    if bound is not None:
-        proved += [
-            bound.log10,
-            *(line.log10_so_far for line in bound.layers),
-            *map(max, filter(None, bound.pairwise)),
-        ]
+    logs = [bound.log10, *(line.log10_so_far for line in bound.layers)] if bound else []
+    proved = itertools.chain(audit.samples.radius, logs, *(bound.pairwise if bound else ()))
     if any(math.isnan(number) for number in proved):
         raise ReportError("expected numbers in everything proved, got NaN in a radius or bound: please report this")
+    if math.inf in logs:
+        raise ReportError(
+            "expected log10 of every bound to be finite, or -inf for a constant, got inf: please report this"
+        )
 
 
 def _plain(value: Any) -> Any:

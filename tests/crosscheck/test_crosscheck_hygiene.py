@@ -13,7 +13,7 @@ import torch
 from crosscheck_nets import labelled, linear, samples
 from torch import Tensor, nn
 
-from lipaudit.crosscheck import cross_check, largest_slope
+from lipaudit.crosscheck import cross_check, estimate_seconds, largest_slope
 from lipaudit.crosscheck.hygiene import FLAGS, sealed
 
 CPU = torch.device("cpu")
@@ -25,8 +25,42 @@ def full(network: nn.Module, inputs: Tensor, **given):
     return cross_check(network, inputs, labels, **settings)
 
 
-def test_the_random_state_is_as_it_was() -> None:
-    network, inputs = linear(5), samples(3)
+class Dynamic(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(5, shape=(1, 10, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.enable_grad():
+            point = inputs.detach().clone().requires_grad_()
+            torch.autograd.grad(self.inner(point).sum(), point)
+        return self.inner(inputs)
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(5, shape=(1, 10, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner(inputs) + 0.05 * torch.rand(len(inputs), 5, dtype=inputs.dtype)
+
+
+class Stepped(nn.Module):
+    """Rounds its input: the gradient is zero everywhere, and only attacks without gradients see through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = linear(5, shape=(1, 10, 10))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.inner((inputs * 1000).round() / 1000)
+
+
+@pytest.mark.parametrize("network", [linear(5, shape=(1, 10, 10)), Noisy()], ids=["plain", "random"])
+def test_the_random_state_is_as_it_was(network: nn.Module) -> None:
+    inputs = samples(3, shape=(1, 10, 10))
+    labels = labelled(network, inputs)
     random.seed(5)
     np.random.seed(6)  # noqa: NPY002  the global state is what is tested
     torch.manual_seed(7)
@@ -34,15 +68,20 @@ def test_the_random_state_is_as_it_was() -> None:
     random.seed(5)
     np.random.seed(6)  # noqa: NPY002
     torch.manual_seed(7)
-    full(network, inputs)
+    cross_check(network, inputs, labels, attacks="full", eps=[0.05], radii=np.full(3, 0.05))
+    largest_slope(network, inputs, labels)
+    estimate_seconds(network, inputs, attacks="full", samples=1, eps=[0.05], classes=5)
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected  # noqa: NPY002
 
 
 def test_the_same_seed_gives_the_same_evidence_whatever_the_global_state() -> None:
-    first = full(linear(5), samples(4), seed=3)
+    network, inputs = Noisy(), samples(4, shape=(1, 10, 10))
+    labels = labelled(linear(5, shape=(1, 10, 10)), inputs)
+    given = {"attacks": "full", "eps": [0.05], "radii": np.full(4, 0.05), "seed": 3}
+    first = cross_check(network, inputs, labels, **given)
     torch.manual_seed(99)
     np.random.seed(98)  # noqa: NPY002
-    second = full(linear(5), samples(4), seed=3)
+    second = cross_check(network, inputs, labels, **given)
     assert first.witnesses == second.witnesses
     assert torch.equal(first.perturbed, second.perturbed)
 
@@ -105,38 +144,6 @@ def test_it_works_where_the_caller_has_switched_gradients_off(mode) -> None:
     assert slope.value > 0
 
 
-class Dynamic(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = linear(5, shape=(1, 10, 10))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        with torch.enable_grad():
-            point = inputs.detach().clone().requires_grad_()
-            torch.autograd.grad(self.inner(point).sum(), point)
-        return self.inner(inputs)
-
-
-class Noisy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = linear(5, shape=(1, 10, 10))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.inner(inputs) + 0.05 * torch.rand(len(inputs), 5, dtype=inputs.dtype)
-
-
-class Stepped(nn.Module):
-    """Rounds its input: the gradient is zero everywhere, and only attacks without gradients see through it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = linear(5, shape=(1, 10, 10))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.inner((inputs * 1000).round() / 1000)
-
-
 @pytest.mark.parametrize(
     ("network", "part", "attacks"),
     [
@@ -173,3 +180,14 @@ def test_the_seal_holds_when_something_raises() -> None:
     assert flags == ["something else"]
     assert torch.equal(torch.get_rng_state(), state)
     assert (logger.handlers, logger.propagate, logger.level) == before
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_the_witnesses_are_those_of_the_cpu() -> None:
+    network, inputs = linear(5), samples(4)
+    here = full(network, inputs, attacks="standard")
+    there = full(network.cuda(), inputs.cuda(), attacks="standard")
+    assert [record.status for record in there.records] == [record.status for record in here.records]
+    assert [w.distance for w in there.witnesses] == pytest.approx([w.distance for w in here.witnesses], rel=0.01)
+    assert there.perturbed.device == CPU
+    assert largest_slope(network, inputs.cuda(), labelled(network, inputs.cuda())).value > 0

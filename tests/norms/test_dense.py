@@ -44,7 +44,7 @@ def test_a_wrong_guess_cannot_make_the_bound_wrong(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     matrices = torch.randn(30, 5, 8, dtype=torch.complex128)
     truth = float(torch.linalg.svdvals(matrices).max())
-    monkeypatch.setattr(verified, "_guess", lambda gram: guess * truth**2)
+    monkeypatch.setattr(verified, "_guess", lambda _: guess * truth**2)
     bound = verified.largest_singular_value(lambda part: matrices[part], 30, (5, 8), complex_=True)
 
     assert truth <= bound <= truth * (1 + 1e-8)

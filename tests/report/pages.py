@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from html.parser import HTMLParser
 
 import audits
+
 from lipaudit.report.html import to_html
 
 VOID = {"meta", "img", "br", "path", "rect", "circle", "link"}

@@ -125,9 +125,9 @@ def test_text_of_figures_stays_inside_and_apart(name: str) -> None:
         marks = [mark for mark in chart.marks if isinstance(mark, Text)]
         boxes = [box(mark) for mark in marks]
         for mark, one in zip(marks, boxes, strict=True):
-            assert -2 <= one.left, (chart.id, mark)
+            assert one.left >= -2, (chart.id, mark)
             assert one.right <= chart.width + 2, (chart.id, mark)
-            assert 0 <= one.top, (chart.id, mark)
+            assert one.top >= 0, (chart.id, mark)
             assert one.bottom <= chart.height, (chart.id, mark)
         touching = [
             (chart.id, a.text, b.text)

@@ -49,7 +49,13 @@ def test_shown_numbers_are_within_half_a_digit(value: float) -> None:
 
 @pytest.mark.parametrize(
     ("log10", "shown"),
-    [(570.3010299957, "2.00×10⁵⁷⁰"), (429.99999, "1.00×10⁴³⁰"), (-400.0, "1.00×10⁻⁴⁰⁰"), (1.0, "10.0"), (-math.inf, "0")],
+    [
+        (570.3010299957, "2.00×10⁵⁷⁰"),
+        (429.99999, "1.00×10⁴³⁰"),
+        (-400.0, "1.00×10⁻⁴⁰⁰"),
+        (1.0, "10.0"),
+        (-math.inf, "0"),
+    ],
 )
 def test_numbers_beyond_float64(log10: float, shown: str) -> None:
     assert f.number_from_log10(log10) == shown
@@ -76,7 +82,8 @@ def test_shares_are_never_rounded_to_all_or_nothing(share: float, shown: str) ->
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"), [(0.001, "<0.01 s"), (0.312, "0.31 s"), (41.2, "41 s"), (190.0, "3 min 10 s"), (7440.0, "2 h 4 min")]
+    ("seconds", "shown"),
+    [(0.001, "<0.01 s"), (0.312, "0.31 s"), (41.2, "41 s"), (190.0, "3 min 10 s"), (7440.0, "2 h 4 min")],
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert f.duration(seconds) == shown

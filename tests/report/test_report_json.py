@@ -53,7 +53,9 @@ def test_nulls_have_one_meaning_each() -> None:
     constant = replace(audit.bound.layers[0], log10_so_far=-math.inf)
     over = replace(audit.bound.layers[1], upper=replace(audit.bound.layers[1].upper, value=math.inf))
     bound = replace(audit.bound, layers=(constant, over), pairwise=((0.0, math.inf), (math.inf, 0.0)), log10=-math.inf)
-    columns = replace(audit.samples, radius=(math.inf, 0.1, 0.2), margin=(math.nan, 1.0, 2.0), distance=(None, 1.0, None))
+    columns = replace(
+        audit.samples, radius=(math.inf, 0.1, 0.2), margin=(math.nan, 1.0, 2.0), distance=(None, 1.0, None)
+    )
     back = from_json(to_json(replace(audit, bound=bound, samples=columns, slope=math.nan, timing={"x": math.inf})))
     assert back.bound is not None
     assert back.bound == bound
@@ -75,6 +77,8 @@ def test_nan_in_a_proof_is_refused() -> None:
     for one in broken:
         with pytest.raises(ReportError, match="NaN"):
             to_json(one)
+    with pytest.raises(ReportError, match="got inf"):
+        to_json(replace(audit, bound=replace(audit.bound, log10=math.inf)))
 
 
 def test_many_class_pairs_are_left_out_and_said_to_be() -> None:

@@ -1,0 +1,136 @@
+"""Findings, verdict and exit code follow from the audit alone, contradiction first."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import audits
+import pytest
+
+from lipaudit.findings import CHECKS, contradicted, examine, wilson
+from lipaudit.results import Audit, Finding, LayerBound
+
+
+def by_id(audit: Audit) -> dict[str, Finding]:
+    return {finding.id: finding for finding in examine(audit)[0]}
+
+
+def with_distance(audit: Audit, row: int, factor: float) -> Audit:
+    """A witness at `factor` times the certified radius of a correct sample."""
+    distance = list(audit.samples.distance)
+    distance[row] = audit.samples.radius[row] * factor
+    return replace(audit, samples=replace(audit.samples, distance=tuple(distance)))
+
+
+def certified_row(audit: Audit) -> int:
+    return next(k for k, radius in enumerate(audit.samples.radius) if radius > 0)
+
+
+def test_a_strong_network_is_sound_and_substantial() -> None:
+    findings, verdict, code = examine(audits.strong())
+
+    assert (verdict.integrity, verdict.strength, code) == ("SOUND", "substantial", 0)
+    assert verdict.headline.startswith("Certificates hold; ")
+    assert not [finding for finding in findings if finding.state == "fail"]
+
+
+def test_a_vacuous_network_says_so_in_one_sentence() -> None:
+    _, verdict, code = examine(audits.vacuous())
+
+    assert (verdict.integrity, verdict.strength, code) == ("SOUND", "vacuous", 0)
+    assert verdict.headline == "The certificates hold, and say almost nothing."
+    assert "1/255 = 0.0039" in verdict.sentences[0]
+    assert "×10" in verdict.sentences[0]
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.999999])
+def test_one_witness_at_or_inside_its_radius_voids_everything(factor: float) -> None:
+    audit = audits.strong()
+    findings, verdict, code = examine(with_distance(audit, certified_row(audit), factor))
+
+    assert (verdict.integrity, verdict.strength, code) == ("INVALID", None, 4)
+    assert "1 certificate is contradicted" in verdict.headline
+    assert "Do not use any certificate" in verdict.sentences[0]
+    states = {finding.id: finding.state for finding in findings}
+    assert states["LA001"] == "fail"
+    assert states["LA006"] == states["LA101"] == states["LA105"] == "not run"
+
+
+def test_a_witness_just_outside_is_no_contradiction() -> None:
+    audit = audits.strong()
+    assert contradicted(with_distance(audit, certified_row(audit), 1.000001)) == []
+
+
+def test_a_slope_above_its_bound_is_invalid() -> None:
+    _, verdict, code = examine(replace(audits.strong(), slope_share=1.0000001))
+    assert (verdict.integrity, code) == ("INVALID", 4)
+
+
+def test_a_layer_measured_above_its_bound_is_invalid() -> None:
+    audit = audits.strong()
+    line: LayerBound = audit.bound.layers[1]
+    layers = (audit.bound.layers[0], replace(line, lower=line.upper.value * 1.001), *audit.bound.layers[2:])
+    _, verdict, code = examine(replace(audit, bound=replace(audit.bound, layers=layers)))
+    assert (verdict.integrity, code) == ("INVALID", 4)
+
+
+def test_without_a_bound_nothing_is_proved() -> None:
+    _, verdict, code = examine(replace(audits.strong(), bound=None))
+    assert (verdict.integrity, verdict.strength, code) == ("UNPROVED", None, 5)
+
+
+def test_a_failed_attack_makes_the_audit_incomplete_not_wrong() -> None:
+    audit = audits.strong()
+    attacks = (replace(audit.attacks[0], status="failed", why="out of memory"), *audit.attacks[1:])
+    findings, verdict, code = examine(replace(audit, attacks=attacks))
+
+    assert (verdict.integrity, code) == ("SOUND", 5)
+    assert verdict.headline.startswith(f"Incomplete: {audit.attacks[0].name}")
+    assert {f.id: f.state for f in findings}["LA202"] == "warn"
+
+
+def test_random_weights_are_said_first() -> None:
+    audit = audits.strong()
+    random = replace(audit, model=replace(audit.model, weights="random"))
+    assert examine(random)[1].headline.startswith("Random weights")
+    assert by_id(random)["LA104"].state == "warn"
+
+
+def test_accuracy_near_chance_is_suspicious() -> None:
+    audit = audits.strong()
+    assert by_id(replace(audit, clean=replace(audit.clean, value=0.1, low=0.08, high=0.13)))["LA104"].state == "warn"
+
+
+def test_small_samples_and_flags_warn() -> None:
+    audit = audits.strong()
+    small = replace(audit, dataset=replace(audit.dataset, samples=16))
+    attacks = (replace(audit.attacks[0], flags=("gradient is zero",)), *audit.attacks[1:])
+    assert by_id(small)["LA201"].state == "warn"
+    assert by_id(replace(audit, attacks=attacks))["LA203"].state == "warn"
+
+
+def test_attacks_that_break_nothing_are_suspect() -> None:
+    audit = audits.strong()
+    nothing = replace(audit.samples, distance=(None,) * len(audit.samples.distance))
+    assert by_id(replace(audit, samples=nothing))["LA204"].state == "warn"
+
+
+def test_no_attacks_is_not_a_pass() -> None:
+    finding = by_id(audits.no_attacks())["LA001"]
+    assert finding.state == "not run"
+
+
+def test_every_check_has_a_stable_id_and_asks_something() -> None:
+    assert all(name.startswith("LA") and len(name) == 5 for name in CHECKS)
+    assert all(CHECKS.claim(name) for name in CHECKS)
+    for build in audits.ALL.values():
+        for finding in examine(build())[0]:
+            assert finding.why, finding.id
+
+
+def test_wilson_interval_against_known_values() -> None:
+    low, high = wilson(81, 263)
+    assert (round(low, 4), round(high, 4)) == (0.2553, 0.3662)  # Newcombe 1998, table I
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == 1.0
+    assert wilson(0, 0) == (0.0, 1.0)

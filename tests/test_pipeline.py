@@ -1,0 +1,167 @@
+"""The whole audit on a small network: everything agrees, and planted lies are found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import lipaudit
+from lipaudit import pipeline
+from lipaudit.composition import compose
+from lipaudit.errors import BadThreat
+from lipaudit.pipeline import ExactNetwork, plan_run
+from lipaudit.results import NetworkBound
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(36, 3))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def data(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+    x = torch.rand(12, 1, 6, 6, generator=torch.Generator().manual_seed(1))
+    labels = network(x).argmax(1)
+    labels[0] = (labels[0] + 1) % 3  # one mistake
+    return x, labels
+
+
+@pytest.fixture(scope="module")
+def audit(network: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> lipaudit.results.Audit:
+    return lipaudit.audit(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
+
+
+def test_everything_agrees(audit: lipaudit.results.Audit) -> None:
+    assert audit.verdict.integrity == "SOUND"
+    assert audit.clean_accuracy == 11 / 12
+    assert audit.samples.radius[0] == 0.0
+    assert not audit.samples.attacked[0]
+    for radius, distance in zip(audit.samples.radius, audit.samples.distance, strict=True):
+        assert distance is None or radius < distance
+    assert audit.slope <= audit.bound.largest_pairwise
+    assert audit.slope_share <= 1
+    for eps in (0.001, 0.01, 0.1, 1.0):
+        assert audit.certified_accuracy(eps) <= audit.robust_accuracy(eps) <= audit.clean_accuracy
+    assert [rate.eps for rate in audit.proved] == ["1/255", "0.1"]
+
+
+def test_json_and_html_come_out(audit: lipaudit.results.Audit, tmp_path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(audit.to_json(), encoding="utf-8")
+    again = lipaudit.load_audit(file)
+
+    assert again.samples.radius == audit.samples.radius
+    assert again.to_html() == audit.to_html()
+    assert audit.verdict.headline in audit.to_html()
+
+
+def test_the_same_seed_gives_the_same_audit(network, data, audit) -> None:
+    again = lipaudit.audit(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
+    assert again.samples == audit.samples
+    assert again.bound.pairwise == audit.bound.pairwise
+
+
+def test_the_model_is_left_alone(network, data) -> None:
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    lipaudit.audit(network, *data, attacks="none")
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert not network.training
+    assert all(p.requires_grad and p.grad is None for p in network.parameters())
+
+
+def test_a_planted_wrong_bound_is_found(network, data, monkeypatch) -> None:
+    """Every pairwise bound fifty times too small: radii reach beyond the attacks, and slopes beyond the bounds."""
+    honest = pipeline.compose
+
+    def lying(*args, **kwargs):
+        composition = honest(*args, **kwargs)
+        pairwise = tuple(tuple(value / 50 for value in row) for row in composition.network.pairwise)
+        return replace(composition, network=replace(composition.network, pairwise=pairwise))
+
+    monkeypatch.setattr(pipeline, "compose", lying)
+    result = lipaudit.audit(network, *data, attacks=("deepfool",))
+
+    assert (result.verdict.integrity, result.exit_code, result.status) == ("INVALID", 4, "invalid")
+    assert result.proved == ()
+    states = {finding.id: finding.state for finding in result.findings}
+    assert states["LA001"] == states["LA002"] == "fail"
+
+
+def test_a_forgotten_normalisation_is_found(network, data, monkeypatch) -> None:
+    """Radii in normalised units are too large by 1 / std: attacks in raw units contradict them."""
+    mean, std = (0.5,), (0.02,)
+    honest = pipeline.compose
+
+    def forgetful(module, *args, **kwargs):
+        composition = honest(module, *args, **kwargs)
+        inner: NetworkBound = honest(module.network, *args, **kwargs).network
+        return replace(composition, network=replace(composition.network, pairwise=inner.pairwise))
+
+    monkeypatch.setattr(pipeline, "compose", forgetful)
+    labels = network((data[0] - 0.5) / 0.02).argmax(1)
+    result = lipaudit.audit(network, data[0], labels, mean=mean, std=std, attacks=("deepfool",))
+    assert result.verdict.integrity == "INVALID"
+
+
+def test_names_and_numpy_arrays_are_accepted(data) -> None:
+    x, _ = data
+    flat = nn.Sequential(nn.Linear(36, 2)).eval()
+    images = x.numpy().reshape(12, 36)
+    with torch.no_grad():
+        labels = np.eye(2, dtype=np.int64)[flat(torch.tensor(images)).argmax(1).numpy()]
+    result = lipaudit.audit(flat, images, labels, attacks="none")
+    assert result.clean_accuracy == 1.0
+    assert result.unbroken == ()
+    assert result.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda x: x * 255, r"\[0, 1\], got values .* divide them by 255"),
+        (lambda x: x - 0.5, r"\[0, 1\], got values .* undo the normalisation"),
+        (lambda x: x * float("nan"), "finite inputs"),
+    ],
+)
+def test_unfit_inputs(network, data, change, reason) -> None:
+    with pytest.raises(BadThreat, match=reason):
+        lipaudit.audit(network, change(data[0]), data[1])
+
+
+@pytest.mark.parametrize("eps", [(), (0,), ("x",), ("1/0",), (-1,)])
+def test_unfit_budgets(network, data, eps) -> None:
+    with pytest.raises(BadThreat, match="eps"):
+        lipaudit.audit(network, *data, eps=eps)
+
+
+def test_labels_of_another_data_set(network, data) -> None:
+    with pytest.raises(BadThreat, match="labels from 0 to 2, got 0 to 9"):
+        lipaudit.audit(network, data[0], torch.tensor([9] + [0] * 11))
+
+
+def test_the_judge_is_the_function_that_was_certified() -> None:
+    """A parametrised weight cast to float64 would be recomputed; the judge keeps the one that runs."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(20, 3))).eval()
+    judge = ExactNetwork(compose(model, (20,)))
+    x = torch.rand(2, 20, dtype=torch.float64)
+    weight, bias = model[0].weight.detach().double(), model[0].bias.detach().double()
+
+    torch.testing.assert_close(judge(x), x @ weight.T + bias, rtol=1e-14, atol=1e-14)
+
+
+def test_plan_never_changes_what_the_user_chose(network, data) -> None:
+    settings = {"classes": 3, "eps": ("0.1",), "available": 1000}
+    free = plan_run(network, data[0], samples=None, attacks=None, **settings)
+    chosen = plan_run(network, data[0], samples=700, attacks=("deepfool",), budget=1e-9, **settings)
+    poor = plan_run(network, data[0], samples=None, attacks=None, budget=1e-9, **settings)
+
+    assert (free.samples, free.attacks) == (500, "standard")
+    assert (chosen.samples, chosen.attacks) == (700, "deepfool")
+    assert (poor.samples, poor.attacks) == (16, "quick")
