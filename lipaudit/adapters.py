@@ -26,6 +26,10 @@ class Normalise(nn.Module):
         return (x - self.mean) / self.std
 
 
+WRAPPED = "network."
+"""Prefix of the layers of a network inside `Normalised`: not a name that its author knows."""
+
+
 class Normalised(nn.Module):
     """A network with its input normalisation in front; in the network's mode, training or evaluation."""
 
@@ -51,8 +55,8 @@ def as_module(
     if (mean is None) != (std is None):
         raise LoadError("mean and std belong together; give both or none")
     if isinstance(model, str):
+        from lipaudit.loading.sources import PAIRS
         from lipaudit.models import load_model
-        from lipaudit.sources import PAIRS
 
         return load_model(model, dataset=PAIRS.get(model), mean=mean, std=std).module
     if isinstance(model, nn.Module):

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lipaudit import imagefiles  # noqa: F401  (registers imagefolder and npz)
 from lipaudit.errors import LoadError
-from lipaudit.hashes import sha256_of_tensors
-from lipaudit.imagesets import DATASETS, NAMED, ImageSet, Outline, Wanted, is_cached
+from lipaudit.loading import imagefiles  # noqa: F401  (registers imagefolder and npz)
+from lipaudit.loading.hashes import sha256_of_tensors
+from lipaudit.loading.imagesets import DATASETS, NAMED, ImageSet, Outline, Wanted, is_cached
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import DataFacts, ModelFacts
 

@@ -14,12 +14,13 @@ import copy
 import operator
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from lipaudit.adapters import WRAPPED, Normalised
 from lipaudit.errors import CaptureError
 
 _IDENTITY = {
@@ -105,7 +106,7 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     with torch.no_grad():
         expected = _run_eagerly(frozen, probe)
         program = _export(frozen, probe[:1])
-        graph = _reduce(program, input_shape)
+        graph = _reduce(program, input_shape, WRAPPED if isinstance(model, Normalised) else "")
         _check(graph, frozen, probe, expected)
     return graph
 
@@ -192,8 +193,8 @@ def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedPro
     return program
 
 
-def _reduce(program: torch.export.ExportedProgram, input_shape: tuple[int, ...]) -> Graph:
-    """Fold constants, drop identities, name arguments."""
+def _reduce(program: torch.export.ExportedProgram, input_shape: tuple[int, ...], wrapped: str) -> Graph:
+    """Fold constants, drop identities, name arguments; layer names without the prefix `wrapped`."""
     signature = program.graph_signature
     constants = _lifted_tensors(program)
     values: dict[str, Any] = {}  # fx node name -> Ref, constant, or _Several
@@ -209,17 +210,18 @@ def _reduce(program: torch.export.ExportedProgram, input_shape: tuple[int, ...])
             values[fx.name] = _translate(fx, values, nodes)
         else:
             raise CaptureError(f"expected functional operations, got a {fx.op} node ({fx.name})")
-    return Graph(_live(nodes, output), input_shape, output)
+    named = [replace(node, layer=node.layer.removeprefix(wrapped)) for node in _live(nodes, output)]
+    return Graph(tuple(named), input_shape, output)
 
 
-def _live(nodes: list[Node], output: str) -> tuple[Node, ...]:
+def _live(nodes: list[Node], output: str) -> list[Node]:
     """Only what the logits depend on."""
     wanted, kept = {output}, []
     for node in reversed(nodes):
         if node.name in wanted:
             kept.append(node)
             wanted.update(node.refs())
-    return tuple(reversed(kept))
+    return kept[::-1]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from torch import nn
 
 from lipaudit import datasets
 from lipaudit.adapters import Normalise, Normalised, as_module
-from lipaudit.checkpoints import check_finite, load_weights, read_checkpoint
 from lipaudit.errors import LoadError
-from lipaudit.hashes import sha256_of_file, sha256_of_tensors
+from lipaudit.loading.checkpoints import check_finite, load_weights, read_checkpoint
+from lipaudit.loading.hashes import sha256_of_file, sha256_of_tensors
+from lipaudit.loading.sources import Built, Request, build, known_models
+from lipaudit.loading.usercode import one_line
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import ModelFacts
-from lipaudit.sources import Built, Request, build, known_models
-from lipaudit.usercode import one_line
 
 __all__ = ["LoadedModel", "Normalise", "Normalised", "as_module", "known_models", "load_model"]
 

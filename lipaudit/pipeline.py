@@ -324,7 +324,7 @@ def _samples(index: Sequence[int], answers: Sequence[int], certificates: Certifi
 
 
 def _model_facts(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
-    from lipaudit.hashes import sha256_of_tensors
+    from lipaudit.loading.hashes import sha256_of_tensors
 
     state = module.state_dict()
     return ModelFacts(

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from lipaudit.checkpoints import check_finite, check_name_hash, load_weights, read_checkpoint
 from lipaudit.errors import LoadError
+from lipaudit.loading.checkpoints import check_finite, check_name_hash, load_weights, read_checkpoint
 
 
 def network(classes: int = 3) -> nn.Module:

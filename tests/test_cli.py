@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
-from lipaudit import __version__, cli, files, runs
+from lipaudit import __version__, cli
+from lipaudit.cli import files, runs
 from lipaudit.errors import LipauditError
 from lipaudit.results import Audit
 
@@ -321,9 +322,9 @@ def test_the_traceback_comes_on_request(
     monkeypatch.setattr(runs, "audit", lambda *_, **__: 1 / 0)
 
     assert "Traceback" not in refused(call("run", *pair, "-q"), code=1)
-    result = call("run", *pair, "-q", "-vv")
-    assert "Traceback" in result.err
-    assert result.err.splitlines()[-1] == "lipaudit: ZeroDivisionError: division by zero"
+    for result in (call("run", *pair, "-q", "-vv"), call("-vv", "run", *pair, "-q")):
+        assert "Traceback" in result.err
+        assert result.err.splitlines()[-1] == "lipaudit: ZeroDivisionError: division by zero"
     assert "model" not in audited
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from loopback import serving
 
-from lipaudit.downloads import Remote, cache_dir, fetch, is_offline, size_of
 from lipaudit.errors import LoadError
+from lipaudit.loading.downloads import Remote, cache_dir, fetch, is_offline, size_of
 from lipaudit.progress import Lines, Silent
 
 CONTENT = bytes(range(256)) * 9000  # more than two blocks of a megabyte

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from loopback import serving
 
-from lipaudit import hubs
 from lipaudit.errors import LoadError
+from lipaudit.loading import hubs
 from lipaudit.models import Normalised, load_model
 from lipaudit.progress import Lines
 

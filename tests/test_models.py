@@ -13,7 +13,7 @@ from torch import nn
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 from lipaudit.errors import LoadError
-from lipaudit.hashes import sha256_of_file, sha256_of_tensors
+from lipaudit.loading.hashes import sha256_of_file, sha256_of_tensors
 from lipaudit.models import LoadedModel, Normalised, known_models, load_model
 
 __all__ = ["user_module"]

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 import pytest
 
+from lipaudit.cli.terminal import Bars, clock_time, print_lines, terminal_progress
 from lipaudit.progress import Lines, Silent, Stage, spell
-from lipaudit.terminal import Bars, clock_time, print_lines, terminal_progress
 
 
 class Terminal(io.StringIO):

@@ -67,14 +67,18 @@ class Arena:
         return distances
 
 
-def arena(logits: nn.Module, inputs: Tensor, labels: Tensor, low: float, high: float, size: int) -> Arena:
+def arena(
+    logits: nn.Module, judge: nn.Module | None, inputs: Tensor, labels: Tensor, low: float, high: float, size: int
+) -> Arena:
     """Checks what was given, copies the network twice and judges the clean inputs in batches of `size`.
+
+    `judge` is the float64 function that decides what counts, None for a float64 copy of `logits`.
 
     Raises `BadThreat` for inputs, labels or a box that do not fit, `CaptureError` if the network cannot be
     copied or does not run in float64.
     """
     _check(inputs, labels, low, high)
-    judge = private_copy(logits, torch.float64)
+    judge = private_copy(logits, torch.float64) if judge is None else judge
     classes = probe(judge, inputs)
     labels = labels.to(inputs.device, torch.int64)
     if int(labels.min()) < 0 or int(labels.max()) >= classes:

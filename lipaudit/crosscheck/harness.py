@@ -57,6 +57,7 @@ def cross_check(
     attacks: str | Sequence[str],
     eps: Sequence[float],
     radii: np.ndarray | None,
+    judge: nn.Module | None = None,
     low: float = 0.0,
     high: float = 1.0,
     seed: int = 0,
@@ -69,7 +70,8 @@ def cross_check(
     `logits` maps raw inputs in [low, high] (normalisation inside) to logits; two copies of it in eval mode
     are worked on, so its mode, parameters and gradients stay as they are. `inputs` are (n, ...), `labels`
     (n,). `attacks` are names or presets. `eps` are the L2 budgets for attacks that take one, `radii` (n,) the
-    certified radii, or None; both in raw-input units. `deadline` is a `time.monotonic()` value: from then
+    certified radii, or None; both in raw-input units. `judge` is the float64 function that the certificates are
+    about, where that is not a float64 copy of `logits`. `deadline` is a `time.monotonic()` value: from then
     on no batch begins. On a CPU, the same seed gives the same evidence.
 
     Witnesses are verified in float64 (`witness.py`); each distance is rounded up. An attack that raises is
@@ -79,7 +81,7 @@ def cross_check(
     planned = plan(attacks)
     budgets = _checked_eps(eps)
     with torch.inference_mode(False), random_state_kept(seed):
-        ground = arena(logits, inputs, labels, low, high, batch_size)
+        ground = arena(logits, judge, inputs, labels, low, high, batch_size)
         certified = _checked_radii(radii, ground)
         run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent())
         tallies = [Tally(entry) for entry in planned]

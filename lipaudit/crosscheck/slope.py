@@ -42,6 +42,7 @@ def largest_slope(
     points: Tensor,
     labels: Tensor,
     *,
+    judge: nn.Module | None = None,
     low: float = 0.0,
     high: float = 1.0,
     others: int = 9,
@@ -49,13 +50,14 @@ def largest_slope(
 ) -> Slope:
     """The largest slope of f_label - f_other seen at some points: at most the Lipschitz constant, always.
 
-    `logits` as in `cross_check`; `points` (n, ...) any inputs, clean ones and witnesses; `labels` (n,). Each
+    `logits` and `judge` as in `cross_check`; `points` (n, ...) are any inputs, clean ones and witnesses. Each
     point is tried with its `others` strongest other classes: all of them up to ten classes. Gradients choose,
     per pair of classes, the steepest point; there the slope is measured, in float64. See the note above.
     Raises `BadThreat` and `CaptureError` as `cross_check` does.
     """
     with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
-        judge, fast = private_copy(logits, torch.float64), private_copy(logits)
+        fast = private_copy(logits)
+        judge = private_copy(logits, torch.float64) if judge is None else judge
         probe(judge, points)
         like = next((p for p in fast.parameters() if p.is_floating_point()), points)
         step = STEP * (high - low)

@@ -56,7 +56,9 @@ def from_json(text: str) -> Audit:
     schema = data.get("schema") if isinstance(data, dict) else None
     version = re.fullmatch(r"lipaudit-result/(\d{1,4})\.\d{1,4}", schema) if isinstance(schema, str) else None
     if version is None:
-        raise ReportError(f"expected a lipaudit result (schema {SCHEMA}), got {_short(schema or data)}")
+        raise ReportError(
+            f"expected a lipaudit result (schema {SCHEMA}), got {_short(data if schema is None else schema)}"
+        )
     known = int(SCHEMA.partition("/")[2].partition(".")[0])
     if int(version[1]) > known:
         raise ReportError(f"expected schema {SCHEMA} or older, got {schema}: install a newer lipaudit to read it")

@@ -118,7 +118,8 @@ def _layers(bound: NetworkBound) -> tuple[tuple[LayerRow, ...], tuple[LayerRow, 
     scale = waterfall.strip_scale(telling)
     said = []
     if quiet := len(bound.layers) - len(telling):
-        said.append(f"{plural(quiet, 'further step has', 'further steps have')} factor 1 exactly.")
+        steps = plural(quiet, "further step has", "further steps have")
+        said.append(f"{steps} factor 1 and no row here: sums, activations, reshapes.")
     if len(telling) <= MOST_LAYERS:
         return _layer_rows(telling, scale), (), " ".join(said)
     largest = sorted(telling, key=lambda entry: -entry.upper.value)[:LARGEST_SHOWN]
@@ -132,7 +133,7 @@ def _layer_rows(layers: Sequence[LayerBound], scale: Scale | None) -> tuple[Laye
     return tuple(
         LayerRow(
             layer_name(entry.name),
-            clean(entry.op, 24),
+            clean(entry.op.replace("_legit_no_training", ""), 24),
             number(entry.upper.value),
             clean(entry.upper.method, 24),
             number(entry.lower) if entry.lower else NONE,

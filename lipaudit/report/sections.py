@@ -28,7 +28,7 @@ LAMPS = {
     "SOUND": ("good", "No contradiction was found between proofs and attacks."),
     "INVALID": ("bad", "A proof is contradicted. Every certificate is withdrawn."),
     "UNPROVED": ("open", "Part of the network has no proof, so there is no certificate."),
-    "vacuous": ("warn", "True, but fewer than 1 % of the correct images have a radius of 1/255 or more."),
+    "vacuous": ("warn", "True, but fewer than 1% of the correct images have a radius of 1/255 or more."),
     "weak": ("warn", "Fewer than half of the correct images have a radius of 1/255 or more."),
     "substantial": ("good", "At least half of the correct images have a radius of 1/255 or more."),
     "passed": ("good", "Every required condition is met."),

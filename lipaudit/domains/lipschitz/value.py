@@ -97,7 +97,7 @@ class Ledger:
         return self._settled[key]
 
     def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        """The value after a nonlinear or joining operation; one input times exactly one, without rounding, needs no line."""
+        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
         steps = [self.settle(value).step for value in inputs]
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0])

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from lipaudit.downloads import Remote, cache_dir, fetch, mirrors
 from lipaudit.errors import LoadError
+from lipaudit.loading.downloads import Remote, cache_dir, fetch, mirrors
 from lipaudit.progress import Progress
 from lipaudit.registry import Registry
 

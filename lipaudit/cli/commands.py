@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from lipaudit import __version__
-from lipaudit.errors import ExitCode, LipauditError
-from lipaudit.options import (
+from lipaudit.cli.options import (
     FILE,
     attack_options,
     data_options,
     model_options,
     output_options,
 )
+from lipaudit.errors import ExitCode, LipauditError
 from lipaudit.progress import EVERY
 
 if TYPE_CHECKING:
@@ -75,15 +75,18 @@ def _fail(session: Session, message: str, code: int) -> NoReturn:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, message="lipaudit %(version)s")
-def commands() -> None:
+@click.option("-v", "--verbose", count=True, help="-vv: logs and tracebacks.")
+@click.pass_obj
+def commands(session: Session, verbose: int) -> None:
     """Audit image classifiers: provable Lipschitz bounds and certified radii, held against real attacks."""
+    session.verbose += verbose
 
 
 @commands.command()
 @click.option(
     "--model",
     metavar="NAME",
-    help="Network (`lipaudit models`), or package.module:factory. [default: digits-aol]",
+    help="Network (`lipaudit models`), or package.module:factory (your code is run). [default: digits-aol]",
 )
 @model_options
 @data_options
@@ -96,11 +99,11 @@ def run(session: Session, **chosen: Any) -> int:
     Without options: the bundled digits model. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed,
     4 a certificate is contradicted, 5 incomplete, 130 interrupted.
     """
-    from lipaudit.files import prepare_folder
-    from lipaudit.runs import check, run_audit
-    from lipaudit.terminal import terminal_progress
+    from lipaudit.cli.files import prepare_folder
+    from lipaudit.cli.runs import check, run_audit
+    from lipaudit.cli.terminal import terminal_progress
 
-    session.verbose = chosen["verbose"]
+    session.verbose += chosen["verbose"]
     if session.verbose > 1:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     check(chosen)
@@ -119,9 +122,9 @@ def run(session: Session, **chosen: Any) -> int:
 
 def _deliver(audit: Audit, chosen: dict[str, Any]) -> None:
     """Write the reports, all or none, and say on stderr what came out."""
-    from lipaudit.files import write_all
+    from lipaudit.cli.files import write_all
+    from lipaudit.cli.terminal import print_lines
     from lipaudit.report.text import summary
-    from lipaudit.terminal import print_lines
 
     texts = {kind: _render(audit, kind) for kind in chosen["formats"]}
     files: dict[Path, str] = {}
@@ -151,17 +154,14 @@ def _render(audit: Audit, kind: str) -> str:
 @commands.command()
 @click.argument("model")
 @model_options
-@click.option("-v", "--verbose", count=True, help="-vv: tracebacks.")
-@click.pass_obj
-def bounds(session: Session, model: str, dataset: str | None, verbose: int, **given: Any) -> None:
+def bounds(model: str, dataset: str | None, **given: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
+    from lipaudit.cli.terminal import terminal_progress
     from lipaudit.composition import bound
+    from lipaudit.loading.sources import PAIRS
     from lipaudit.models import load_model
     from lipaudit.report.formatting import number, number_from_log10
-    from lipaudit.sources import PAIRS
-    from lipaudit.terminal import terminal_progress
 
-    session.verbose = verbose
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
         dataset = dataset or PAIRS.get(model)
         loaded = load_model(model, dataset=dataset, progress=progress, **given)
@@ -180,7 +180,7 @@ def bounds(session: Session, model: str, dataset: str | None, verbose: int, **gi
 @click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
 def report(result: Path, out: str) -> None:
     """Write the report of RESULT, a result file, again."""
-    from lipaudit.files import write_all
+    from lipaudit.cli.files import write_all
     from lipaudit.report.json import load_audit
 
     kind = "html" if out == "-" else Path(out).suffix.removeprefix(".")

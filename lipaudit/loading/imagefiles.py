@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lipaudit.errors import LoadError
-from lipaudit.imagesets import DATASETS, Batch, ImageSet, Wanted
+from lipaudit.loading.imagesets import DATASETS, Batch, ImageSet, Wanted
 from lipaudit.progress import Progress
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")

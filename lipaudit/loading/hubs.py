@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from lipaudit.checkpoints import check_name_hash
-from lipaudit.downloads import (
+from lipaudit.errors import LoadError
+from lipaudit.loading.checkpoints import check_name_hash
+from lipaudit.loading.downloads import (
     Remote,
     fetch,
     is_offline,
@@ -20,7 +21,6 @@ from lipaudit.downloads import (
     refuse_unreachable,
     size_of,
 )
-from lipaudit.errors import LoadError
 from lipaudit.progress import Progress, Silent
 
 HF_FILES = ("model.safetensors", "pytorch_model.bin")

@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from lipaudit import datasets, hubs
-from lipaudit.checkpoints import load_weights, read_checkpoint
-from lipaudit.downloads import megabytes
+from lipaudit import datasets
 from lipaudit.errors import LoadError
-from lipaudit.hashes import sha256_of_tensors
-from lipaudit.hubs import Built, Request
-from lipaudit.usercode import build_from_user_code
+from lipaudit.loading import hubs
+from lipaudit.loading.checkpoints import load_weights, read_checkpoint
+from lipaudit.loading.downloads import megabytes
+from lipaudit.loading.hashes import sha256_of_tensors
+from lipaudit.loading.hubs import Built, Request
+from lipaudit.loading.usercode import build_from_user_code
 
 __all__ = ["Built", "KnownModel", "Request", "build", "known_models"]
 

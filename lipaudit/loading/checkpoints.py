@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lipaudit.errors import LoadError
-from lipaudit.hashes import sha256_of_file
+from lipaudit.loading.hashes import sha256_of_file
 
 State = Mapping[str, torch.Tensor]
 

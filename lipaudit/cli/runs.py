@@ -8,16 +8,16 @@ from typing import Any
 
 import torch
 
+from lipaudit.cli.options import comma_list, parse_eps
 from lipaudit.crosscheck.attacks import plan
 from lipaudit.datasets import check_fit, open_dataset, read_images
 from lipaudit.errors import LoadError
-from lipaudit.imagesets import ImageSet
+from lipaudit.loading.imagesets import ImageSet
+from lipaudit.loading.sources import PAIRS
 from lipaudit.models import LoadedModel, load_model
-from lipaudit.options import comma_list, parse_eps
 from lipaudit.pipeline import BUDGET, DEFAULT_EPS, Plan, audit, plan_run
 from lipaudit.progress import Progress, spell
 from lipaudit.results import Audit
-from lipaudit.sources import PAIRS
 
 Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""
