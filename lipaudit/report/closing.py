@@ -92,11 +92,14 @@ def _threat(audit: Audit) -> str:
 
 def _sample(audit: Audit) -> str:
     d = audit.dataset
-    source = f"{clean(d.name, 40)} {clean(d.split, 20)}"
     return (
-        f"{plural(d.samples, 'image')} of {count(d.available)} from {source}, drawn with seed {d.seed}. "
+        f"{plural(d.samples, 'image')} of {count(d.available)} from {_data_name(audit)}, drawn with seed {d.seed}. "
         "Intervals are 95% Wilson intervals; they cover the drawing of the sample and nothing else."
     )
+
+
+def _data_name(audit: Audit) -> str:
+    return " ".join(filter(None, (clean(audit.dataset.name, 40), clean(audit.dataset.split, 20))))
 
 
 def _facts(audit: Audit) -> tuple[Fact, ...]:
@@ -115,7 +118,7 @@ def _facts(audit: Audit) -> tuple[Fact, ...]:
         ("licence", clean(m.licence, 120)),
         ("normalisation", _normalisation(m.mean, m.std)),
         ("rounding", _rounding(audit.rounding)),
-        ("data", f"{clean(d.name, 60)} {clean(d.split, 20)}: {clean(d.source, 300)}"),
+        ("data", f"{_data_name(audit)}: {clean(d.source, 300)}"),
         ("images", f"{count(d.samples)} of {count(d.available)}, seed {d.seed}, {_sha256(d.sha256)}"),
     )
     return tuple(Fact(name, value) for name, value in rows if value)

@@ -59,11 +59,12 @@ def log_ticks(low: float, high: float, most: int) -> tuple[Tick, ...]:
     if high - low < 0.7 and -300 < low < 300:
         return tuple(Tick(log10(tick.at), tick.label) for tick in linear_ticks(10**low, 10**high, most))
     if high - low < 2.5:
-        values = [(k, digit) for k in range(math.floor(low), math.ceil(high) + 1) for digit in (1, 2, 5)]
-        fine = [Tick(k + math.log10(digit), decimal(k, digit)) for k, digit in values]
-        inside = tuple(tick for tick in fine if low - 1e-9 <= tick.at <= high + 1e-9)
-        if 2 <= len(inside) <= most:
-            return inside
+        for digits in ((1, 2, 3, 5, 7), (1, 2, 5)):
+            values = [(k, digit) for k in range(math.floor(low), math.ceil(high) + 1) for digit in digits]
+            fine = [Tick(k + math.log10(digit), decimal(k, digit)) for k, digit in values]
+            inside = tuple(tick for tick in fine if low - 1e-9 <= tick.at <= high + 1e-9)
+            if 2 <= len(inside) <= min(most, 8):
+                return inside
     step = max(1, math.ceil((high - low) / max(1, most)))
     step = next((nice for nice in (1, 2, 5, 10, 20, 50, 100) if nice >= step), step)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
