@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Iterable
 
 from lipaudit.errors import ExitCode
+from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.registry import Registry
 from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit, Finding, Rate, Verdict
 
@@ -40,11 +40,6 @@ def rate(eps: str, hold: Iterable[bool]) -> Rate:
     kept = [bool(value) for value in hold]
     low, high = wilson(sum(kept), len(kept))
     return Rate(eps, sum(kept) / max(1, len(kept)), sum(kept), len(kept), low, high)
-
-
-def size(eps: str) -> float:
-    """A budget as written ("36/255") as a number."""
-    return float(Fraction(eps))
 
 
 def contradicted(audit: Audit) -> list[int]:
@@ -169,7 +164,7 @@ def accuracy_above_chance(audit: Audit) -> Finding | None:
     """Does the network classify far better than guessing?"""
     why = "Accuracy near chance usually means a wrong normalisation, channel order or order of classes."
     chance = 1 / max(1, audit.model.classes)
-    value = f"{audit.clean.value:.1%}"
+    value = percent(audit.clean.value)
     if audit.model.weights == "random":
         fix = "Load trained weights (--checkpoint) before drawing any conclusion."
         return Finding("LA104", "warn", "The network is untrained: its weights are random", value, why, fix)
@@ -293,11 +288,11 @@ def _verdict(audit: Audit, integrity: str) -> Verdict:
     if audit.unbroken and integrity == "SOUND":
         proved, most = audit.proved[0], audit.unbroken[0]
         sentences.append(
-            f"At ε = {eps}, robust accuracy is between {_share(proved)} (proved) and {_share(most)} "
+            f"At ε = {eps}, robust accuracy is between {percent(proved.value)} (proved) and {percent(most.value)} "
             "(not broken by the attacks run)."
         )
     elif audit.unbroken:
-        sentences.append(f"At ε = {eps}, robust accuracy is at most {_share(audit.unbroken[0])}.")
+        sentences.append(f"At ε = {eps}, robust accuracy is at most {percent(audit.unbroken[0].value)}.")
     if audit.model.weights == "random":
         headline = f"Random weights: this network is untrained. {headline}"
     missing = unfinished(audit)
@@ -324,37 +319,12 @@ def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
         assert audit.bound is not None
         median = statistics.median(radii) if radii else 0.0
         vacuous = (
-            f"{held} But the Lipschitz bound of the network is {_power(audit.bound.log10)}, so the median certified "
-            f"radius is {_scientific(median)}: smaller than the smallest possible change of an 8-bit image "
+            f"{held} But the Lipschitz bound of the network is {number_from_log10(audit.bound.log10)}, so the median "
+            f"certified radius is {number(median)}: smaller than the smallest possible change of an 8-bit image "
             f"(1/255 = 0.0039) for {1 - share:.0%} of the correctly classified images."
         )
         return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
-    proved = _share(audit.proved[0])
+    proved = percent(audit.proved[0].value)
     if share < SUBSTANTIAL:
         return "weak", f"Certificates hold for small changes; {proved} of accuracy is proved at ε = {eps}.", [held]
     return "substantial", f"Certificates hold; {proved} accuracy is proved at ε = {eps}.", [held]
-
-
-def _share(value: Rate) -> str:
-    return f"{100 * value.value:.1f} %"
-
-
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-
-
-def _power(log10: float) -> str:
-    """A number given by its logarithm, in three digits: 1.6×10¹¹."""
-    if -3 <= log10 < 4:
-        return f"{10**log10:.3g}"
-    exponent = math.floor(log10)
-    return f"{10 ** (log10 - exponent):.2f}×10{str(exponent).translate(_SUPERSCRIPTS)}"
-
-
-def _scientific(value: float) -> str:
-    return _power(math.log10(value)) if value > 0 else "0"
-
-
-def ordered(findings: Sequence[Finding]) -> list[Finding]:
-    """Worst first, then by id."""
-    rank = ("fail", "warn", "pass", "info", "not run")
-    return sorted(findings, key=lambda finding: (rank.index(finding.state), finding.id))

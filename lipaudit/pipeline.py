@@ -21,7 +21,8 @@ from lipaudit.certificates import PROMISE_R, Certificates, certify_with, check_i
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, estimate_seconds, largest_slope
 from lipaudit.errors import BadThreat
-from lipaudit.findings import examine, rate, size, wilson
+from lipaudit.findings import examine, rate, wilson
+from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import (
@@ -71,7 +72,7 @@ def plan_run(
     presets = ("standard", "quick") if attacks is None else (",".join(attacks) or "none",)
     sizes = (500, 200, 100, 50, 32, 16) if samples is None else (samples,)
     sizes = tuple(dict.fromkeys(min(n, available) for n in sizes))
-    numbers = [size(e) for e in eps]
+    numbers = [eps_value(e) for e in eps]
     each = {
         preset: sum(
             estimate_seconds(model, inputs, attacks=preset.split(","), samples=1, eps=numbers, classes=classes).values()
@@ -179,11 +180,11 @@ def audit(
 def conclude(draft: Audit) -> Audit:
     """The audit with its rates, findings, verdict and exit code."""
     right = [y == guess for y, guess in zip(draft.samples.label, draft.samples.prediction, strict=True)]
-    proved = tuple(rate(e, [r > size(e) for r in draft.samples.radius]) for e in draft.threat.eps)
+    proved = tuple(rate(e, [r > eps_value(e) for r in draft.samples.radius]) for e in draft.threat.eps)
     unbroken = ()
     if any(draft.samples.attacked):
         holds = list(zip(right, draft.samples.distance, strict=True))
-        unbroken = tuple(rate(e, [ok and (d is None or d > size(e)) for ok, d in holds]) for e in draft.threat.eps)
+        unbroken = tuple(rate(e, [ok and (d is None or d > eps_value(e)) for ok, d in holds]) for e in draft.threat.eps)
     draft = replace(draft, proved=proved, unbroken=unbroken)
     findings, verdict, code = examine(draft)
     invalid = verdict.integrity == "INVALID"
@@ -236,7 +237,7 @@ def _attack(
         points.to(device, like),
         torch.tensor(answers, device=device),
         attacks=chosen,
-        eps=[size(e) for e in budgets],
+        eps=[eps_value(e) for e in budgets],
         radii=certificates.radius,
         judge=ExactNetwork(composition),
         seed=seed,
@@ -294,11 +295,11 @@ def _in_box(points: torch.Tensor) -> torch.Tensor:
 def _budgets(eps: Sequence[str | float]) -> tuple[str, ...]:
     texts = [e if isinstance(e, str) else f"{e:.12g}" for e in eps]
     try:
-        numbers = {text: size(text) for text in texts}
-    except (ValueError, ZeroDivisionError):
-        raise BadThreat(f"expected eps such as 0.5 or 36/255, got {', '.join(texts)}") from None
-    if not texts or min(numbers.values()) <= 0:
-        raise BadThreat(f"expected at least one eps, all above 0, got {', '.join(texts) or 'none'}")
+        numbers = {text: eps_value(text) for text in texts}
+    except ValueError:
+        raise BadThreat(f"expected eps above 0 such as 0.5 or 36/255, got {', '.join(texts)}") from None
+    if not texts:
+        raise BadThreat("expected at least one eps such as 36/255, got none")
     return tuple(sorted(numbers, key=numbers.__getitem__))
 
 

@@ -158,9 +158,9 @@ def bounds(model: str, dataset: str | None, **given: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.cli.terminal import terminal_progress
     from lipaudit.composition import bound
+    from lipaudit.formatting import number, number_from_log10
     from lipaudit.loading.sources import PAIRS
     from lipaudit.models import load_model
-    from lipaudit.report.formatting import number, number_from_log10
 
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
         dataset = dataset or PAIRS.get(model)

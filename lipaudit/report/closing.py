@@ -7,8 +7,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from lipaudit.formatting import NONE, clean, count, duration, number, plural
 from lipaudit.report import measures
-from lipaudit.report.formatting import NONE, clean, count, duration, number, plural
 from lipaudit.results import Audit
 
 MOST_FACTS = 60

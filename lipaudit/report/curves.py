@@ -10,6 +10,7 @@ import math
 from bisect import bisect_right
 from dataclasses import dataclass
 
+from lipaudit.formatting import clean, decades, eps_value, percent
 from lipaudit.report import measures
 from lipaudit.report.charts import (
     Box,
@@ -30,7 +31,6 @@ from lipaudit.report.charts import (
     x_axis,
     y_axis,
 )
-from lipaudit.report.formatting import clean, decades, eps_value, percent
 from lipaudit.report.scales import Scale, linear_ticks, log10, log_ticks
 from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lipaudit.formatting import count, percent
 from lipaudit.report import measures
-from lipaudit.report.formatting import count, percent
 from lipaudit.results import Audit
 
 

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lipaudit.report import curves as fig1
-from lipaudit.report import measures, scatter
-from lipaudit.report.charts import Figure
-from lipaudit.report.division import Part, divide
-from lipaudit.report.formatting import (
+from lipaudit.formatting import (
     NONE,
     clean,
     count,
@@ -22,6 +18,10 @@ from lipaudit.report.formatting import (
     plural,
     points,
 )
+from lipaudit.report import curves as fig1
+from lipaudit.report import measures, scatter
+from lipaudit.report.charts import Figure
+from lipaudit.report.division import Part, divide
 from lipaudit.results import AttackRecord, Audit, Rate
 
 WITHDRAWN = "withdrawn"

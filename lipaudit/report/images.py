@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from lipaudit.formatting import NONE, clean, count, number, number_from_log10, plural
 from lipaudit.report import measures
-from lipaudit.report.formatting import NONE, clean, count, number, number_from_log10, plural
 from lipaudit.results import Audit, Thumbnail
 
 MOST_TRIPLETS = 8

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lipaudit.errors import ReportError
-from lipaudit.report.formatting import clean, eps_value
+from lipaudit.formatting import clean, eps_value
 from lipaudit.results import SCHEMA, Audit
 
 MOST_CLASSES = 128

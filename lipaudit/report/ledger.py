@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lipaudit.formatting import NONE, clean, count, decades, factor, number, number_from_log10, percent, plural
 from lipaudit.report import waterfall
 from lipaudit.report.charts import Figure, Path
-from lipaudit.report.formatting import NONE, clean, count, decades, factor, number, number_from_log10, percent, plural
 from lipaudit.report.scales import Scale, log10
 from lipaudit.report.stages import stages
 from lipaudit.results import Audit, LayerBound, NetworkBound

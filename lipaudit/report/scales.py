@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lipaudit.report.formatting import number, power
+from lipaudit.formatting import number, power
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ def linear_ticks(low: float, high: float, most: int) -> tuple[Tick, ...]:
     base = 10.0 ** math.floor(math.log10(raw))
     step = next(base * k for k in (1, 2, 5, 10, 20) if base * k >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return tuple(Tick(k * step, number(k * step) if step < 1 else f"{k * step:g}") for k in range(first, last + 1))
+    return tuple(
+        Tick(k * step, number(k * step) if step < 0.001 else f"{k * step:.6g}") for k in range(first, last + 1)
+    )
 
 
 def log_ticks(low: float, high: float, most: int) -> tuple[Tick, ...]:

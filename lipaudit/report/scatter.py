@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lipaudit.formatting import decades, number, number_from_log10, plural
 from lipaudit.report import measures
 from lipaudit.report.charts import (
     Box,
@@ -26,7 +27,6 @@ from lipaudit.report.charts import (
     y_axis,
 )
 from lipaudit.report.curves import WIDE_GAP
-from lipaudit.report.formatting import decades, number, number_from_log10, plural
 from lipaudit.report.scales import Scale, log10, log_ticks
 from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit
 

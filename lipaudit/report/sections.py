@@ -5,11 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lipaudit.report import measures
-from lipaudit.report.closing import Closing, closing
-from lipaudit.report.division import Part, divide
-from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
-from lipaudit.report.formatting import (
+from lipaudit.formatting import (
     clean,
     count,
     digest,
@@ -20,6 +16,10 @@ from lipaudit.report.formatting import (
     percent,
     plural,
 )
+from lipaudit.report import measures
+from lipaudit.report.closing import Closing, closing
+from lipaudit.report.division import Part, divide
+from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
 from lipaudit.report.ledger import Bounds, bounds
 from lipaudit.results import Audit, Finding

@@ -10,8 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lipaudit.report import measures
-from lipaudit.report.formatting import (
+from lipaudit.formatting import (
     NONE,
     clean,
     eps_text,
@@ -23,6 +22,7 @@ from lipaudit.report.formatting import (
     plural,
     points,
 )
+from lipaudit.report import measures
 from lipaudit.report.sections import MARKS, title
 from lipaudit.results import Audit, Finding
 
@@ -94,10 +94,8 @@ def _checks(audit: Audit) -> list[Line]:
         lines += [_check(finding) for finding in audit.findings if finding.state == state]
     tally = [(sum(f.state == state for f in audit.findings), state) for state in ("pass", "info", "not run")]
     said = " · ".join(f"{many} {state}" for many, state in tally if many)
-    loud = next((f.id for state in ("fail", "warn") for f in audit.findings if f.state == state), "")
-    hint = f"   (lipaudit explain {clean(loud, 12)})" if loud else ""
     if said:
-        lines.append((Span(f"{MARKS['pass']} ", STYLES["pass"]), Span(said), Span(hint, "dim")))
+        lines.append((Span(f"{MARKS['pass']} ", STYLES["pass"]), Span(said)))
     lines += [(Span("– not done  ", "dim"), Span(f"{clean(s.what, 40)}: {clean(s.why, 80)}")) for s in audit.skipped]
     return lines
 

@@ -133,6 +133,16 @@ def test_the_network_and_the_inputs_are_untouched() -> None:
     assert not inputs.requires_grad
 
 
+def test_a_network_left_in_training_mode_is_audited_in_eval_mode() -> None:
+    network = nn.Sequential(linear(4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    inputs = samples(4)
+    expected = full(network.eval(), inputs, attacks="quick")
+    labels = labelled(network, inputs)
+    settings = {"attacks": "quick", "eps": [0.05], "radii": np.full(4, 0.05)}
+    assert cross_check(network.train(), inputs, labels, **settings).witnesses == expected.witnesses
+    assert largest_slope(network.train(), inputs, labels) == largest_slope(network.eval(), inputs, labels)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_the_caller_has_switched_gradients_off(mode) -> None:
     with mode():

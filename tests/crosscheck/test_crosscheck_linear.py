@@ -93,18 +93,18 @@ def test_boxes_other_than_the_unit_box_are_in_raw_units(low: float, high: float,
 
 def test_inflated_radii_are_refuted_and_true_ones_are_not() -> None:
     network = linear(6)
-    inputs = samples(10)
+    inputs = samples(6)
     labels = labelled(network, inputs)
     exact = exact_distances(network, inputs, labels)
-    for factor in (3.0, 1.01, 0.9999):
+    for factor in (3.0, 0.9999):
         radii = factor * exact
-        for attacks in ("pgd-at-radius", "standard"):
+        for attacks in ("pgd-at-radius", "quick"):
             evidence = cross_check(network, inputs, labels, attacks=attacks, eps=[], radii=radii)
             refuted = {w.sample for w in evidence.witnesses if w.distance <= radii[w.sample]}
             if factor < 1:
                 assert not refuted
-            elif factor == 3.0 or attacks == "standard":
-                assert refuted == set(range(10))
+            else:
+                assert refuted == set(range(6))
 
 
 def test_pgd_at_radius_stays_within_the_radius() -> None:
@@ -138,13 +138,16 @@ def test_perturbed_holds_the_witness_and_clean_inputs_elsewhere() -> None:
 
 
 def test_channels_last_networks_and_inputs() -> None:
+    """Their gradients come in channels-last order, and AutoAttack's arithmetic refuses it."""
     torch.manual_seed(0)
-    network = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(5)
-    )
-    inputs = torch.rand(3, 3, 10, 10).to(memory_format=torch.channels_last)
-    labels = labelled(network, inputs)
+    network = nn.Sequential(nn.Conv2d(16, 32, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 6 * 6, 5))
     network = network.to(memory_format=torch.channels_last)
-    evidence = cross_check(network, inputs, labels, attacks="full", eps=[1e-4], radii=np.full(3, 1e-4))
-    assert {record.status for record in evidence.records} == {"done"}
-    assert len(evidence.witnesses) == 3
+    inputs = torch.rand(2, 16, 8, 8).to(memory_format=torch.channels_last)
+    point = inputs.contiguous().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(point).sum(), point)
+    assert not gradient.is_contiguous()
+    labels = labelled(network, inputs)
+    attacks = [name for name in ATTACKS if name != "fab-t"]
+    evidence = cross_check(network, inputs, labels, attacks=attacks, eps=[1e-4], radii=np.full(2, 1e-4))
+    assert [(record.status, record.why) for record in evidence.records] == [("done", "")] * 6
+    assert len(evidence.witnesses) == 2

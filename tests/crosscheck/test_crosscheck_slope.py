@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -62,7 +63,8 @@ def test_a_constant_network_has_slope_zero() -> None:
     assert largest_slope(network, samples(2), torch.tensor([0, 1])).value == 0
 
 
-def test_slopes_stay_in_the_box() -> None:
+@pytest.mark.parametrize("point", [[0.0, 0.0], [1.0, 1.0], [0.0, 1.0], [0.0, 0.5]])
+def test_slopes_stay_in_the_box_and_are_seen_at_its_corners(point: list[float]) -> None:
     class Fenced(nn.Module):
         """Steep outside the box only."""
 
@@ -71,8 +73,7 @@ def test_slopes_stay_in_the_box() -> None:
             outside = (torch.relu(-flat) + torch.relu(flat - 1)).sum(1)
             return torch.stack([flat.sum(1) + 1e6 * outside, torch.zeros_like(outside)], 1)
 
-    corners = torch.tensor([[0.0, 0.0], [1.0, 1.0], [0.0, 1.0]])
-    slope = largest_slope(Fenced(), corners, torch.zeros(3, dtype=torch.int64))
+    slope = largest_slope(Fenced(), torch.tensor([point]), torch.zeros(1, dtype=torch.int64))
     assert 2**0.5 * (1 - 1e-6) <= slope.value <= 2**0.5
 
 
@@ -81,9 +82,7 @@ def test_slopes_stay_in_the_box() -> None:
 def test_slope_is_below_a_proved_bound_and_distance_above_the_truth(seed: int, scale: float) -> None:
     torch.manual_seed(seed)
     first, second = scale * torch.rand(2, 7, dtype=torch.float64)
-    exact = sum((a - b) ** 2 for a, b in _fractions(first, second))
-    from fractions import Fraction
-
+    exact = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(first.tolist(), second.tolist(), strict=True))
     assert Fraction(distance_up(first, second)) ** 2 >= exact
     assert distance_up(first, second) <= (first - second).div(scale).norm().item() * scale * (1 + 1e-12)
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
@@ -92,9 +91,3 @@ def test_slope_is_below_a_proved_bound_and_distance_above_the_truth(seed: int, s
     slope = largest_slope(network, torch.rand(4, 6), torch.tensor([0, 1, 2, 0]))
     for (label, other), value in slope.pairs.items():
         assert value <= bound * (last[label] - last[other]).norm().item() * (1 + 1e-12)
-
-
-def _fractions(first: Tensor, second: Tensor):
-    from fractions import Fraction
-
-    return [(Fraction(a), Fraction(b)) for a, b in zip(first.tolist(), second.tolist(), strict=True)]

@@ -16,8 +16,8 @@ from pages import page, seen
 
 import lipaudit
 from lipaudit.errors import ReportError
+from lipaudit.formatting import eps_text, eps_value, interval, number, percent
 from lipaudit.report import html as report_html
-from lipaudit.report.formatting import eps_text, eps_value, interval, number, percent
 from lipaudit.report.html import template_folder, to_html
 from lipaudit.report.json import from_json, to_json
 from lipaudit.report.measures import contradictions
