@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+import lipaudit
 from lipaudit import datasets
 from lipaudit.errors import LoadError
 from lipaudit.loading import hubs
@@ -81,7 +82,7 @@ def _bundled(request: Request, dataset: str | None) -> Built:
 
 
 def _bundled_file(name: str) -> Path:
-    return Path(__file__).parent / "zoo" / f"{name}.safetensors"
+    return Path(lipaudit.__file__).parent / "zoo" / f"{name}.safetensors"
 
 
 def _cifar_resnet18(request: Request) -> Built:

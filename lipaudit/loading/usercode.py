@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+import lipaudit
 from lipaudit.errors import LoadError
 
 
@@ -106,4 +107,4 @@ def one_line(error: BaseException) -> str:
 
 
 def _is_ours(filename: str) -> bool:
-    return Path(filename).parent == Path(__file__).parent
+    return Path(lipaudit.__file__).parent in Path(filename).parents

@@ -21,7 +21,7 @@ Note [Outward rounding of AOL]
     Exact arithmetic gives norm <= 1; the weight that runs is rounded. Let u be the unit roundoff and η the
     smallest subnormal of the parameter's dtype, n = out·taps the length of a column, J = channels·offsets the
     terms of one sum, N = in·taps the entries of a row. All sums run in float64 (u64 = 2^-53) as ordinary dot
-    products, from a kernel scaled by a power of two so that nothing overflows.
+    products, of the kernel divided by its peak so that nothing overflows (T is that quotient, as computed).
      1. The computed autocorrelation is off by at most about n·u64·|k_p||k_q| an entry. As d_p|k_p| <= 1, this
         changes the norm of D M D by at most n·J·u64. Sums, root and products add a few u64 each.
      2. Rounding the weight to its dtype changes each entry by at most u times itself or, below the normal

@@ -243,17 +243,17 @@ def test_no_attack_makes_more_passes_than_it_says() -> None:
             if output.requires_grad:
                 output.register_hook(lambda grad: counts.update(backward=counts["backward"] + len(grad)))
 
-    for classes in (3, 12):
+    some = ["deepfool", "pgd-at-radius", "apgd-ce", "fab-t-quick"]
+    for classes, names in ((4, list(ATTACKS)), (12, some)):
         network, inputs = linear(classes), samples(2)
         labels = labelled(network, inputs)
         network.register_forward_hook(forwards)
         radii = 0.9 * exact_distances(network, inputs, labels)
-        for name in ATTACKS:
+        for name in names:
             counts.update(forward=0, backward=0)
             (record,) = check(network, inputs, labels, attacks=[name], eps=[float(radii.min())], radii=radii).records
             passes = ATTACKS[name].passes(classes)
-            if record.status == "not run":
-                continue
+            assert record.status == "done"
             # The harness itself looks once at each claim, to tell a false claim from none.
             assert counts["forward"] <= 2 * (passes.forward + passes.claims), name
             assert counts["backward"] <= 2 * passes.backward, name
