@@ -72,21 +72,31 @@ def plan_run(
     presets = ("standard", "quick") if attacks is None else (",".join(attacks) or "none",)
     sizes = (500, 200, 100, 50, 32, 16) if samples is None else (samples,)
     sizes = tuple(dict.fromkeys(min(n, available) for n in sizes))
-    numbers = [eps_value(e) for e in eps]
-    each = {
-        preset: sum(
-            estimate_seconds(model, inputs, attacks=preset.split(","), samples=1, eps=numbers, classes=classes).values()
+
+    def seconds_each(preset: str) -> float:
+        cost = estimate_seconds(
+            model,
+            inputs,
+            attacks=preset.split(","),
+            samples=sizes[0],
+            eps=[eps_value(e) for e in eps],
+            classes=classes,
+            batch_size=batch_for(inputs[0].numel()),
         )
-        for preset in presets
-    }
-    for preset in presets:
-        for count in sizes:
-            # A sample of 100 under quick attacks says more than 16 under standard ones.
-            if count * each[preset] <= budget and (count >= min(100, available) or len(sizes) == 1):
-                return Plan(count, preset, count * each[preset])
-    last = presets[-1]
-    count = next((n for n in sizes if n * each[last] <= budget), sizes[-1])
-    return Plan(count, last, count * each[last])
+        return sum(cost.values()) / sizes[0]
+
+    each = {preset: seconds_each(preset) for preset in presets}
+    plans = [Plan(count, preset, count * each[preset]) for preset in presets for count in sizes]
+    fitting = [plan for plan in plans if plan.seconds <= budget]
+    # A sample of 100 under quick attacks says more than 16 under standard ones.
+    large = [plan for plan in fitting if plan.samples >= min(100, sizes[0])]
+    largest = sorted(fitting, key=lambda plan: -plan.samples)
+    return next(iter([*large, *largest, plans[-1]]))
+
+
+def batch_for(numbers: int) -> int:
+    """Samples per batch of the attacks, for inputs of so many numbers: small ones cost little more than few."""
+    return min(256, max(16, 200_000 // numbers))
 
 
 def audit(
@@ -231,7 +241,6 @@ def _attack(
     chosen = "standard" if attacks is None else attacks
     device = device_of(module)
     like = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-    extra = {} if batch_size is None else {"batch_size": batch_size}
     return cross_check(
         module,
         points.to(device, like),
@@ -243,7 +252,7 @@ def _attack(
         seed=seed,
         deadline=deadline,
         progress=progress,
-        **extra,
+        batch_size=batch_size or batch_for(points[0].numel()),
     )
 
 

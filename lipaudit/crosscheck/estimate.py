@@ -15,6 +15,8 @@ from lipaudit.crosscheck.witness import INWARD_STEPS
 
 TIMED = 4
 """Samples in the timed batch."""
+QUICK = 0.02
+"""Seconds below which a batch is mostly overhead, and one of full size is timed instead."""
 
 
 def estimate_seconds(
@@ -25,6 +27,7 @@ def estimate_seconds(
     samples: int,
     eps: Sequence[float],
     classes: int,
+    batch_size: int = 16,
 ) -> dict[str, float]:
     """Seconds that each attack takes at most on so many samples, by its name.
 
@@ -37,6 +40,9 @@ def estimate_seconds(
     with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
         network = UnitBox(private_copy(logits), few, 0.0, 1.0, classes)
         judge = private_copy(logits, torch.float64)
+        if _seconds(lambda: _backward(network, network.to_unit(few)), few) < QUICK:
+            # Copies stand in where there are fewer samples at hand than a batch holds.
+            few = inputs[torch.arange(min(batch_size, samples)) % len(inputs)]
         forward = _seconds(lambda: _forward(network, network.to_unit(few)), few) / len(few)
         both = _seconds(lambda: _backward(network, network.to_unit(few)), few) / len(few)
         judged = _seconds(lambda: _forward(judge, few.double()), few) / len(few)

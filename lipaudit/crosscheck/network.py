@@ -6,6 +6,7 @@ import copy
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lipaudit.errors import BadThreat, CaptureError
 
@@ -29,14 +30,16 @@ class UnitBox(nn.Module):
         self.dtype = next((p.dtype for p in logits.parameters() if p.is_floating_point()), like.dtype)
 
     def forward(self, unit: Tensor) -> Tensor:
-        # Flattening makes gradients contiguous as well, which AutoAttack's own arithmetic relies on.
-        raw = unit.flatten(1).reshape(-1, *self.raw_shape).to(self.dtype)
+        raw = unit.reshape(-1, *self.raw_shape).to(self.dtype)
         if (self.low, self.high) != (0.0, 1.0):
             raw = raw * (self.high - self.low) + self.low
         return self.logits(raw).float()
 
     def to_unit(self, raw: Tensor) -> Tensor:
-        """Raw inputs to what `forward` takes; exact if the box is [0, 1] and the inputs float32."""
+        """Raw inputs to what `forward` takes; exact if the box is [0, 1] and the inputs float32.
+
+        Contiguous, as AutoAttack takes views of it.
+        """
         unit = (raw.double() - self.low) / (self.high - self.low)
         return unit.float().clamp(0, 1).reshape(-1, *self.shape).contiguous()
 
@@ -49,6 +52,8 @@ class UnitBox(nn.Module):
 def private_copy(logits: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A deep copy in eval mode, without parameter gradients, cast to `dtype` if one is given.
 
+    Parametrised weights are fixed at the values that run, in the network's own dtype: recomputed in float64 they
+    would be those of another network, and recomputed at every pass they cost more than the pass.
     Raises `CaptureError` if the network cannot be copied.
     """
     try:
@@ -57,8 +62,24 @@ def private_copy(logits: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
         # Deep copies run the user's own code, so any error may come; it is turned into one line, not hidden.
         remedy = "old-style weight_norm and spectral_norm forbid copies: use torch.nn.utils.parametrizations"
         raise CaptureError(f"expected a network that copy.deepcopy can copy, got {error}; {remedy}") from error
+    twin = twin.eval()
+    for module in list(twin.modules()):
+        if is_parametrized(module):
+            _fix_parametrized(module)
     twin = twin if dtype is None else twin.to(dtype)
-    return twin.eval().requires_grad_(False)
+    return twin.requires_grad_(False)
+
+
+def _fix_parametrized(module: nn.Module) -> None:
+    """Parametrised weights become plain ones of the same value.
+
+    Not by torch's `remove_parametrizations`: it takes the property off the class, which the original shares.
+    """
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    module.__class__ = type(module).__bases__[0]
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def probe(judge: nn.Module, inputs: Tensor) -> int:
