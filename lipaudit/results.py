@@ -305,7 +305,7 @@ class Audit:
     """Robust accuracy under the attacks run, per eps: an upper bound. Empty when nothing was attacked."""
     bound: NetworkBound | None
     slope: float | None
-    """Largest gradient norm of a logit difference seen: a lower bound of the Lipschitz constant."""
+    """Steepest change of a logit difference seen between two inputs: a lower bound of its Lipschitz constant."""
     slope_share: float | None
     """Largest share of its pairwise bound that an observed slope reached: above 1 refutes a bound."""
     rounding: float | None

@@ -15,6 +15,8 @@ from lipaudit.crosscheck.witness import INWARD_STEPS
 
 TIMED = 4
 """Samples in the timed batch."""
+MARGIN = 1.6
+"""What attacks compute between passes, and how much a busy machine varies."""
 QUICK = 0.02
 """Seconds below which a batch is mostly overhead, and one of full size is timed instead."""
 
@@ -42,7 +44,7 @@ def estimate_seconds(
         judge = private_copy(logits, torch.float64)
         if _seconds(lambda: _backward(network, network.to_unit(few)), few) < QUICK:
             # Copies stand in where there are fewer samples at hand than a batch holds.
-            few = inputs[torch.arange(min(batch_size, samples)) % len(inputs)]
+            few = inputs[torch.arange(max(1, min(batch_size, samples))) % len(inputs)]
         forward = _seconds(lambda: _forward(network, network.to_unit(few)), few) / len(few)
         both = _seconds(lambda: _backward(network, network.to_unit(few)), few) / len(few)
         judged = _seconds(lambda: _forward(judge, few.double()), few) / len(few)
@@ -54,7 +56,7 @@ def estimate_seconds(
         verified = passes.claims * (forward + 2 * judged) + (INWARD_STEPS + 4) * judged
         runs = len(eps) if entry.aim == "eps" else 1
         each = passes.forward * forward + passes.backward * backward + verified
-        cost[entry.name] = runs * samples * each
+        cost[entry.name] = MARGIN * runs * samples * each
     return cost
 
 
