@@ -118,7 +118,7 @@ def read_images(
         samples=len(index),
         seed=seed,
         class_names=opened.class_names,
-        on_8bit_grid=bool(torch.equal((inputs * 255).round() / 255, inputs)),
+        levels=grid_levels(inputs),
     )
     return LoadedData(inputs, labels, tuple(map(int, index)), facts, warnings)
 
@@ -170,3 +170,8 @@ def _choose(available: int, samples: int | None, seed: int) -> np.ndarray:
     if samples is None or samples >= available:
         return np.arange(available)
     return np.sort(np.random.default_rng(seed).choice(available, samples, replace=False))
+
+
+def grid_levels(inputs: torch.Tensor) -> int:
+    """The n of the grid k/n on which every value lies: 255 (8-bit images), 16 (the digits); 0 if on neither."""
+    return next((n for n in (255, 16) if torch.equal((inputs * n).round() / n, inputs)), 0)

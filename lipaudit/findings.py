@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterable
 from lipaudit.errors import ExitCode
 from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.registry import Registry
-from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit, Finding, Rate, Verdict
+from lipaudit.results import Audit, Finding, Rate, Verdict
 
 Check = Callable[[Audit], Finding | None]
 CHECKS: Registry[Check] = Registry("check")
 
 WEAK, SUBSTANTIAL = 0.01, 0.5
-"""Shares of the correct images with a radius of at least 1/255 from which a result counts as weak, substantial."""
+"""Shares of the correct images whose radius reaches the smallest change that such an image can have, from which a
+result counts as weak and as substantial."""
 
 _WILSON = statistics.NormalDist().inv_cdf(0.975)
 
@@ -49,9 +50,9 @@ def contradicted(audit: Audit) -> list[int]:
 
 
 def reached(audit: Audit) -> float:
-    """Share of the correctly classified images whose radius reaches 1/255."""
+    """Share of the correctly classified images whose radius reaches the smallest change of such an image."""
     rows = [r for r, right in zip(audit.samples.radius, correct(audit), strict=True) if right]
-    return sum(radius >= SMALLEST_8BIT_CHANGE for radius in rows) / max(1, len(rows))
+    return sum(radius >= audit.dataset.smallest_change for radius in rows) / max(1, len(rows))
 
 
 def correct(audit: Audit) -> list[bool]:
@@ -147,12 +148,15 @@ def preprocessing_included(audit: Audit) -> Finding | None:
 
 @CHECKS.register("LA101")
 def radii_reach_a_pixel(audit: Audit) -> Finding | None:
-    """Do certified radii reach the smallest change that an 8-bit image can have?"""
-    why = "Two different 8-bit images differ by at least 1/255 in L2. A smaller radius certifies nothing but the image."
+    """Do certified radii reach the smallest change that an image of this kind can have?"""
+    step = audit.dataset.smallest_change_text
+    why = f"Two different images differ by at least {step} in L2. A smaller radius certifies nothing but the image."
+    if not audit.dataset.levels:
+        why = f"Two different 8-bit images differ by at least {step} in L2: a scale to measure radii by."
     if not any(correct(audit)):
         return Finding("LA101", "not run", "No image is classified correctly", "", why)
     below = 1 - reached(audit)
-    value = f"{below:.0%} below 1/255"
+    value = f"{below:.0%} below {step}"
     if below > SUBSTANTIAL:
         fix = "Train for a small Lipschitz bound, as the bundled digits-aol is (lipaudit.nn)."
         return Finding("LA101", "warn", "Most certificates are smaller than any real image change", value, why, fix)
@@ -318,10 +322,12 @@ def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
     if share < WEAK:
         assert audit.bound is not None
         median = statistics.median(radii) if radii else 0.0
+        image = "an 8-bit image" if audit.dataset.levels in (0, 255) else "such an image"
         vacuous = (
             f"{held} But the Lipschitz bound of the network is {number_from_log10(audit.bound.log10)}, so the median "
-            f"certified radius is {number(median)}: smaller than the smallest possible change of an 8-bit image "
-            f"(1/255 = 0.0039) for {1 - share:.0%} of the correctly classified images."
+            f"certified radius is {number(median)}: smaller than the smallest possible change of {image} "
+            f"({audit.dataset.smallest_change_text} = {audit.dataset.smallest_change:.2g}) for {1 - share:.0%} of the "
+            "correctly classified images."
         )
         return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
     proved = percent(audit.proved[0].value)

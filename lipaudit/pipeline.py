@@ -20,6 +20,7 @@ from lipaudit.adapters import as_module
 from lipaudit.certificates import PROMISE_R, Certificates, certify_with, check_inputs, check_labels
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, estimate_seconds, largest_slope
+from lipaudit.datasets import grid_levels
 from lipaudit.errors import BadThreat
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
@@ -355,7 +356,6 @@ def _model_facts(model: Any, module: nn.Module, points: torch.Tensor, compositio
 def _data_facts(points: torch.Tensor, answers: Sequence[int], seed: int) -> DataFacts:
     digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
     digest.update(np.array(answers, dtype=np.int64).tobytes())
-    levels = points.double() * 255
     return DataFacts(
         name="arrays",
         split="",
@@ -364,7 +364,7 @@ def _data_facts(points: torch.Tensor, answers: Sequence[int], seed: int) -> Data
         available=len(points),
         samples=len(points),
         seed=seed,
-        on_8bit_grid=bool(((levels - levels.round()).abs() < 1e-4).all()),
+        levels=grid_levels(points),
     )
 
 

@@ -16,9 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SCHEMA = "lipaudit-result/1.0"
-SMALLEST_8BIT_CHANGE = 1 / 255
-"""L2 distance of the two closest different 8-bit images: one channel of one pixel, one level."""
-
 Numbers = Sequence[float]
 
 
@@ -230,8 +227,18 @@ class DataFacts:
     samples: int
     seed: int
     class_names: tuple[str, ...] = ()
-    on_8bit_grid: bool = False
-    """Every value is k/255, so two different images differ by at least 1/255."""
+    levels: int = 0
+    """Every value is k/levels (255 in 8-bit images, 16 in the digits), so two different images differ by at least
+    1/levels in L2: one channel of one pixel, by one level. 0 if the values lie on no such grid."""
+
+    @property
+    def smallest_change(self) -> float:
+        """The smallest change that an image of this kind can have; that of 8-bit images where there is no grid."""
+        return 1 / (self.levels or 255)
+
+    @property
+    def smallest_change_text(self) -> str:
+        return f"1/{self.levels or 255}"
 
 
 @dataclass(frozen=True)

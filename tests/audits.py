@@ -70,7 +70,7 @@ def build(columns: Samples, bound: NetworkBound, model: ModelFacts, lamps: Verdi
     n = len(columns.label)
     correct = sum(y == guess for y, guess in zip(columns.label, columns.prediction, strict=True))
     command = ("lipaudit", "run", "--model", model.name, "--dataset", "cifar10", "--samples", str(n))
-    data = DataFacts("CIFAR-10", "test", "CIFAR-10 binary batches", "c58f" * 16, 10_000, n, 0, CLASSES, True)
+    data = DataFacts("CIFAR-10", "test", "CIFAR-10 binary batches", "c58f" * 16, 10_000, n, 0, CLASSES, 255)
     return Audit(
         run="la-2026-11-20-7f3c9a",
         started="2026-11-20T18:20:00+00:00",
@@ -255,7 +255,7 @@ def thousand_classes() -> Audit:
     """As many classes as ImageNet: a million class pairs, images larger than a thumbnail, off the 8-bit grid."""
     audit = vacuous(64)
     names = tuple(f"synset {k}" for k in range(1000))
-    data = replace(audit.dataset, class_names=names, on_8bit_grid=False)
+    data = replace(audit.dataset, class_names=names, levels=0)
     model = replace(audit.model, classes=1000, input_shape=(3, 224, 224))
     return replace(audit, dataset=data, model=model, bound=network(resnet_ledger(random.Random(5)), 1000))
 

@@ -57,7 +57,7 @@ def test_digits_are_the_500_held_out_images() -> None:
     assert sorted(data.labels.unique().tolist()) == list(range(10))
     assert data.index == tuple(range(500))
     assert (data.facts.available, data.facts.samples) == (500, 500)
-    assert not data.facts.on_8bit_grid  # sixteenths
+    assert data.facts.levels == 16
     assert data.warnings == ()
 
 
@@ -148,7 +148,7 @@ def test_eight_bit_images_are_known_to_be_on_the_grid(tmp_path: Path) -> None:
 
     data = load_dataset(npz(tmp_path, x=every_level, y=np.zeros(1, int)))
 
-    assert data.facts.on_8bit_grid
+    assert data.facts.levels == 255
     assert torch.equal((data.inputs * 255).round().to(torch.uint8), torch.from_numpy(every_level))
 
 
@@ -159,7 +159,7 @@ def test_floats_in_the_unit_interval_stay_as_they_are(dtype: type, tmp_path: Pat
     data = load_dataset(npz(tmp_path, x=x, y=np.arange(4)))
 
     assert torch.equal(data.inputs, torch.from_numpy(x.astype(np.float32)))
-    assert not data.facts.on_8bit_grid
+    assert data.facts.levels == 0
 
 
 def test_one_hot_labels_tell_the_number_of_classes(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_folder_of_images_in_the_right_size_is_read_exactly(tmp_path: Path) ->
     assert torch.equal(data.inputs, torch.from_numpy(expected.copy()) / 255)
     assert data.labels.tolist() == [0, 1]
     assert data.facts.class_names == ("cat", "dog", "empty")
-    assert data.facts.on_8bit_grid
+    assert data.facts.levels == 255
     assert data.warnings == ()
 
 
@@ -297,7 +297,7 @@ def test_cifar10_in_the_binary_layout(tmp_path: Path) -> None:
         assert float(data.inputs[5, 2, 3, 4] * 255) == records[data.index[5], 1 + 2 * 1024 + 3 * 32 + 4]
         assert data.facts.available == 10_000
         assert data.facts.class_names[3] == "cat"
-        assert data.facts.on_8bit_grid
+        assert data.facts.levels == 255
 
 
 def test_a_truncated_or_foreign_binary_is_refused(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def limits(audit: Audit) -> tuple[Limit, ...]:
     ]
     if attacked:
         said.append(("Not image files.", GRID))
-    if not audit.dataset.on_8bit_grid:
+    if not audit.dataset.levels:
         said.append(("No smallest change.", NO_GRID))
     return tuple(Limit(head, text) for head, text in said)
 

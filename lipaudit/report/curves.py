@@ -32,7 +32,7 @@ from lipaudit.report.charts import (
     y_axis,
 )
 from lipaudit.report.scales import Scale, linear_ticks, log10, log_ticks
-from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit
+from lipaudit.results import Audit
 
 WIDE_GAP = 2.0
 """Decades between proof and attack from which a linear axis shows nothing, and the gap is named."""
@@ -90,8 +90,8 @@ def figure(audit: Audit, shown: Band, log: bool = True) -> Figure | None:
 
 
 def _references(audit: Audit, long: bool) -> list[tuple[float, str]]:
-    words = "1/255: smallest 8-bit change" if audit.dataset.on_8bit_grid else "1/255"
-    named = {SMALLEST_8BIT_CHANGE: words if long else "1/255"}
+    step = audit.dataset.smallest_change_text
+    named = {audit.dataset.smallest_change: measures.smallest_change_words(audit) if long else step}
     return list(({eps_value(eps): clean(eps, 12) for eps in audit.threat.eps} | named).items())
 
 

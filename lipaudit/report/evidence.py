@@ -53,7 +53,9 @@ class Curves:
     linear: Figure | None
     note: str
     rows: tuple[CurveRow, ...]
-    on_grid: bool
+    levels: int
+    smallest: str
+    """The smallest change of such an image: `1/255`."""
     has_proof: bool
     has_attack: bool
 
@@ -102,7 +104,8 @@ def curves(audit: Audit) -> Curves:
         fig1.figure(audit, shown, log=False) if shown and figure and close else None,
         _curve_note(audit, figure is not None),
         tuple(_curve_row(audit, eps) for eps in sorted(audit.threat.eps, key=eps_value)),
-        audit.dataset.on_8bit_grid,
+        audit.dataset.levels,
+        audit.dataset.smallest_change_text,
         measures.holds(audit),
         measures.was_attacked(audit),
     )

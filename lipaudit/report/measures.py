@@ -88,6 +88,12 @@ def share_reaching(audit: Audit, radius: float) -> float:
     return sum(audit.samples.radius[row] >= radius for row in rows) / max(1, len(rows))
 
 
+def smallest_change_words(audit: Audit) -> str:
+    """What the line at the smallest change is called in a figure."""
+    words = {255: ": smallest 8-bit change", 0: ""}
+    return audit.dataset.smallest_change_text + words.get(audit.dataset.levels, ": smallest change of an image")
+
+
 def fragile_rows(audit: Audit) -> tuple[int, ...]:
     """All rows, the most telling first: smallest distance over radius, smallest radius, wrong ones."""
     s = audit.samples

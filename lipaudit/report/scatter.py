@@ -27,8 +27,9 @@ from lipaudit.report.charts import (
     y_axis,
 )
 from lipaudit.report.curves import WIDE_GAP
+from lipaudit.report.measures import smallest_change_words
 from lipaudit.report.scales import Scale, log10, log_ticks
-from lipaudit.results import SMALLEST_8BIT_CHANGE, Audit
+from lipaudit.results import Audit
 
 MERGE_ABOVE = 1000
 NEVER_MERGED = 50
@@ -113,7 +114,7 @@ def _draw(audit: Audit, shown: Cloud, name: str, width: int, height: int) -> Cha
             plot.top - 12,
         ),
         *x_axis(plot, xs, log_ticks(x_low, x_high, 11 if wide else 6), radius),
-        *_floor(plot, ys, audit.dataset.on_8bit_grid),
+        *_floor(plot, ys, audit),
         *_gap(shown, xs, ys, wide),
         *_cloud(shown, xs, ys, measures.holds(audit)),
         *_never(shown, plot, xs),
@@ -135,12 +136,12 @@ def _forbidden(plot: Box, xs: Scale, ys: Scale, wide: bool) -> list[Mark]:
     ]
 
 
-def _floor(plot: Box, ys: Scale, on_grid: bool) -> list[Mark]:
-    at = log10(SMALLEST_8BIT_CHANGE)
+def _floor(plot: Box, ys: Scale, audit: Audit) -> list[Mark]:
+    at = log10(audit.dataset.smallest_change)
     if not ys.low < at < ys.high:
         return []
     y = ys(at)
-    words = "1/255: smallest 8-bit change" if on_grid else "1/255"
+    words = smallest_change_words(audit)
     return [line(plot.left, y, plot.right, y, "reference"), text(plot.left + 6, y + 15, words, "tick")]
 
 

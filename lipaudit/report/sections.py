@@ -28,9 +28,9 @@ LAMPS = {
     "SOUND": ("good", "No contradiction was found between proofs and attacks."),
     "INVALID": ("bad", "A proof is contradicted. Every certificate is withdrawn."),
     "UNPROVED": ("open", "Part of the network has no proof, so there is no certificate."),
-    "vacuous": ("warn", "True, but fewer than 1% of the correct images have a radius of 1/255 or more."),
-    "weak": ("warn", "Fewer than half of the correct images have a radius of 1/255 or more."),
-    "substantial": ("good", "At least half of the correct images have a radius of 1/255 or more."),
+    "vacuous": ("warn", "True, but fewer than 1% of the correct images have a radius of {step} or more."),
+    "weak": ("warn", "Fewer than half of the correct images have a radius of {step} or more."),
+    "substantial": ("good", "At least half of the correct images have a radius of {step} or more."),
     "passed": ("good", "Every required condition is met."),
     "failed": ("bad", "A required condition is not met."),
     "not set": ("open", "No condition was required."),
@@ -180,7 +180,7 @@ def _lamps(audit: Audit) -> tuple[Lamp, ...]:
     strength = (v.strength, *LAMPS[v.strength]) if v.strength else withheld
     return (
         Lamp("Integrity", v.integrity.lower(), *LAMPS[v.integrity]),
-        Lamp("Strength", *strength),
+        Lamp("Strength", *strength[:2], strength[2].format(step=audit.dataset.smallest_change_text)),
         Lamp("Gate", v.gate, *LAMPS[v.gate]),
     )
 
