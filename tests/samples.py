@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from lipaudit.composition import Composition, compose
 
 
 class Net(nn.Module):
@@ -125,7 +128,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "relu6.default": lambda: pointwise(lambda x: torch.ops.aten.relu6(x * 4)),
     "hardtanh.default": lambda: pointwise(F.hardtanh),
     "clamp.default": lambda: pointwise(lambda x: x.clamp(-0.5, 0.7)),
-    "clamp_min.default": lambda: pointwise(lambda x: x.clamp(min=0.2)),
+    "clamp_min.default": lambda: pointwise(lambda x: torch.clamp_min(x, 0.2)),
     "clamp_max.default": lambda: pointwise(lambda x: torch.clamp_max(x, 0.2)),
     "abs.default": lambda: pointwise(torch.abs),
     "tanh.default": lambda: pointwise(torch.tanh),
@@ -142,3 +145,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "softmax.int": lambda: pointwise(lambda x: torch.softmax(x, 1)),
 }
 """Operation -> a network in eval mode that contains it (possibly under the name that the export gives it)."""
+
+
+@functools.cache
+def composed(op: str) -> tuple[nn.Module, Composition]:
+    """The sample network of an operation (a double-precision copy) and its composition: capturing takes a second."""
+    network = NETWORKS[op]().eval()
+    composition = compose(network, network.shape)
+    return network.double().requires_grad_(False), composition

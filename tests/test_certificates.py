@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from samples import NETWORKS
+from samples import NETWORKS, composed
 from torch import nn
 
 import lipaudit
@@ -92,11 +92,9 @@ def test_unfit_inputs_are_refused(inputs: torch.Tensor, labels: object, reason: 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("op", NETWORKS)
 def test_gradient_ascent_inside_the_radius_changes_nothing(op: str) -> None:
-    network = NETWORKS[op]().eval()
-    composition = compose(network, network.shape)
+    network, composition = composed(op)
     x = torch.rand(3, *network.shape, generator=torch.Generator().manual_seed(4))
     certificates = certify_with(composition, x)
-    network = network.double().requires_grad_(False)
     for row, point in enumerate(x.double()):
         best, radius = int(certificates.prediction[row]), float(certificates.radius[row])
         for other in {0, 1, 2, 3} - {best}:
@@ -114,7 +112,7 @@ def test_gradient_ascent_inside_the_radius_changes_nothing(op: str) -> None:
 @pytest.mark.parametrize("op", NETWORKS)
 def test_error_recursion_covers_single_precision(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same recursion with the unit roundoff of float32 must cover what float32 evaluation really loses."""
-    composition = compose(NETWORKS[op]().eval(), NETWORKS[op]().shape)
+    composition = composed(op)[1]
     recursion = ErrorRecursion(composition)
     monkeypatch.setattr(roundoff, "gamma", lambda n: n * 2.0**-24 * 1.02)
     for seed in range(3):
