@@ -50,10 +50,13 @@ def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> A
     model = load_model(name, dataset=dataset, progress=progress, **given)
     device = _device(chosen["device"])
     eps = parse_eps(chosen["eps"]) or DEFAULT_EPS
+    # One image first: data that has to be fetched, or does not fit, is found out before anything is timed.
+    reading = {"seed": chosen["seed"], "input_shape": model.facts.input_shape}
+    check_fit(read_images(opened, dataset, samples=1, **reading), model.facts)
     sized = _sized(chosen, model, opened, eps, device)
     if sized.seconds:
         progress.say(f"{sized.samples} images, attacks {sized.attacks}: about {spell(sized.seconds)} or less")
-    data = read_images(opened, dataset, samples=sized.samples, seed=chosen["seed"], input_shape=model.facts.input_shape)
+    data = read_images(opened, dataset, samples=sized.samples, **reading)
     check_fit(data, model.facts)
     attacks = comma_list(sized.attacks)
     settled = {"model": name, "dataset": dataset, "eps": eps, "attacks": attacks, "device": device}
