@@ -156,12 +156,29 @@ def test_the_judge_is_the_function_that_was_certified() -> None:
     torch.testing.assert_close(judge(x), x @ weight.T + bias, rtol=1e-14, atol=1e-14)
 
 
-def test_plan_never_changes_what_the_user_chose(network, data) -> None:
-    settings = {"classes": 3, "eps": ("0.1",), "available": 1000}
-    free = plan_run(network, data[0], samples=None, attacks=None, **settings)
-    chosen = plan_run(network, data[0], samples=700, attacks=("deepfool",), budget=1e-9, **settings)
-    poor = plan_run(network, data[0], samples=None, attacks=None, budget=1e-9, **settings)
+@pytest.mark.parametrize(
+    ("samples", "attacks", "budget", "expected"),
+    [
+        (None, None, 1e9, (500, "standard")),
+        (None, None, 2100, (200, "standard")),
+        (None, None, 600, (500, "quick")),
+        (None, None, 30, (16, "quick")),
+        (None, None, 1e-9, (16, "quick")),
+        (64, None, 700, (64, "standard")),
+        (64, None, 300, (64, "quick")),
+        (700, ("deepfool",), 1e-9, (700, "deepfool")),
+        (None, (), 1e-9, (500, "none")),
+    ],
+)
+def test_plan_takes_the_most_that_fits_and_never_changes_a_choice(
+    network, data, monkeypatch, samples, attacks, budget, expected
+) -> None:
+    seconds = {"standard": 10.0, "quick": 1.0, "deepfool": 1.0, "none": 0.0}
+    monkeypatch.setattr(
+        pipeline, "estimate_seconds", lambda *_, attacks, samples, **__: {"x": seconds[attacks[0]] * samples}
+    )
+    plan = plan_run(
+        network, data[0], samples=samples, attacks=attacks, budget=budget, classes=3, eps=("0.1",), available=1000
+    )
 
-    assert (free.samples, free.attacks) == (500, "standard")
-    assert (chosen.samples, chosen.attacks) == (700, "deepfool")
-    assert (poor.samples, poor.attacks) == (16, "quick")
+    assert (plan.samples, plan.attacks) == expected
