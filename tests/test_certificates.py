@@ -140,3 +140,15 @@ def test_the_float_margin_is_not_above_the_exact_one_less_the_error() -> None:
         square = sum((Fraction(v) - exact) ** 2 for v, exact in zip(logits, z, strict=True))
         assert square <= Fraction(error) ** 2
         assert error < 1e-12
+
+
+def test_the_jump_of_softplus_at_its_threshold_is_not_certified_away() -> None:
+    """torch's softplus falls by 2e-9 at 20: a margin smaller than that proves nothing near it."""
+    head = classifier([[1.0], [0.0]]).double()
+    head.bias.data = torch.tensor([0.0, 20 + 1e-9], dtype=torch.float64)
+    model = nn.Sequential(nn.Softplus(), head).eval()
+    x = torch.tensor([[20.0]], dtype=torch.float64)
+
+    below, above = model(x)[0], model(x + 1e-12)[0]
+    assert below[0] - below[1] > 0 > above[0] - above[1]
+    assert lipaudit.certify(model, x).radius[0] == 0.0

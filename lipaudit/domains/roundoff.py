@@ -13,6 +13,7 @@ and its output that returns the tensor of local errors), and an operation in nei
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -109,13 +110,20 @@ def batch_norm(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -
 
 
 @RULES.register(
-    "sigmoid.default", "tanh.default", "silu.default", "mish.default", "gelu.default", "softplus.default",
+    "sigmoid.default", "tanh.default", "silu.default", "mish.default", "gelu.default",
     "hardsigmoid.default", "hardswish.default", "leaky_relu.default", "elu.default",
 )  # fmt: skip
 def smooth(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
     """A library function of one entry errs by a few units in the last place of max(1, |x|, |f(x)|)."""
     del node
     return gamma(_LIBRARY) * (arguments["self"].abs() + output.abs() + 1)
+
+
+@RULES.register("softplus.default")
+def softplus(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """As `smooth`, and torch drops log(1 + exp(-beta x)) / beta beyond its threshold: a jump of that size."""
+    dropped = math.log1p(math.exp(-arguments["threshold"])) / arguments["beta"]
+    return smooth(node, arguments, output) + dropped * (1 + 1e-9)
 
 
 @RULES.register("softmax.int")

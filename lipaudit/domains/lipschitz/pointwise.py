@@ -22,7 +22,6 @@ SLOPES: dict[str, tuple[float, str]] = {
     "clamp_max.default": (1.0, "slope 0 or 1"),
     "abs.default": (1.0, "slope -1 or 1"),
     "tanh.default": (1.0, "largest slope 1, at 0"),
-    "softplus.default": (1.0, "slope below 1"),
     "sigmoid.default": (0.25, "largest slope 1/4, at 0"),
     "hardsigmoid.default": (0.16666666666666669, "slope 0 or 1/6"),
     "hardswish.default": (1.5, "largest slope 3/2, at 3"),
@@ -74,6 +73,14 @@ def elu(node: Node, ledger: Ledger, self: Any, alpha: float, scale: float, input
         )
     factor = Upper(float(scale) * max(1.0, float(alpha)) * (1 + 1e-15), "pointwise", "largest slope")
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "") if alpha == scale == 1 else factor)
+
+
+@RULES.rule("softplus.default")
+def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: float) -> Value:
+    """Softplus without its threshold: slope below 1. What torch drops beyond the threshold counts as rounding."""
+    if beta <= 0 or threshold < 0:
+        raise UnsupportedOp(f"expected softplus with beta > 0 and threshold >= 0, got {beta} and {threshold}")
+    return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope below 1"))
 
 
 @RULES.rule("sort.default")
