@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from lipaudit.adapters import as_module
+from lipaudit.capture import capture
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT, Link, merged
 from lipaudit.domains.walk import walk
 from lipaudit.errors import CaptureError
-from lipaudit.graph import Graph, capture
+from lipaudit.graph import Graph
 from lipaudit.norms.maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import NetworkBound

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from lipaudit import __version__
+from lipaudit import facts
 from lipaudit.adapters import as_module
 from lipaudit.certificates import PROMISE_R, Certificates, certify_with, check_inputs, check_labels
 from lipaudit.composition import Composition, compose, device_of, on_device
-from lipaudit.crosscheck import Evidence, cross_check, estimate_seconds, largest_slope
-from lipaudit.datasets import grid_levels
+from lipaudit.crosscheck import Evidence, cross_check, largest_slope
 from lipaudit.errors import BadThreat
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
@@ -30,74 +26,16 @@ from lipaudit.results import (
     Audit,
     DataFacts,
     ModelFacts,
-    NetworkBound,
     Rate,
     Samples,
     Threat,
     Verdict,
 )
+from lipaudit.sizing import batch_for
 from lipaudit.thumbnails import thumbnails
 
 DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
-BUDGET = 300.0
-"""Seconds that the attacks of a run may take by default, by the estimate."""
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
-PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How many samples and which attacks fit into the time."""
-
-    samples: int
-    attacks: str
-    seconds: float
-    """Upper estimate of the time of the attacks."""
-
-
-def plan_run(
-    model: nn.Module,
-    inputs: torch.Tensor,
-    *,
-    classes: int,
-    samples: int | None,
-    attacks: Sequence[str] | None,
-    eps: Sequence[str],
-    available: int,
-    budget: float = BUDGET,
-) -> Plan:
-    """The most samples, then the strongest attacks, whose estimated time fits into `budget` seconds.
-
-    What the user has chosen (`samples`, `attacks`; None for not) is never changed.
-    """
-    presets = ("standard", "quick") if attacks is None else (",".join(attacks) or "none",)
-    sizes = (500, 200, 100, 50, 32, 16) if samples is None else (samples,)
-    sizes = tuple(dict.fromkeys(min(n, available) for n in sizes))
-
-    def seconds_each(preset: str) -> float:
-        cost = estimate_seconds(
-            model,
-            inputs,
-            attacks=preset.split(","),
-            samples=sizes[0],
-            eps=[eps_value(e) for e in eps],
-            classes=classes,
-            batch_size=batch_for(inputs[0].numel()),
-        )
-        return sum(cost.values()) / sizes[0]
-
-    each = {preset: seconds_each(preset) for preset in presets}
-    plans = [Plan(count, preset, count * each[preset]) for preset in presets for count in sizes]
-    fitting = [plan for plan in plans if plan.seconds <= budget]
-    # A sample of 100 under quick attacks says more than 16 under standard ones.
-    large = [plan for plan in fitting if plan.samples >= min(100, sizes[0])]
-    largest = sorted(fitting, key=lambda plan: -plan.samples)
-    return next(iter([*large, *largest, plans[-1]]))
-
-
-def batch_for(numbers: int) -> int:
-    """Samples per batch of the attacks, for inputs of so many numbers: small ones cost little more than few."""
-    return min(256, max(16, 200_000 // numbers))
 
 
 def audit(
@@ -154,9 +92,6 @@ def audit(
     clock.mark("attacks")
     slope, share = _slopes(module, composition, points, answers, evidence)
     clock.mark("slopes")
-    if not bool((certificates.prediction == np.array(evidence.predictions)).all()):
-        raise BadThreat("expected the same predictions from the graph and from the model in float64, got others")
-
     samples = _samples(index or range(len(points)), answers, certificates, evidence)
     draft = Audit(
         run="",
@@ -165,8 +100,8 @@ def audit(
         status="complete",
         exit_code=0,
         verdict=_PENDING,
-        model=model_facts or _model_facts(model, module, points, composition),
-        dataset=data_facts or _data_facts(points, answers, seed),
+        model=model_facts or facts.of_model(model, module, points, composition),
+        dataset=data_facts or facts.of_data(points, answers, seed),
         threat=Threat(eps=budgets),
         clean=_clean(samples),
         proved=(),
@@ -182,7 +117,7 @@ def audit(
         warnings=(*warnings, *evidence.flags),
         thumbnails=thumbnails(points, evidence.perturbed, samples),
         timing=clock.seconds,
-        environment=_environment(device_of(module)),
+        environment=facts.environment(device_of(module)),
         config=dict(config or {}),
     )
     return conclude(draft)
@@ -202,7 +137,7 @@ def conclude(draft: Audit) -> Audit:
     status = "invalid" if invalid else "partial" if code == 5 else "complete"
     return replace(
         draft,
-        run=draft.run or _run_name(draft),
+        run=draft.run or facts.run_name(draft),
         status=status,
         exit_code=code,
         verdict=verdict,
@@ -332,59 +267,3 @@ def _samples(index: Sequence[int], answers: Sequence[int], certificates: Certifi
         attack=tuple(witness[k].attack if k in witness else None for k in rows),
         attacked=evidence.attacked,
     )
-
-
-def _model_facts(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
-    from lipaudit.loading.hashes import sha256_of_tensors
-
-    state = module.state_dict()
-    return ModelFacts(
-        name=model if isinstance(model, str) else type(model).__name__,
-        source="passed to lipaudit.audit",
-        architecture=type(module).__name__,
-        parameters=sum(p.numel() for p in module.parameters()),
-        weights="trained",
-        weights_sha256=sha256_of_tensors(sorted(state.items())),
-        weights_file="",
-        weights_file_sha256="",
-        dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
-        input_shape=tuple(points.shape[1:]),
-        classes=len(composition.network.pairwise),
-    )
-
-
-def _data_facts(points: torch.Tensor, answers: Sequence[int], seed: int) -> DataFacts:
-    digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
-    digest.update(np.array(answers, dtype=np.int64).tobytes())
-    return DataFacts(
-        name="arrays",
-        split="",
-        source="passed to lipaudit.audit",
-        sha256=digest.hexdigest(),
-        available=len(points),
-        samples=len(points),
-        seed=seed,
-        levels=grid_levels(points),
-    )
-
-
-def _environment(device: torch.device) -> dict[str, Any]:
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
-    return {
-        "lipaudit": __version__,
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "platform": platform.platform(),
-        "device": gpu or platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "bounds": "float64",
-    }
-
-
-def _run_name(draft: Audit) -> str:
-    """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
-    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
-    return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
-
-
-__all__ = ["DEFAULT_EPS", "ExactNetwork", "NetworkBound", "Plan", "audit", "conclude", "plan_run"]

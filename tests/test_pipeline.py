@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 import lipaudit
-from lipaudit import pipeline
+from lipaudit import pipeline, sizing
 from lipaudit.composition import compose
 from lipaudit.errors import BadThreat
-from lipaudit.pipeline import ExactNetwork, plan_run
+from lipaudit.pipeline import ExactNetwork
 from lipaudit.results import NetworkBound
+from lipaudit.sizing import plan_run
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +176,7 @@ def test_plan_takes_the_most_that_fits_and_never_changes_a_choice(
 ) -> None:
     seconds = {"standard": 10.0, "quick": 1.0, "deepfool": 1.0, "none": 0.0}
     monkeypatch.setattr(
-        pipeline, "estimate_seconds", lambda *_, attacks, samples, **__: {"x": seconds[attacks[0]] * samples}
+        sizing, "estimate_seconds", lambda *_, attacks, samples, **__: {"x": seconds[attacks[0]] * samples}
     )
     plan = plan_run(
         network, data[0], samples=samples, attacks=attacks, budget=budget, classes=3, eps=("0.1",), available=1000

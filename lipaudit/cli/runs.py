@@ -15,9 +15,10 @@ from lipaudit.errors import LoadError
 from lipaudit.loading.imagesets import ImageSet
 from lipaudit.loading.sources import PAIRS
 from lipaudit.models import LoadedModel, load_model
-from lipaudit.pipeline import BUDGET, DEFAULT_EPS, Plan, audit, plan_run
+from lipaudit.pipeline import DEFAULT_EPS, audit
 from lipaudit.progress import Progress, spell
 from lipaudit.results import Audit
+from lipaudit.sizing import BUDGET, Plan, plan_run
 
 Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""

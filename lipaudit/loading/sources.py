@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-import lipaudit
-from lipaudit import datasets
+from lipaudit import datasets, zoo
 from lipaudit.errors import LoadError
 from lipaudit.loading import hubs
 from lipaudit.loading.checkpoints import load_weights, read_checkpoint
@@ -22,8 +21,6 @@ from lipaudit.loading.usercode import build_from_user_code
 
 __all__ = ["Built", "KnownModel", "Request", "build", "known_models"]
 
-BUNDLED = {"digits-aol": "digits_aol", "digits-cnn": "digits_cnn"}
-"""Networks in the wheel: name -> the function of `lipaudit.zoo.digits` that builds it."""
 PAIRS = {"digits-aol": "digits", "digits-cnn": "digits", "resnet18": "cifar10"}
 """Names whose weights belong to one data set; the first of a data set is its default model."""
 
@@ -47,7 +44,7 @@ def build(request: Request, dataset: str | None) -> Built:
     """The network that the name means, by the first rule that knows it."""
     name = request.name
     home, colon, rest = name.partition(":")
-    if name in BUNDLED:
+    if name in zoo.MODELS:
         return _bundled(request, dataset)
     if (name, dataset) == ("resnet18", "cifar10"):
         return _cifar_resnet18(request)
@@ -60,15 +57,13 @@ def build(request: Request, dataset: str | None) -> Built:
 
 
 def _bundled(request: Request, dataset: str | None) -> Built:
-    from lipaudit.zoo import digits
-
     if dataset in datasets.NAMED and dataset != "digits" and request.pretrained:
         raise LoadError(
             f"{request.name} was trained on digits, there are no weights for {dataset}; use --dataset "
             "digits, or give --checkpoint FILE"
         )
-    module: nn.Module = getattr(digits, BUNDLED[request.name])()
-    path = _bundled_file(request.name)
+    module: nn.Module = zoo.MODELS[request.name]()
+    path = zoo.weights_file(request.name)
     if request.pretrained:
         load_weights(module, read_checkpoint(path), path)
     return Built(
@@ -79,10 +74,6 @@ def _bundled(request: Request, dataset: str | None) -> Built:
         raw=True,
         input_shape=(1, 8, 8),
     )
-
-
-def _bundled_file(name: str) -> Path:
-    return Path(lipaudit.__file__).parent / "zoo" / f"{name}.safetensors"
 
 
 def _cifar_resnet18(request: Request) -> Built:
@@ -139,7 +130,7 @@ def _fingerprint(module: nn.Module) -> str:
 def _bare(request: Request, dataset: str | None) -> Built:
     homes = hubs.hub_homes(request.name)
     if not homes:
-        raise _unknown(request.name, [*BUNDLED, *hubs.torchvision_names(), *hubs.timm_names()])
+        raise _unknown(request.name, [*zoo.MODELS, *hubs.torchvision_names(), *hubs.timm_names()])
     if request.pretrained and dataset in datasets.NAMED:
         raise LoadError(
             f"no weights of {request.name} for {dataset} are known; give --checkpoint FILE, take a pair "
@@ -169,7 +160,7 @@ def _unknown(name: str, known: Sequence[str]) -> LoadError:
 def known_models(word: str = "") -> tuple[KnownModel, ...]:
     """The table of `lipaudit models`: what comes with lipaudit, or every network with `word` in its name."""
     ours = [
-        *(_known_file(name, "digits", "lipaudit", "MIT", _bundled_file(name)) for name in BUNDLED),
+        *(_known_file(name, "digits", "lipaudit", "MIT", zoo.weights_file(name)) for name in zoo.MODELS),
         _known_file("resnet18", "cifar10", "pyautoattack", "MIT", _autoattack_file()),
     ]
     if not word:

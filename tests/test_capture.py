@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from lipaudit.capture import capture
 from lipaudit.errors import CaptureError
-from lipaudit.graph import capture, evaluate
+from lipaudit.graph import evaluate
 
 
 class Model(nn.Module):
@@ -96,7 +97,7 @@ def test_names_sources_and_identities() -> None:
 
     assert [node.op for node in graph.nodes] == ["_native_batch_norm_legit_no_training.default", "linear.default"]
     assert [node.layer for node in graph.nodes] == ["norm", "head"]
-    assert all(node.source.startswith("test_graph.py:") for node in graph.nodes)
+    assert all(node.source.startswith("test_capture.py:") for node in graph.nodes)
     assert [node.shape for node in graph.nodes] == [(1, 6), (1, 3)]
 
 

@@ -1,0 +1,75 @@
+"""What the report says of where its numbers come from, for networks and images that were passed in as objects."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lipaudit import __version__
+from lipaudit.composition import Composition
+from lipaudit.datasets import grid_levels
+from lipaudit.loading.hashes import sha256_of_tensors
+from lipaudit.results import Audit, DataFacts, ModelFacts
+
+PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
+
+
+def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
+    """Facts about a network given as an object; its weights are taken to be trained."""
+    state = module.state_dict()
+    return ModelFacts(
+        name=model if isinstance(model, str) else type(model).__name__,
+        source="passed to lipaudit.audit",
+        architecture=type(module).__name__,
+        parameters=sum(p.numel() for p in module.parameters()),
+        weights="trained",
+        weights_sha256=sha256_of_tensors(sorted(state.items())),
+        weights_file="",
+        weights_file_sha256="",
+        dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
+        input_shape=tuple(points.shape[1:]),
+        classes=len(composition.network.pairwise),
+    )
+
+
+def of_data(points: torch.Tensor, answers: Sequence[int], seed: int) -> DataFacts:
+    """Facts about images given as arrays."""
+    digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
+    digest.update(np.array(answers, dtype=np.int64).tobytes())
+    return DataFacts(
+        name="arrays",
+        split="",
+        source="passed to lipaudit.audit",
+        sha256=digest.hexdigest(),
+        available=len(points),
+        samples=len(points),
+        seed=seed,
+        levels=grid_levels(points),
+    )
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "lipaudit": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "device": gpu or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "bounds": "float64",
+    }
+
+
+def run_name(draft: Audit) -> str:
+    """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
+    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
+    return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
