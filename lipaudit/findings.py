@@ -83,7 +83,7 @@ def slopes_below_bounds(audit: Audit) -> Finding | None:
     why = "A slope seen between two inputs is a lower bound of the Lipschitz constant. Above the bound, it refutes it."
     if audit.slope is None or audit.slope_share is None:
         return Finding("LA002", "not run", "No slope was observed", "", why)
-    value = f"{audit.slope_share:.2g} of the bound"
+    value = f"{number(audit.slope_share)} of the bound"
     if audit.slope_share > 1:
         return Finding("LA002", "fail", "An observed slope exceeds the Lipschitz bound", value, why)
     return Finding("LA002", "pass", "Observed slopes are below the Lipschitz bound", value, why)
@@ -132,7 +132,7 @@ def rounding_included(audit: Audit) -> Finding | None:
     why = "Margins are computed in float64 with a proved error bound, which is taken off; every bound is rounded up."
     if audit.rounding is None:
         return None
-    return Finding("LA006", "pass", "Certified radii include rounding", f"logits within {audit.rounding:.1e}", why)
+    return Finding("LA006", "pass", "Certified radii include rounding", f"logits within {number(audit.rounding)}", why)
 
 
 @CHECKS.register("LA007")

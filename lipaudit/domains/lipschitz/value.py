@@ -155,7 +155,7 @@ class Ledger:
         names = list(dict.fromkeys(part.title for part, _ in parts))
         line = LayerBound(
             name=" + ".join(names),
-            op=" + ".join(part.op.split(".")[0].removeprefix("_native_") for part, _ in parts),
+            op=" + ".join(_spoken(part.op) for part, _ in parts),
             upper=upper,
             law=law,
             inputs=tuple(steps),
@@ -170,6 +170,11 @@ class Ledger:
         self.so_far[node.name], self.parts[node.name] = bound, parts
         self.progress.advance(len(parts), line.name)
         return node.name
+
+
+def _spoken(op: str) -> str:
+    """`_native_batch_norm_legit_no_training.default` is batch_norm to everybody."""
+    return op.split(".")[0].removeprefix("_native_").removesuffix("_legit_no_training")
 
 
 def merged(chain: Sequence[Link]) -> list[Link]:
