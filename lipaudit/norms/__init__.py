@@ -7,11 +7,23 @@ runs a table over a map and keeps every candidate; the smallest is the layer's b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from lipaudit.norms.aol import aol_bound, aol_flops, aol_plain_bound
+from lipaudit.norms.gram import (
+    gram_bound,
+    gram_flops,
+    gram_lattice_bound,
+    gram_lattice_flops,
+    gram_torus_bound,
+    gram_torus_flops,
+)
+from lipaudit.norms.lattice import BUDGET, SPARE
 from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, schur_test
+from lipaudit.norms.reshape import four_bounds, four_flops
+from lipaudit.norms.toeplitz import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.torus import torus_bound
 from lipaudit.norms.verified import largest_singular_value
 from lipaudit.registry import Registry
@@ -19,6 +31,9 @@ from lipaudit.results import Upper
 from lipaudit.rounding import norm_up, up
 
 __all__ = ["CONV_METHODS", "DENSE_METHODS", "conv_norm", "dense_norm", "norm_bound"]
+
+AGREE = 1e-9
+"""Two proofs whose bounds differ by less than this share say the same."""
 
 CONV_METHODS: Registry[Callable[[Conv], Upper]] = Registry("convolution norm")
 DENSE_METHODS: Registry[Callable[[Dense], Upper]] = Registry("dense norm")
@@ -51,8 +66,36 @@ def schur_bound(linear: Conv | Dense) -> Upper:
     return Upper(value, "schur", "root of the largest row sum times the largest column sum of absolute values")
 
 
+CONV_METHODS.register("gram")(gram_torus_bound)
+CONV_METHODS.register("gram-lattice")(gram_lattice_bound)
+CONV_METHODS.register("riesz-grid")(riesz_bound)
+CONV_METHODS.register("lipgrid")(lipgrid_bound)
+CONV_METHODS.register("four-bounds")(four_bounds)
+CONV_METHODS.register("aol")(aol_bound)
+CONV_METHODS.register("aol-plain")(aol_plain_bound)
+DENSE_METHODS.register("gram")(gram_bound)
+DENSE_METHODS.register("aol")(aol_bound)
+DENSE_METHODS.register("aol-plain")(aol_plain_bound)
+
+CONV_LIMITS: dict[str, tuple[Callable[[Conv], float], float]] = {
+    "gram": (gram_torus_flops, SPARE),
+    "gram-lattice": (gram_lattice_flops, SPARE),
+    "riesz-grid": (riesz_flops, SPARE),
+    "lipgrid": (lipgrid_flops, BUDGET),
+    "four-bounds": (four_flops, BUDGET),
+    "aol": (aol_flops, BUDGET),
+    "aol-plain": (aol_flops, -1.0),  # never below "aol"
+}
+"""What a method costs, and the cost up to which `best` includes it. A method that is not listed always runs."""
+DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
+    "gram": (gram_flops, BUDGET),
+    "aol": (aol_flops, BUDGET),
+    "aol-plain": (aol_flops, -1.0),
+}
+
+
 def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
-    """The smallest proved bound of ||linear||, and every candidate."""
+    """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table."""
     if isinstance(linear, Scale):
         value = float(linear.factor.abs().max()) * (1 + linear.relative_error) if linear.factor.numel() else 0.0
         value = up(value) if linear.relative_error else value
@@ -64,9 +107,21 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
     if isinstance(linear, (Gather, Pad)):
         value = schur_test(linear)
         return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
+    if method != "best":
+        names = [method]
+    elif isinstance(linear, Conv):
+        names = _affordable(CONV_METHODS, CONV_LIMITS, linear)
+    else:
+        names = _affordable(DENSE_METHODS, DENSE_LIMITS, linear)
     table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
-    candidates = tuple(table[name](linear) for name in (table if method == "best" else [method]))
-    return min(candidates, key=float), candidates
+    candidates = tuple(table[name](linear) for name in names)
+    agreeing = min(map(float, candidates)) * (1 + AGREE)
+    return next(upper for upper in candidates if upper.value <= agreeing), candidates
+
+
+def _affordable(table: Iterable[str], limits: Mapping[str, tuple[Callable, float]], linear: LinearMap) -> list[str]:
+    """The methods that `best` takes for this map."""
+    return [name for name in table if name not in limits or limits[name][0](linear) <= limits[name][1]]
 
 
 def dense_norm(weight: torch.Tensor, *, method: str = "best") -> Upper:

@@ -23,22 +23,31 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
 
-from lipaudit.norms.aol import PERRON_STEPS, perron, with_rounding
-from lipaudit.norms.lattice import BUDGET, absolute_norms, autocorrelation, autocorrelation_flops, kernel, unbordered
+from lipaudit.norms.aol import absolute_square
+from lipaudit.norms.lattice import (
+    SPARE,
+    autocorrelation_error,
+    autocorrelation_flops,
+    autocorrelation_kernel,
+    kernel,
+    shape,
+    smaller_side,
+    unbordered,
+)
 from lipaudit.norms.maps import Conv, Dense
-from lipaudit.norms.toeplitz import scaled_back, symbol_parts
 from lipaudit.norms.torus import _Symbols
 from lipaudit.results import Upper
-from lipaudit.rounding import TINY, UNIT, gamma, up
+from lipaudit.rounding import TINY, gamma, up
 
 DENSE_STEPS = 12
 TORUS_STEPS = 7
 LATTICE_STEPS = 3
+_CHUNK_ENTRIES = 2**22
 
 
 def gram_bound(dense: Dense, steps: int = DENSE_STEPS) -> Upper:
@@ -62,39 +71,39 @@ def gram_torus_bound(conv: Conv, steps: int = TORUS_STEPS) -> Upper:
     # Every parity class is a bound, so only the one that promises to be the smallest is proved.
     parities = itertools.product(twists, repeat=len(sizes))
     best = min(parities, key=lambda parity: symbols.estimate(sizes, parity))
-    norm = 0.0
+    value = 0.0
     if not symbols.zero:
-        norm = max(gram_iteration(part, steps) for part in symbol_parts(symbols, sizes, best))
+        norm = max(gram_iteration(part, steps) for part in _symbol_parts(symbols, sizes, best))
+        value = up(up(up(norm + symbols.error) * up(math.sqrt(copies))) * 2.0**symbols.exponent) + TINY
     period = "x".join(str(size * s) for size, s in zip(sizes, conv.stride, strict=True))
     because = f"{steps} Gram iterations with outward rounding at the frequencies of the torus of period {period}"
-    return Upper(up(scaled_back(symbols, norm) * up(math.sqrt(copies))), "gram", because)
+    return Upper(value, "gram", because)
 
 
 def gram_torus_flops(conv: Conv) -> float:
     """Cost of the products at half of the frequencies."""
-    conv, sizes, _ = _torus(conv)
-    phases = math.prod(min(s, k) for s, k in zip(conv.stride, conv.kernel_size, strict=True))
-    side, inner = sorted((conv.weight.shape[0] // conv.groups, conv.weight.shape[1] * phases))
-    return conv.groups * (math.prod(sizes) / 2 + 1) * 8.0 * side * side * (inner + TORUS_STEPS * side)
+    groups, side, inner, *taps = smaller_side(shape(conv))
+    frequencies = math.prod(n for k, n in zip(taps, _torus(conv)[1], strict=True) if k > 1) / 2 + 1
+    return groups * frequencies * 8.0 * side * side * (inner + TORUS_STEPS * side)
 
 
 def gram_lattice_bound(conv: Conv, steps: int | None = None) -> Upper:
     """||conv|| <= the absolute sums of the t-th autocorrelation of the kernel, to the power 2^-t, for any input size.
 
-    Without `steps`, t is the largest number up to three that the budget allows, at least one.
+    Without `steps`, t is 3 or 2 if that costs little, else 1, which is the almost-orthogonal bound.
     """
     whole = kernel(conv)
-    taps = _smaller_side(whole.taps)
+    taps = whole.taps if whole.taps.shape[1] <= whole.taps.shape[2] else whole.taps.transpose(1, 2)
     if steps is None:
-        steps = max((t for t in range(2, LATTICE_STEPS + 1) if lattice_flops(taps, t) <= BUDGET), default=1)
-    norm = 0.0 if whole.zero else float(_lattice_iteration(taps, steps).max())
-    because = f"weighted absolute sums of the kernel after {steps} autocorrelations"
+        steps = max((t for t in range(2, LATTICE_STEPS + 1) if lattice_flops(taps.shape, t) <= SPARE), default=1)
+    norm = 0.0 if whole.zero else _lattice_iteration(taps, steps)
+    because = f"weighted absolute sums of the kernel, autocorrelations: {steps}"
     return Upper(whole.upper(norm), "gram-lattice", because)
 
 
 def gram_lattice_flops(conv: Conv) -> float:
-    """Cost of two autocorrelations: with one it is the almost-orthogonal bound."""
-    return lattice_flops(_smaller_side(kernel(conv).taps), 2)
+    """Cost of two autocorrelations."""
+    return lattice_flops(smaller_side(shape(conv)), 2)
 
 
 def gram_iteration(matrices: torch.Tensor, steps: int) -> float:
@@ -105,7 +114,7 @@ def gram_iteration(matrices: torch.Tensor, steps: int) -> float:
     """
     if not bool(torch.isfinite(matrices).all()):
         raise ValueError("expected finite matrices, got NaN or inf")
-    b = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mH
+    b = matrices if matrices.shape[1] <= matrices.shape[2] else matrices.mH.resolve_conj()
     words = 2 if b.is_complex() else 1
     frobenius = first = _frobenius(b)
     levels = []
@@ -122,13 +131,68 @@ def gram_iteration(matrices: torch.Tensor, steps: int) -> float:
     return float(torch.minimum(bound, first).max())
 
 
-def _lattice_iteration(taps: torch.Tensor, steps: int) -> torch.Tensor:
-    """For each group a bound of the norm on the lattice; see Note [Gram iteration on the lattice]."""
+def _lattice_iteration(taps: torch.Tensor, steps: int) -> float:
+    """Bound of the largest norm of the groups on the lattice; see Note [Gram iteration on the lattice]."""
     levels = []
-    for step in range(steps):
-        product = _autocorrelation_kernel(taps)
+    for _ in range(steps - 1):
+        error = _up(autocorrelation_error(taps))
+        product = autocorrelation_kernel(taps)
         scale = _powers_of_two(product)
-        levels.append((scale, taps))
-        product = product / scale.reshape(-1, *(1,) * (taps.ndim - 1))
-        taps = product
-    ...
+        levels.append((scale, error))
+        taps = product / scale.reshape(-1, *(1,) * (taps.ndim - 1))
+    bound = _up(absolute_square(taps).sqrt())
+    for scale, error in reversed(levels):
+        bound = _up(_up(_up(scale * bound) + error).sqrt())
+    return float(bound.max())
+
+
+def lattice_flops(shape: Sequence[int], steps: int) -> float:
+    """Cost of so many autocorrelations of taps of this shape."""
+    groups, side, inputs, *size = shape
+    total = 0.0
+    for _ in range(steps):
+        total += autocorrelation_flops((groups, side, inputs, *size))
+        inputs, size = side, [2 * k - 1 for k in size]
+    return total
+
+
+def _symbol_parts(symbols: _Symbols, sizes: Sequence[int], parity: Sequence[int]) -> Iterator[torch.Tensor]:
+    """The symbols of all groups and frequencies, so many at a time: complex (number, out, inputs)."""
+    index = symbols._index(sizes, parity)
+    count = symbols.groups * len(index)
+    step = max(1, _CHUNK_ENTRIES // (symbols.out * symbols.inputs * len(symbols.taps)))
+    for first in range(0, count, step):
+        yield symbols._batch(index, sizes, slice(first, min(first + step, count)))
+
+
+def _torus(conv: Conv) -> tuple[Conv, list[int], int]:
+    """The convolution whose symbol counts, the frequencies per axis, the copies: see Note [Parity torus]."""
+    if conv.padding_mode in ("reflect", "replicate"):
+        _, copies = unbordered(conv)
+        size = tuple(n + sum(pads) for n, pads in zip(conv.input_size, conv.padding, strict=True))
+        conv = replace(conv, input_size=size, padding=((0, 0),) * len(size), padding_mode="zeros")
+    else:
+        conv, copies = unbordered(conv)
+    if conv.padding_mode == "circular":
+        return conv, [n // s for n, s in zip(conv.input_size, conv.stride, strict=True)], copies
+    axes = zip(conv.input_size, conv.padding, conv.stride, conv.output_size, strict=True)
+    return conv, [-(-max(n + max(pads), s * m) // s) for n, pads, s, m in axes], copies
+
+
+def _frobenius(matrices: torch.Tensor) -> torch.Tensor:
+    """Upper bound of the Frobenius norm of each matrix of the batch."""
+    real = torch.view_as_real(matrices) if matrices.is_complex() else matrices
+    squares = real.flatten(1).square()
+    return _up((squares.sum(1) * (1 + 2 * gamma(squares.shape[1] + 4)) + TINY).sqrt())
+
+
+def _powers_of_two(batch: torch.Tensor) -> torch.Tensor:
+    """For each member of the batch a power of two near its largest entry (one for a zero member)."""
+    largest = batch.abs().flatten(1).amax(1).tolist()
+    exponents = [min(1000, max(-1000, math.frexp(x)[1])) if x else 0 for x in largest]
+    return torch.tensor([2.0**e for e in exponents], dtype=torch.float64, device=batch.device)
+
+
+def _up(x: torch.Tensor) -> torch.Tensor:
+    """The next floats above: rounds the result of one operation outward."""
+    return torch.nextafter(x, torch.full_like(x, math.inf))

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,8 +30,10 @@ from torch.nn import functional
 from lipaudit.norms.maps import Conv, Dense
 from lipaudit.rounding import TINY, gamma, norm_up, up
 
-BUDGET = 2e10
-"""Floating-point operations (about a second on one core) that a method besides the main one may take by default."""
+BUDGET = 2.4e10
+"""Floating-point operations that a method besides the main one may take by default."""
+SPARE = BUDGET / 8
+"""The same for methods that seldom say more than others do."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +69,32 @@ def kernel(linear: Conv | Dense) -> Kernel:
 
     Raises `ValueError` for NaN or inf in the weights and for an unknown padding mode.
     """
-    conv, copies = _unbordered(linear) if isinstance(linear, Conv) else (None, 1)
+    conv, copies = unbordered(linear) if isinstance(linear, Conv) else (None, 1)
     weight = linear.weight
     largest = float(weight.abs().max()) if weight.numel() else 0.0
     if not math.isfinite(largest):
         raise ValueError("expected finite weights, got NaN or inf")
     exponent = min(1000, max(-1000, math.frexp(largest)[1])) if largest else 0
     weight = weight * 2.0**-exponent  # a power of two: exact
-    blocks = weight[None] if conv is None else _polyphase(weight, steps(conv), conv.groups)
+    blocks = weight[None] if conv is None else polyphase(weight, steps(conv), conv.groups)
     return Kernel(blocks, exponent, copies, linear.relative_error)
+
+
+def shape(linear: Conv | Dense) -> tuple[int, ...]:
+    """Shape of the taps of `kernel`, without forming them: (groups, out, in * phases, *size)."""
+    if isinstance(linear, Dense):
+        return (1, *linear.weight.shape)
+    conv, _ = unbordered(linear)
+    axes = [(min(s, k), k) for s, k in zip(steps(conv), conv.kernel_size, strict=True)]
+    phases = math.prod(phase for phase, _ in axes)
+    out, inputs = conv.weight.shape[0] // conv.groups, conv.weight.shape[1]
+    return conv.groups, out, inputs * phases, *(-(-k // phase) for phase, k in axes)
+
+
+def smaller_side(shape: Sequence[int]) -> tuple[int, ...]:
+    """The same shape with the smaller of the two channel axes first."""
+    groups, out, inputs, *size = shape
+    return groups, min(out, inputs), max(out, inputs), *size
 
 
 def steps(conv: Conv) -> tuple[int, ...]:
@@ -85,11 +104,11 @@ def steps(conv: Conv) -> tuple[int, ...]:
 
 def reduced(conv: Conv) -> tuple[Conv, int]:
     """A convolution of dilation 1 with the same norm on the lattice, and the copies that its border makes."""
-    conv, copies = _unbordered(conv)
+    conv, copies = unbordered(conv)
     return replace(conv, stride=steps(conv), dilation=(1,) * len(conv.stride)), copies
 
 
-def _polyphase(weight: torch.Tensor, stride: tuple[int, ...], groups: int) -> torch.Tensor:
+def polyphase(weight: torch.Tensor, stride: tuple[int, ...], groups: int) -> torch.Tensor:
     """(out, in / groups, *kernel) to (groups, out / groups, in / groups * phases, *coarse kernel)."""
     size = tuple(weight.shape[2:])
     phases = tuple(min(s, k) for s, k in zip(stride, size, strict=True))  # no tap reads the others
@@ -103,7 +122,7 @@ def _polyphase(weight: torch.Tensor, stride: tuple[int, ...], groups: int) -> to
     return blocks.reshape(*split.shape[:2], -1, *coarse)
 
 
-def _unbordered(conv: Conv) -> tuple[Conv, int]:
+def unbordered(conv: Conv) -> tuple[Conv, int]:
     """The convolution whose norm on the lattice counts, and the copies; see Note [Borders]."""
     axes = list(zip(conv.input_size, conv.padding, conv.stride, conv.output_size, strict=True))
     if conv.padding_mode == "zeros" or (
@@ -149,7 +168,26 @@ def autocorrelation(taps: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch
         yield shift, ahead.flatten(2) @ behind.flatten(2).mT
 
 
-def autocorrelation_flops(taps: torch.Tensor) -> float:
-    """Floating-point operations of `autocorrelation`."""
-    groups, out, inputs, *size = taps.shape
+def autocorrelation_kernel(taps: torch.Tensor) -> torch.Tensor:
+    """The kernel of T T^*: (groups, out, in, *size) to (groups, out, out, *(2 size - 1))."""
+    groups, side, _, *size = taps.shape
+    whole = taps.new_zeros(groups, side, side, *(2 * k - 1 for k in size))
+    for shift, product in autocorrelation(taps):
+        whole[(..., *(k - 1 + d for d, k in zip(shift, size, strict=True)))] = product
+        whole[(..., *(k - 1 - d for d, k in zip(shift, size, strict=True)))] = product.mT
+    return whole
+
+
+def autocorrelation_error(taps: torch.Tensor) -> torch.Tensor:
+    """For each group a bound of the norm of computed minus exact autocorrelation.
+
+    Every entry is a sum of at most n = in * taps products and errs by gamma(n) times the same sum of absolute
+    values; all these errors together are a convolution of norm at most gamma(n) || |T| ||^2.
+    """
+    return gamma(math.prod(taps.shape[2:]) + 4) * absolute_norms(taps).to(taps.device).square() + TINY
+
+
+def autocorrelation_flops(shape: Sequence[int]) -> float:
+    """Floating-point operations of the autocorrelation of taps of that shape."""
+    groups, out, inputs, *size = shape
     return groups * out * out * inputs * math.prod(size) * (math.prod(size) + 1.0)

@@ -15,7 +15,7 @@ from lipaudit.norms.power import lower_bound
 from lipaudit.norms.torus import torus_bound
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=180, deadline=None)
 @given(convolutions())
 def test_never_below_the_dense_norm(conv: Conv) -> None:
     exact = truth(conv)

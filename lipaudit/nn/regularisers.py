@@ -1,0 +1,159 @@
+"""Layer norms to train with: the bounds of `lipaudit.norms` in plain automatic differentiation.
+
+Every function takes weights (layers, out, in / groups, *kernel): layers of one shape together, one layer as
+`weight[None]`, a dense layer without kernel axes. It returns one number for each layer, in the weights' dtype, at least
+the norm in exact arithmetic for zero padding and any input size. Rounding is not accounted for: what is to be proved
+goes through `lipaudit.conv_norm` or `lipaudit.bound`.
+
+Note [Gradients at zero]
+    Weights are divided by their largest entry, a constant for the gradient (the norm is homogeneous, so nothing is
+    lost), and sums of squares stay above a floor before their root is taken. A zero kernel has norm zero and gradient
+    zero, and a symbol that vanishes at some frequency does no harm.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lipaudit.norms.lattice import autocorrelation, polyphase
+from lipaudit.norms.reshape import reshapings
+from lipaudit.registry import Registry
+
+FLOOR = 1e-30
+"""Of sums of squares of entries of order one."""
+
+NORMS: Registry[Callable[..., Tensor]] = Registry("differentiable norm")
+
+
+@NORMS.register("gram")
+def gram_norm(
+    weight: Tensor, *, steps: int = 5, points: int = 8, stride: int | Sequence[int] = 1, groups: int = 1
+) -> Tensor:
+    """Largest ||F_t||_F^(2^-t) over a grid of frequencies, F_{k+1} = F_k F_k^H, times the Riesz factor.
+
+    `points` per axis, at least twice the taps. Source: Delattre et al. 2023; see `norms/gram.py`, `norms/toeplitz.py`.
+    """
+
+    def norm(blocks: Tensor) -> Tensor:
+        sizes = _grid(blocks, points)
+        factor = math.prod(math.cos(math.pi * (k - 1) / (2 * n)) for k, n in zip(blocks.shape[3:], sizes, strict=True))
+        return gram_iteration(_symbols(blocks, sizes), steps).reshape(len(blocks), -1).amax(1) / factor
+
+    return _per_layer(norm, weight, stride, groups)
+
+
+@NORMS.register("lipgrid")
+def lipgrid_norm(weight: Tensor, *, points: int = 16, stride: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
+    """Largest Frobenius norm of the symbol on a grid of frequencies, times 1 / sqrt(1 - (k - 1) / N) per axis.
+
+    `points` per axis, at least twice the taps. Source: Araujo et al. 2021; see `norms/toeplitz.py`.
+    """
+
+    def norm(blocks: Tensor) -> Tensor:
+        sizes = _grid(blocks, points)
+        factor = math.prod(math.sqrt(1 - (k - 1) / n) for k, n in zip(blocks.shape[3:], sizes, strict=True))
+        return _frobenius(_symbols(blocks, sizes)).reshape(len(blocks), -1).amax(1) / factor
+
+    return _per_layer(norm, weight, stride, groups)
+
+
+@NORMS.register("four-bounds")
+def four_norm(weight: Tensor, *, steps: int = 5, stride: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
+    """Root of the number of taps times the smallest Gram-iterated norm of the kernel reshaped to a matrix.
+
+    Source: Singla and Feizi 2021; see `norms/reshape.py`.
+    """
+
+    def norm(blocks: Tensor) -> Tensor:
+        matrices = torch.stack([gram_iteration(matrix, steps) for matrix in reshapings(blocks)])
+        return matrices.amin(0) * math.sqrt(math.prod(blocks.shape[3:]))
+
+    return _per_layer(norm, weight, stride, groups)
+
+
+@NORMS.register("aol")
+def aol_norm(weight: Tensor, *, stride: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
+    """Root of the largest absolute row sum of the autocorrelation, on the side with fewer channels.
+
+    Source: Prach and Lampert 2022; see `norms/aol.py`.
+    """
+
+    def norm(blocks: Tensor) -> Tensor:
+        side = blocks if blocks.shape[1] <= blocks.shape[2] else blocks.transpose(1, 2)
+        sums = torch.zeros((), dtype=blocks.dtype, device=blocks.device)
+        for shift, product in autocorrelation(side):
+            sums = sums + product.abs().sum(2) + (product.abs().sum(1) if any(shift) else 0.0)
+        return sums.amax(1).clamp_min(FLOOR).sqrt()
+
+    return _per_layer(norm, weight, stride, groups)
+
+
+def spectral_penalty(model: nn.Module, *, method: str = "gram", **options: float) -> Tensor:
+    """Sum of the logarithms of the norms of all convolutions and dense layers of the model: to add to a loss.
+
+    Layers of one shape are taken together. `options` go to the norm (`steps`, `points`). Raises `RuleError` for an
+    unknown method, `ValueError` for a model without such layers.
+    """
+    alike: dict[tuple, list[Tensor]] = {}
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            alike.setdefault((layer.weight.shape, 1, 1), []).append(layer.weight)
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            shared = tuple(math.gcd(s, d) for s, d in zip(layer.stride, layer.dilation, strict=True))
+            stride = tuple(s // g for s, g in zip(layer.stride, shared, strict=True))
+            alike.setdefault((layer.weight.shape, stride, layer.groups), []).append(layer.weight)
+    if not alike:
+        raise ValueError(f"expected a model with convolutions or dense layers, got none in {type(model).__name__}")
+    norm = NORMS[method]
+    norms = [norm(torch.stack(ws), stride=s, groups=g, **options) for (_, s, g), ws in alike.items()]
+    return torch.cat(norms).clamp_min(FLOOR).log().sum()
+
+
+def gram_iteration(matrices: Tensor, steps: int) -> Tensor:
+    """||A_t||_F^(2^-t) with A_{k+1} = A_k A_k^H: at least ||A|| (..., rows, columns), overshoot a root of the rank."""
+    if matrices.shape[-2] > matrices.shape[-1]:
+        matrices = matrices.mT
+    size = _frobenius(matrices)
+    logarithm = size.log()
+    for step in range(1, steps + 1):
+        matrices = matrices / size[..., None, None]
+        matrices = matrices @ matrices.mH
+        size = _frobenius(matrices)
+        logarithm = logarithm + 0.5**step * size.log()
+    return logarithm.exp()
+
+
+def _per_layer(norm: Callable[[Tensor], Tensor], weight: Tensor, stride: int | Sequence[int], groups: int) -> Tensor:
+    """The norm of each layer from that of kernel blocks (number, out, in * phases, *taps) of order one."""
+    layers, axes = weight.shape[0], weight.ndim - 3
+    if axes < 0 or weight.shape[1] % groups:
+        raise ValueError(
+            f"expected weights (layers, out, in / groups, *kernel) with out a multiple of the groups, got shape "
+            f"{tuple(weight.shape)} and {groups} groups; pass one layer as weight[None]"
+        )
+    strides = (stride,) * axes if isinstance(stride, int) else tuple(stride)
+    peak = weight.detach().abs().flatten(1).amax(1)
+    unit = weight / torch.where(peak > 0, peak, 1.0).reshape(-1, *(1,) * (weight.ndim - 1))
+    blocks = polyphase(unit.flatten(0, 1), strides, layers * groups)
+    return peak * norm(blocks).reshape(layers, groups).amax(1)
+
+
+def _grid(blocks: Tensor, points: int) -> tuple[int, ...]:
+    return tuple(max(points, 2 * k) if k > 1 else 1 for k in blocks.shape[3:])
+
+
+def _symbols(blocks: Tensor, sizes: Sequence[int]) -> Tensor:
+    """(number, out, in, *taps) to (number, *half of the frequencies, out, in); the other half is their conjugate."""
+    if not sizes:
+        return blocks
+    symbols = torch.fft.rfftn(blocks, s=tuple(sizes), dim=tuple(range(3, blocks.ndim)))
+    return symbols.movedim((1, 2), (-2, -1))
+
+
+def _frobenius(matrices: Tensor) -> Tensor:
+    real = torch.view_as_real(matrices.resolve_conj()) if matrices.is_complex() else matrices[..., None]
+    return real.square().sum((-3, -2, -1)).clamp_min(FLOOR).sqrt()

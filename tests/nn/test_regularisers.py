@@ -1,0 +1,140 @@
+"""Differentiable norms: never below the exact norm, equal to their proved twins, gradients right and finite."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lipaudit.errors import RuleError
+from lipaudit.nn.regularisers import (
+    NORMS,
+    aol_norm,
+    four_norm,
+    gram_iteration,
+    gram_norm,
+    lipgrid_norm,
+    spectral_penalty,
+)
+from lipaudit.norms import CONV_METHODS
+from lipaudit.norms.maps import Conv, dense
+
+
+def rand(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def as_conv(weight: torch.Tensor, size: int = 7, stride: int = 1, groups: int = 1) -> Conv:
+    axes = weight.ndim - 2
+    pads = tuple((k // 2, k // 2) for k in weight.shape[2:])
+    return Conv(weight, (size,) * axes, (stride,) * axes, pads, (1,) * axes, groups)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    axes=st.sampled_from([0, 1, 2]),
+    stride=st.integers(1, 3),
+    groups=st.integers(1, 2),
+    taps=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    seed=st.integers(0, 10**6),
+)
+def test_never_below_the_dense_norm(axes: int, stride: int, groups: int, taps: tuple[int, int], seed: int) -> None:
+    weights = rand(2, 2 * groups, 3, *taps[:axes], seed=seed)
+    if axes:
+        maps = [dense(as_conv(weight, 6, stride, groups)) for weight in weights]
+    else:
+        maps = [torch.block_diag(*weight.chunk(groups)) for weight in weights]
+    exact = torch.stack([torch.linalg.svdvals(matrix)[0] for matrix in maps])
+    for name in NORMS:
+        norms = NORMS[name](weights, stride=stride, groups=groups)
+        assert norms.shape == (2,)
+        assert bool((norms >= exact * (1 - 1e-12)).all()), name
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shape", [(6, 4, 3, 3), (4, 6, 5), (3, 2, 2, 3), (5, 4, 1, 1)])
+def test_twins_of_the_proved_bounds(shape: tuple[int, ...], stride: int) -> None:
+    weight = rand(*shape)
+    proved = {name: CONV_METHODS[name](as_conv(weight, 9, stride)).value for name in CONV_METHODS}
+
+    assert lipgrid_norm(weight[None], stride=stride).item() == pytest.approx(proved["lipgrid"], rel=1e-9)
+    assert aol_norm(weight[None], stride=stride).item() == pytest.approx(proved["aol-plain"], rel=1e-9)
+    assert four_norm(weight[None], stride=stride, steps=14).item() == pytest.approx(proved["four-bounds"], rel=1e-4)
+    assert gram_norm(weight[None], stride=stride, points=32).item() >= proved["torus"] * 0.99
+    assert gram_norm(weight[None], stride=stride, points=64, steps=10).item() <= proved["torus"] * 1.25
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 2, 3, 3), (2, 4, 3), (1, 2, 3, 4)])
+@pytest.mark.parametrize("name", NORMS)
+def test_gradients(name: str, shape: tuple[int, ...]) -> None:
+    weight = rand(*shape).requires_grad_()
+    assert torch.autograd.gradcheck(NORMS[name], weight)
+    options = {"stride": 2} if len(shape) > 3 else {}
+    assert torch.autograd.gradcheck(lambda w: NORMS[name](w, **options), weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e19])
+@pytest.mark.parametrize("name", NORMS)
+def test_zero_kernels_zero_symbols_and_scales(name: str, scale: float, dtype: torch.dtype) -> None:
+    sobel = torch.tensor([[1.0, 0, -1], [2, 0, -2], [1, 0, -1]], dtype=dtype)[None, None]
+    weights = torch.stack([torch.zeros_like(sobel), sobel * scale, torch.ones_like(sobel) * scale]).requires_grad_()
+    norms = NORMS[name](weights)
+    norms.sum().backward()
+
+    assert norms[0] == 0
+    assert bool((norms[1:] >= torch.tensor([8, 9], dtype=dtype) * scale * (1 - 1e-5)).all())
+    assert bool(torch.isfinite(weights.grad).all())
+    assert not bool(weights.grad[0].any())
+    # Euler: the norm is homogeneous, so <gradient, weight> is the norm.
+    euler = (weights.grad * (weights.detach() / scale)).flatten(1).sum(1)
+    torch.testing.assert_close(euler, norms.detach() / scale, rtol=1e-4, atol=1e-6)
+
+
+def test_layers_do_not_mix() -> None:
+    weights = rand(3, 4, 2, 3, 3)
+    for name in NORMS:
+        alone = torch.cat([NORMS[name](weight[None]) for weight in weights])
+        torch.testing.assert_close(NORMS[name](weights), alone, rtol=1e-12, atol=0)
+
+
+def test_gram_iteration_of_many_steps_does_not_overflow() -> None:
+    matrix = rand(2, 6, 5)
+    torch.testing.assert_close(gram_iteration(matrix, 150), torch.linalg.matrix_norm(matrix, 2))
+
+
+def test_the_penalty_lowers_the_product_of_the_norms() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, groups=2), nn.ReLU(),
+        nn.Conv2d(4, 4, 3, stride=2, dilation=2, padding=2), nn.Flatten(), nn.Linear(16, 3), nn.Linear(3, 3),
+    )  # fmt: skip
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    values = []
+    for _ in range(5):
+        optimiser.zero_grad()
+        penalty = spectral_penalty(model, points=8, steps=4)
+        penalty.backward()
+        optimiser.step()
+        values.append(penalty.item())
+
+    assert all(later < earlier for earlier, later in itertools.pairwise(values))
+    norms = [NORMS["gram"](layer.weight[None]).item() for layer in (model[0], model[6], model[7])]
+    norms += [NORMS["gram"](model[2].weight[None], stride=2, groups=2).item(), gram_norm(model[4].weight[None]).item()]
+    assert spectral_penalty(model).item() == pytest.approx(sum(map(math.log, norms)), rel=1e-5)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match=r"weight\[None\]"):
+        gram_norm(rand(3, 4))
+    with pytest.raises(ValueError, match="groups"):
+        aol_norm(rand(1, 3, 2, 3), groups=2)
+    with pytest.raises(ValueError, match="convolutions or dense layers"):
+        spectral_penalty(nn.Sequential(nn.ReLU()))
+    with pytest.raises(RuleError, match="lipgrid"):
+        spectral_penalty(nn.Linear(2, 2), method="power")
