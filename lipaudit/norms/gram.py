@@ -21,10 +21,8 @@ the error terms follow J. Tobler, H. Syeda and T. Murray, arXiv 2505.06958, with
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 import torch
 
@@ -37,10 +35,10 @@ from lipaudit.norms.lattice import (
     kernel,
     shape,
     smaller_side,
-    unbordered,
 )
 from lipaudit.norms.maps import Conv, Dense
-from lipaudit.norms.torus import _Symbols
+from lipaudit.norms.symbol import Symbols
+from lipaudit.norms.torus import best_parity, torus
 from lipaudit.results import Upper
 from lipaudit.rounding import TINY, gamma, up
 
@@ -65,12 +63,9 @@ def gram_flops(dense: Dense) -> float:
 
 def gram_torus_bound(conv: Conv, steps: int = TORUS_STEPS) -> Upper:
     """||conv|| <= the largest ||F_t||_F^(2^-t) over the frequencies of the twisted torus, F_{k+1} = F_k F_k^H."""
-    conv, sizes, copies = _torus(conv)
-    symbols = _Symbols(conv)
-    twists = (0, 1) if conv.padding_mode == "zeros" else (0,)
-    # Every parity class is a bound, so only the one that promises to be the smallest is proved.
-    parities = itertools.product(twists, repeat=len(sizes))
-    best = min(parities, key=lambda parity: symbols.estimate(sizes, parity))
+    conv, sizes, copies = torus(conv)
+    symbols = Symbols(conv)
+    best = best_parity(symbols, sizes, conv)
     value = 0.0
     if not symbols.zero:
         norm = max(gram_iteration(part, steps) for part in _symbol_parts(symbols, sizes, best))
@@ -83,7 +78,7 @@ def gram_torus_bound(conv: Conv, steps: int = TORUS_STEPS) -> Upper:
 def gram_torus_flops(conv: Conv) -> float:
     """Cost of the products at half of the frequencies."""
     groups, side, inner, *taps = smaller_side(shape(conv))
-    frequencies = math.prod(n for k, n in zip(taps, _torus(conv)[1], strict=True) if k > 1) / 2 + 1
+    frequencies = math.prod(n for k, n in zip(taps, torus(conv)[1], strict=True) if k > 1) / 2 + 1
     return groups * frequencies * 8.0 * side * side * (inner + TORUS_STEPS * side)
 
 
@@ -156,27 +151,13 @@ def lattice_flops(shape: Sequence[int], steps: int) -> float:
     return total
 
 
-def _symbol_parts(symbols: _Symbols, sizes: Sequence[int], parity: Sequence[int]) -> Iterator[torch.Tensor]:
+def _symbol_parts(symbols: Symbols, sizes: Sequence[int], parity: Sequence[int]) -> Iterator[torch.Tensor]:
     """The symbols of all groups and frequencies, so many at a time: complex (number, out, inputs)."""
-    index = symbols._index(sizes, parity)
+    index = symbols.index(sizes, parity)
     count = symbols.groups * len(index)
     step = max(1, _CHUNK_ENTRIES // (symbols.out * symbols.inputs * len(symbols.taps)))
     for first in range(0, count, step):
-        yield symbols._batch(index, sizes, slice(first, min(first + step, count)))
-
-
-def _torus(conv: Conv) -> tuple[Conv, list[int], int]:
-    """The convolution whose symbol counts, the frequencies per axis, the copies: see Note [Parity torus]."""
-    if conv.padding_mode in ("reflect", "replicate"):
-        _, copies = unbordered(conv)
-        size = tuple(n + sum(pads) for n, pads in zip(conv.input_size, conv.padding, strict=True))
-        conv = replace(conv, input_size=size, padding=((0, 0),) * len(size), padding_mode="zeros")
-    else:
-        conv, copies = unbordered(conv)
-    if conv.padding_mode == "circular":
-        return conv, [n // s for n, s in zip(conv.input_size, conv.stride, strict=True)], copies
-    axes = zip(conv.input_size, conv.padding, conv.stride, conv.output_size, strict=True)
-    return conv, [-(-max(n + max(pads), s * m) // s) for n, pads, s, m in axes], copies
+        yield symbols.batch(index, sizes, slice(first, min(first + step, count)))
 
 
 def _frobenius(matrices: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,7 @@ from lipaudit.norms.lattice import (
     smaller_side,
 )
 from lipaudit.norms.maps import Conv
-from lipaudit.norms.torus import PHASE_ERROR, _Symbols
+from lipaudit.norms.symbol import PHASE_ERROR, Symbols
 from lipaudit.results import Upper
 from lipaudit.rounding import UNIT, gamma, up
 
@@ -50,7 +50,7 @@ def riesz_bound(conv: Conv) -> Upper:
     points, factor = _grid(shape(conv)), 1.0
     for k, n in zip(shape(conv)[3:], points, strict=True):
         factor = up(factor / (math.cos(math.pi * (k - 1) / (2 * n)) * (1 - 1e-15)))
-    symbols = _Symbols(conv)
+    symbols = Symbols(conv)
     # Every shift of the grid gives a bound, so only the one that promises to be the smallest is proved.
     parities = itertools.product((0, 1), repeat=len(points))
     best = min(parities, key=lambda parity: symbols.estimate(points, parity))

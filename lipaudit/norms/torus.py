@@ -18,184 +18,52 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
-import torch
-
+from lipaudit.norms.lattice import unbordered
 from lipaudit.norms.maps import Conv
-from lipaudit.norms.verified import estimate, largest_singular_value
+from lipaudit.norms.symbol import Symbols
 from lipaudit.results import Upper
-from lipaudit.rounding import TINY, gamma, norm_up, up
-
-PHASE_ERROR = 2.0**-46
-"""Bound of the error of cos and sin at 2 pi j / M in float64, with j reduced exactly: argument and library."""
+from lipaudit.rounding import up
 
 
 def torus_bound(conv: Conv) -> Upper:
     """||conv|| <= the smallest over the parity classes of the largest symbol norm on the twisted torus."""
+    inner, sizes, copies = torus(conv)
+    symbols = Symbols(inner)
+    best = best_parity(symbols, sizes, inner)
+    norm = symbols.largest_norm(sizes, best)
+    if inner.padding_mode == "circular":
+        because = "largest symbol norm at the frequencies of the circular map"
+        because += " (exact)" if copies == 1 else ""
+    else:
+        period = "x".join(str(size * s) for size, s in zip(sizes, inner.stride, strict=True))
+        twist = "".join("-" if bit else "+" for bit in best)
+        because = f"largest symbol norm on the torus of period {period}, twist {twist}, proved by Cholesky"
+    if copies > 1:
+        norm, because = up(norm * up(math.sqrt(copies))), f"{because}; {conv.padding_mode} padding: {copies} copies"
+    return Upper(norm, "torus-parity", because)
+
+
+def torus(conv: Conv) -> tuple[Conv, list[int], int]:
+    """The convolution whose symbol counts, its frequencies per axis, and the copies that its border makes.
+
+    Reflect and replicate: the unpadded convolution of the padded image. Circular: the map itself, or that of stride
+    1 where the outputs do not tile the image; see Note [Borders] in `lattice.py`.
+    """
+    inner, copies = unbordered(conv)
     if conv.padding_mode == "circular":
-        return _circular_bound(conv)
+        return inner, [n // s for n, s in zip(inner.input_size, inner.stride, strict=True)], copies
     if conv.padding_mode in ("reflect", "replicate"):
-        return _copied_border_bound(conv)
-    if conv.padding_mode != "zeros":
-        raise ValueError(f"expected padding mode zeros, circular, reflect or replicate, got {conv.padding_mode!r}")
-    sizes = []
-    axes = zip(conv.input_size, conv.padding, conv.stride, conv.output_size, strict=True)
-    for n, pads, s, m in axes:
-        sizes.append(-(-max(n + max(pads), s * m) // s))
-    symbols = _Symbols(conv)
-    # Every parity class is a bound, so only the one that promises to be the smallest is proved.
-    parities = itertools.product((0, 1), repeat=len(sizes))
-    best = min(parities, key=lambda parity: symbols.estimate(sizes, parity))
-    period = "x".join(str(size * s) for size, s in zip(sizes, conv.stride, strict=True))
-    twist = "".join("-" if bit else "+" for bit in best)
-    because = f"largest symbol norm on the torus of period {period}, twist {twist}, proved by Cholesky"
-    return Upper(symbols.largest_norm(sizes, best), "torus-parity", because)
+        size = tuple(n + sum(pads) for n, pads in zip(conv.input_size, conv.padding, strict=True))
+        inner = replace(inner, input_size=size, padding=((0, 0),) * len(size), padding_mode="zeros")
+    axes = zip(inner.input_size, inner.padding, inner.stride, inner.output_size, strict=True)
+    return inner, [-(-max(n + max(pads), s * m) // s) for n, pads, s, m in axes], copies
 
 
-def _circular_bound(conv: Conv) -> Upper:
-    """Circular padding: exact on n / s if the outputs tile the image, else times the root of repeated rows."""
-    axes = list(zip(conv.input_size, conv.stride, conv.output_size, strict=True))
-    if all(n % s == 0 and m == n // s for n, s, m in axes):
-        norm = _Symbols(conv).largest_norm([n // s for n, s, _ in axes], (0,) * len(axes))
-        return Upper(norm, "torus-parity", "largest symbol norm at the frequencies of the circular map (exact)")
-    unstrided = replace(conv, stride=(1,) * len(axes))
-    norm = _Symbols(unstrided).largest_norm(list(conv.input_size), (0,) * len(axes))
-    repeats = math.prod(max(_count(s * i % n for i in range(m))) for n, s, m in axes)
-    because = f"circular symbol norm, each output row repeated at most {repeats} times"
-    return Upper(up(norm * up(math.sqrt(repeats))), "torus-parity", because)
-
-
-def _copied_border_bound(conv: Conv) -> Upper:
-    """Reflect or replicate: the valid convolution of the padded image, times the root of the copies of a pixel."""
-    padded = tuple(n + sum(p) for n, p in zip(conv.input_size, conv.padding, strict=True))
-    valid = replace(conv, input_size=padded, padding=((0, 0),) * len(padded), padding_mode="zeros")
-    inner = torus_bound(valid)
-    copies = 1
-    for n, (before, after) in zip(conv.input_size, conv.padding, strict=True):
-        index = range(-before, n + after)
-        if conv.padding_mode == "replicate":
-            copies *= max(_count(min(max(i, 0), n - 1) for i in index))
-        else:
-            copies *= max(_count(n - 1 - abs(n - 1 - abs(i)) for i in index))
-    because = f"{conv.padding_mode} padding copies a pixel at most {copies} times; {inner.because}"
-    return Upper(up(inner.value * up(math.sqrt(copies))), "torus-parity", because)
-
-
-def _count(values: Iterator[int]) -> list[int]:
-    counts: dict[int, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return list(counts.values()) or [0]
-
-
-@dataclass
-class _Taps:
-    """The kernel taps of one stride phase: their places on the coarse lattice and their weights."""
-
-    places: torch.Tensor  # (taps, axes), int64
-    weights: torch.Tensor  # (groups, taps, out * in)
-
-
-class _Symbols:
-    """The polyphase symbol F(theta) of a convolution, group by group, in float64 with a bound of its error."""
-
-    def __init__(self, conv: Conv) -> None:
-        weight, groups = conv.weight, conv.groups
-        largest = float(weight.abs().max()) if weight.numel() else 0.0
-        if not math.isfinite(largest):
-            raise ValueError("expected finite weights, got NaN or inf")
-        self.exponent = min(1000, max(-1000, math.frexp(largest)[1])) if largest else 0
-        self.zero = largest == 0.0
-        # A power of two, applied in two halves so that it cannot overflow itself: exact.
-        weight = weight * 2.0 ** (-self.exponent // 2) * 2.0 ** (-self.exponent - (-self.exponent // 2))
-        self.out, self.inputs = weight.shape[0] // groups, weight.shape[1]
-        phases = itertools.product(*(range(s) for s in conv.stride))
-        blocks = weight.reshape(groups, self.out, self.inputs, -1).permute(0, 3, 1, 2).flatten(2)
-        taps = [_phase(conv, phase, blocks) for phase in phases]
-        self.taps = [phase for phase in taps if len(phase.places)]  # a phase that no tap reads adds nothing
-        self.groups, self.device = groups, weight.device
-        sums = weight.abs().reshape(groups, self.out, self.inputs, -1).sum(-1)
-        total = max((norm_up(block) for block in sums), default=0.0) * (1 + 1e-9)
-        count = math.prod(conv.kernel_size)
-        self.error = (2 * (PHASE_ERROR + gamma(count + 2)) + conv.relative_error) * total
-
-    def largest_norm(self, sizes: Sequence[int], parity: Sequence[int]) -> float:
-        """max over theta = (2 pi j + pi parity) / size, per axis, and over the groups, of ||F(theta)||."""
-        if self.zero:
-            return 0.0
-        index = self._index(sizes, parity)
-        columns = self.inputs * len(self.taps)
-        if self.out * columns == 1:  # depthwise without stride: every symbol is a number
-            values = [self._evaluate(index, sizes, group).abs().max() for group in range(self.groups)]
-            largest = float(torch.stack(values).max()) * (1 + 1e-14)
-        else:
-
-            def part(piece: slice) -> torch.Tensor:
-                return self._batch(index, sizes, piece)
-
-            count = self.groups * len(index)
-            largest = largest_singular_value(part, count, (self.out, columns), complex_=True)
-        return up(up(largest + self.error) * 2.0**self.exponent) + TINY
-
-    def estimate(self, sizes: Sequence[int], parity: Sequence[int]) -> float:
-        """About the same maximum, from below: to choose a parity class, never as a bound."""
-        index = self._index(sizes, parity)
-        shape = (self.out, self.inputs * len(self.taps))
-        return estimate(lambda piece: self._batch(index, sizes, piece), self.groups * len(index), shape)
-
-    def _index(self, sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:
-        """The frequencies that can differ: along an axis where each phase has a single place, one suffices."""
-        flat = [all(len(set(t.places[:, axis].tolist())) == 1 for t in self.taps) for axis in range(len(sizes))]
-        index = _half_grid(sizes, parity)
-        for axis, constant in enumerate(flat):
-            if constant:
-                index = index[index[:, axis] == index[0, axis]]
-        return index.to(self.device)
-
-    def _batch(self, index: torch.Tensor, sizes: Sequence[int], piece: slice) -> torch.Tensor:
-        """Symbols number `piece` of all (group, frequency) pairs, group by group."""
-        blocks, frequencies = [], len(index)
-        for group in range(piece.start // frequencies, -(-piece.stop // frequencies)):
-            first = max(piece.start - group * frequencies, 0)
-            last = min(piece.stop - group * frequencies, frequencies)
-            blocks.append(self._evaluate(index[first:last], sizes, group))
-        return torch.cat(blocks)
-
-    def _evaluate(self, index: torch.Tensor, sizes: Sequence[int], group: int) -> torch.Tensor:
-        """F at the frequencies pi index / size: (frequencies, out, inputs * phases)."""
-        moduli = 2 * torch.tensor(sizes, device=self.device)
-        blocks = []
-        for taps in self.taps:
-            turns = (index[:, None, :] * taps.places[None]) % moduli
-            angle = (turns * (2 * math.pi / moduli.double())).sum(-1)
-            weights = taps.weights[group]
-            real, imag = torch.cos(angle) @ weights, -(torch.sin(angle) @ weights)
-            blocks.append(torch.complex(real, imag).reshape(len(index), self.out, self.inputs))
-        return torch.cat(blocks, dim=2)
-
-
-def _phase(conv: Conv, phase: Sequence[int], blocks: torch.Tensor) -> _Taps:
-    """The taps whose offset d a is congruent to `phase` modulo the stride; place = (d a) div s."""
-    places, chosen = [], []
-    for number, tap in enumerate(itertools.product(*(range(k) for k in conv.kernel_size))):
-        offset = [d * a for d, a in zip(conv.dilation, tap, strict=True)]
-        if all(o % s == r for o, s, r in zip(offset, conv.stride, phase, strict=True)):
-            places.append([o // s for o, s in zip(offset, conv.stride, strict=True)])
-            chosen.append(number)
-    where = torch.tensor(places, dtype=torch.int64, device=blocks.device).reshape(-1, len(conv.stride))
-    return _Taps(where, blocks[:, chosen])
-
-
-def _half_grid(sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:
-    """Indices j of theta = pi j / size with the given parities, one of each pair j, -j (F(-theta) = conj F)."""
-    axes = [torch.arange(bit, 2 * size, 2) for size, bit in zip(sizes, parity, strict=True)]
-    grid = torch.cartesian_prod(*axes).reshape(-1, len(sizes))
-    moduli = 2 * torch.tensor(sizes)
-    code = torch.zeros(len(grid), dtype=torch.int64)
-    mirror = torch.zeros(len(grid), dtype=torch.int64)
-    for axis in range(len(sizes)):
-        code = code * moduli[axis] + grid[:, axis]
-        mirror = mirror * moduli[axis] + (-grid[:, axis]) % moduli[axis]
-    return grid[code <= mirror]
+def best_parity(symbols: Symbols, sizes: Sequence[int], inner: Conv) -> tuple[int, ...]:
+    """Every parity class is a bound, so only the one that promises to be the smallest is proved; circular has one."""
+    twists = (0, 1) if inner.padding_mode == "zeros" else (0,)
+    parities = list(itertools.product(twists, repeat=len(sizes)))
+    return min(parities, key=lambda parity: symbols.estimate(sizes, parity)) if len(parities) > 1 else parities[0]
