@@ -254,8 +254,8 @@ _not_audited("LA303", "data from other sources")
 
 
 def unfinished(audit: Audit) -> list[str]:
-    """Attacks that were asked for, could have run and did not, or not on all images."""
-    return [record.name for record in audit.attacks if record.status == "failed" or "deadline" in record.why]
+    """Names of the attacks that did not run to the end."""
+    return [record.name for record in audit.attacks if record.unfinished]
 
 
 def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:

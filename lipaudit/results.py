@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 SCHEMA = "lipaudit-result/1.0"
+TIME_LIMIT = "time limit reached"
+"""What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
 
 
@@ -150,6 +152,11 @@ class AttackRecord:
     why: str = ""
     flags: tuple[str, ...] = ()
     """The library's own reliability warnings."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Asked for, could have run, and did not, or not on all samples."""
+        return self.status == "failed" or TIME_LIMIT in self.why
 
 
 @dataclass(frozen=True)

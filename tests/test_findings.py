@@ -8,7 +8,7 @@ import audits
 import pytest
 
 from lipaudit.findings import CHECKS, contradicted, examine, wilson
-from lipaudit.results import Audit, Finding, LayerBound
+from lipaudit.results import TIME_LIMIT, Audit, Finding, LayerBound
 
 
 def by_id(audit: Audit) -> dict[str, Finding]:
@@ -134,3 +134,12 @@ def test_wilson_interval_against_known_values() -> None:
     assert wilson(0, 10)[0] == 0.0
     assert wilson(10, 10)[1] == 1.0
     assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_an_attack_cut_short_by_the_time_limit_makes_the_audit_incomplete() -> None:
+    audit = audits.strong()
+    short = replace(audit.attacks[0], why=f"{TIME_LIMIT} at 3 of 16 samples")
+    _, verdict, code = examine(replace(audit, attacks=(short, *audit.attacks[1:])))
+
+    assert (verdict.integrity, code) == ("SOUND", 5)
+    assert verdict.headline.startswith("Incomplete: ")

@@ -183,3 +183,11 @@ def test_plan_takes_the_most_that_fits_and_never_changes_a_choice(
     )
 
     assert (plan.samples, plan.attacks) == expected
+
+
+def test_a_time_limit_leaves_an_incomplete_audit_that_says_so(network, data) -> None:
+    result = lipaudit.audit(network, *data, attacks=("fab-t",), time_limit=1e-9)
+
+    assert (result.status, result.exit_code, result.verdict.integrity) == ("partial", 5, "SOUND")
+    assert "time limit reached" in result.attacks[0].why
+    assert result.verdict.headline.startswith("Incomplete: fab-t")

@@ -18,9 +18,9 @@ from lipaudit.crosscheck.attacks import ART, AUTOATTACK, Attack, Batch
 from lipaudit.crosscheck.hygiene import BLACK_BOX, sealed
 from lipaudit.crosscheck.witness import accepted
 from lipaudit.progress import Progress
+from lipaudit.results import TIME_LIMIT
 
 MODULES = {AUTOATTACK: "pyautoattack", ART: "art.attacks.evasion"}
-TIME_LIMIT = "time limit reached"
 
 
 @dataclass(frozen=True)
