@@ -142,3 +142,9 @@ def test_the_users_model_stays_on_its_device_and_dtype() -> None:
     model = nn.Sequential(nn.Linear(4, 3)).double().eval()
     lipaudit.bound(model, (4,), device="cpu")
     assert model[0].weight.dtype == torch.float64
+
+
+def test_layers_keep_the_names_that_their_author_gave_them() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
+    names = [line.name for line in lipaudit.bound(net, (3, 2, 2), mean=(0.5,) * 3, std=(0.2,) * 3).layers]
+    assert names == ["normalise + 0", "3"]
