@@ -117,8 +117,8 @@ class Ledger:
         return Value(self._write(node, law, steps, upper, total, kind=kind))
 
     def _bound_map(self, step: str, link: Link) -> str:
-        free = isinstance(link.linear, (Gather, Identity)) and all(node.op in EXACT for node, _ in link.parts)
-        if free and norm_bound(link.linear)[0].value == 1.0:
+        isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
+        if isometric and all(node.op in EXACT for node, _ in link.parts):
             return step
         began = time.perf_counter()
         upper, candidates = norm_bound(link.linear, self.method)
