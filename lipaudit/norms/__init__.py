@@ -50,7 +50,7 @@ def svd_bound(dense: Dense) -> Upper:
     weight = dense.weight
     exponent = _exponent(weight)
     scaled = weight * 2.0**-exponent
-    norm = largest_singular_value(lambda _: scaled[None], 1, tuple(scaled.shape), complex_=False)
+    norm = largest_singular_value(scaled[None])
     error = dense.relative_error * norm_up(scaled) if dense.relative_error else 0.0
     return Upper(up((norm + error) * 2.0**exponent), "svd-verified", "largest singular value, proved by Cholesky")
 

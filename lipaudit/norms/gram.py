@@ -22,7 +22,7 @@ the error terms follow J. Tobler, H. Syeda and T. Murray, arXiv 2505.06958, with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -38,7 +38,7 @@ from lipaudit.norms.lattice import (
 )
 from lipaudit.norms.maps import Conv, Dense
 from lipaudit.norms.symbol import Symbols
-from lipaudit.norms.torus import best_parity, torus
+from lipaudit.norms.torus import best_class, torus
 from lipaudit.results import Upper
 from lipaudit.rounding import TINY, gamma, up
 
@@ -65,11 +65,13 @@ def gram_torus_bound(conv: Conv, steps: int = TORUS_STEPS) -> Upper:
     """||conv|| <= the largest ||F_t||_F^(2^-t) over the frequencies of the twisted torus, F_{k+1} = F_k F_k^H."""
     conv, sizes, copies = torus(conv)
     symbols = Symbols(conv)
-    best = best_parity(symbols, sizes, conv)
-    value = 0.0
-    if not symbols.zero:
-        norm = max(gram_iteration(part, steps) for part in _symbol_parts(symbols, sizes, best))
-        value = up(up(up(norm + symbols.error) * up(math.sqrt(copies))) * 2.0**symbols.exponent) + TINY
+    if symbols.zero:
+        return Upper(0.0, "gram", "zero kernel")
+    index, _ = best_class(symbols, conv, sizes)
+    step = max(1, _CHUNK_ENTRIES // (symbols.groups * symbols.out * symbols.columns))
+    parts = (symbols.symbols(index[first : first + step], sizes).flatten(0, 1) for first in range(0, len(index), step))
+    norm = max(gram_iteration(part, steps) for part in parts)
+    value = up(symbols.unscale(up(norm + up(symbols.error + symbols.inexact))) * up(math.sqrt(copies)))
     period = "x".join(str(size * s) for size, s in zip(sizes, conv.stride, strict=True))
     because = f"{steps} Gram iterations with outward rounding at the frequencies of the torus of period {period}"
     return Upper(value, "gram", because)
@@ -149,15 +151,6 @@ def lattice_flops(shape: Sequence[int], steps: int) -> float:
         total += autocorrelation_flops((groups, side, inputs, *size))
         inputs, size = side, [2 * k - 1 for k in size]
     return total
-
-
-def _symbol_parts(symbols: Symbols, sizes: Sequence[int], parity: Sequence[int]) -> Iterator[torch.Tensor]:
-    """The symbols of all groups and frequencies, so many at a time: complex (number, out, inputs)."""
-    index = symbols.index(sizes, parity)
-    count = symbols.groups * len(index)
-    step = max(1, _CHUNK_ENTRIES // (symbols.out * symbols.inputs * len(symbols.taps)))
-    for first in range(0, count, step):
-        yield symbols.batch(index, sizes, slice(first, min(first + step, count)))
 
 
 def _frobenius(matrices: torch.Tensor) -> torch.Tensor:

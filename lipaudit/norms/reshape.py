@@ -37,7 +37,7 @@ def four_bounds(conv: Conv) -> Upper:
 
     # Each is a bound, so only the one that promises to be the smallest is proved.
     best = min(reshapings(whole.taps), key=promise)
-    norm = largest_singular_value(lambda part: best[part], len(best), tuple(best.shape[1:]), complex_=False)
+    norm = largest_singular_value(best)
     root = up(math.sqrt(math.prod(whole.size)))
     because = (
         f"root of {math.prod(whole.size)} taps times the norm of the {best.shape[1]} x {best.shape[2]} kernel matrix"

@@ -1,6 +1,13 @@
 """The symbol of a convolution: what it does to one frequency, as a matrix, with a bound of its rounding error.
 
 F(theta) = sum_a K[a] exp(-i a.theta) by direct sums (no vendor's FFT is trusted), on the stride phases of the input.
+
+Note [Gram matrices without symbols]
+    F(theta) F(theta)^H = sum_d C_d exp(-i d.theta) with C_d = sum of K[a] K[b]^T over all a - b = d, and C_-d = C_d^T:
+    13 matrices for a 3x3 kernel, whatever the number of frequencies, instead of a product for each of them. All
+    rounding errors of the C_d together are a convolution of norm at most gamma(n) w^2, n the products summed and
+    w >= || sum_a |K[a]| ||; those of the cosines and of the sum over d have norm at most
+    (PHASE_ERROR + gamma(shifts + 4)) w^2 for the cosines, and the same for the sines.
 """
 
 from __future__ import annotations
@@ -9,12 +16,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from lipaudit.norms.maps import Conv
-from lipaudit.norms.verified import estimate, largest_singular_value
-from lipaudit.rounding import TINY, gamma, norm_up, up
+from lipaudit.norms.verified import proof_error, prove
+from lipaudit.rounding import TINY, UNIT, gamma, norm_up, up
 
 PHASE_ERROR = 2.0**-46
 """Bound of the error of cos and sin at 2 pi j / M in float64, with j reduced exactly: argument and library."""
@@ -46,64 +54,145 @@ class Symbols:
         taps = [_phase(conv, phase, blocks) for phase in phases]
         self.taps = [phase for phase in taps if len(phase.places)]  # a phase that no tap reads adds nothing
         self.groups, self.device = groups, weight.device
+        self.columns = self.inputs * len(self.taps)
+        self.side = min(self.out, self.columns)
         sums = weight.abs().reshape(groups, self.out, self.inputs, -1).sum(-1)
-        total = max((norm_up(block) for block in sums), default=0.0) * (1 + 1e-9)
         count = math.prod(conv.kernel_size)
-        self.error = (2 * (PHASE_ERROR + gamma(count + 2)) + conv.relative_error) * total
+        self.absolute = max((norm_up(block) for block in sums), default=0.0) * (1 + 2 * gamma(count + 4))
+        """Bound of the norm of the map whose weights are the absolute values."""
+        self.error = 2 * (PHASE_ERROR + gamma(count + 2)) * self.absolute
+        """Bound of || computed F - exact F ||."""
+        self.inexact = conv.relative_error * self.absolute
+        """Bound of what the weights being inexact themselves adds to ||F||."""
 
-    def largest_norm(self, sizes: Sequence[int], parity: Sequence[int]) -> float:
-        """max over theta = (2 pi j + pi parity) / size, per axis, and over the groups, of ||F(theta)||."""
-        if self.zero:
-            return 0.0
-        index = self.index(sizes, parity)
-        columns = self.inputs * len(self.taps)
-        if self.out * columns == 1:  # depthwise without stride: every symbol is a number
-            values = [self._evaluate(index, sizes, group).abs().max() for group in range(self.groups)]
-            largest = float(torch.stack(values).max()) * (1 + 1e-14)
-        else:
+    def largest_norm(self, index: torch.Tensor, sizes: Sequence[int]) -> float:
+        """Bound of max ||F(theta)|| over theta = pi index / size and over the groups, of the unscaled symbol.
 
-            def part(piece: slice) -> torch.Tensor:
-                return self.batch(index, sizes, piece)
+        Quick if frequencies of large norm come first.
+        """
+        return self.root(prove(GramMatrices(self, index, sizes), torch.arange(len(index), device=self.device)))
 
-            count = self.groups * len(index)
-            largest = largest_singular_value(part, count, (self.out, columns), complex_=True)
-        return up(up(largest + self.error) * 2.0**self.exponent) + TINY
+    def root(self, rho: float, extra: float = 1.0) -> float:
+        """From a proof that rho bounds the computed Gram matrices to a bound of ||F||; `extra` widens the error."""
+        error = (proof_error(self.side, rho) + self.gram_error) * extra
+        return up(up(math.sqrt((rho + error) * (1 + 4 * UNIT))) + self.inexact)
 
-    def estimate(self, sizes: Sequence[int], parity: Sequence[int]) -> float:
-        """About the same maximum, from below: to choose a parity class, never as a bound."""
-        index = self.index(sizes, parity)
-        shape = (self.out, self.inputs * len(self.taps))
-        return estimate(lambda piece: self.batch(index, sizes, piece), self.groups * len(index), shape)
+    def unscale(self, norm: float) -> float:
+        """From a bound of the norm of the scaled kernel to one of the kernel itself."""
+        return up(norm * 2.0**self.exponent) + TINY
+
+    @cached_property
+    def gram_error(self) -> float:
+        """Bound of || computed - exact Gram matrix ||; see Note [Gram matrices without symbols]."""
+        taps = sum(len(taps.places) for taps in self.taps)
+        shifts = gamma(max(self.out, self.inputs) * taps + 4) + 2 * (PHASE_ERROR + gamma(taps**2 + 6))
+        direct = 4 * (PHASE_ERROR + gamma(taps + 2)) + 1.5 * gamma(2 * max(self.out, self.columns) + 4)
+        return max(shifts, direct) * self.absolute**2 * (1 + 1e-9) + TINY
+
+    @cached_property
+    def autocorrelation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The shifts d > 0 (lexicographically), and the rows of which the Gram matrices are made, flat.
+
+        Complex numbers are pairs: C_0, then C_d + C_d^T for each d, then i (C_d^T - C_d). Of a single tap: C_0, real.
+        """
+        blocks = self._row_products() if self.out <= self.columns else self._column_products()
+        centre = blocks.pop((0,) * self.taps[0].places.shape[1])
+        shifts = torch.tensor(sorted(blocks), dtype=torch.int64, device=self.device)
+        if not blocks:
+            return shifts, centre.reshape(1, -1)
+        rows = centre.new_zeros(1 + 2 * len(blocks), centre.numel(), 2)
+        rows[0, :, 0] = centre.flatten()
+        for number, shift in enumerate(sorted(blocks)):
+            ahead, behind = blocks[shift], blocks[shift].mT
+            rows[1 + number, :, 0] = (ahead + behind).flatten()
+            rows[1 + len(blocks) + number, :, 1] = (behind - ahead).flatten()
+        return shifts, rows.flatten(1)
+
+    def _row_products(self) -> dict[tuple[int, ...], torch.Tensor]:
+        """C_d = sum of K_a K_b^T over the taps a - b = d >= 0 of each phase: a product of wide matrices for each d."""
+        pairs: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for taps in self.taps:
+            blocks = taps.weights.unflatten(2, (self.out, self.inputs))
+            for (a, first), (b, second) in itertools.product(enumerate(taps.places.tolist()), repeat=2):
+                shift = tuple(x - y for x, y in zip(first, second, strict=True))
+                if shift >= (0,) * len(shift):
+                    pairs.setdefault(shift, []).append((blocks[:, a], blocks[:, b]))
+        return {d: torch.cat([a for a, _ in ab], 2) @ torch.cat([b for _, b in ab], 2).mT for d, ab in pairs.items()}
+
+    def _column_products(self) -> dict[tuple[int, ...], torch.Tensor]:
+        """C_d has the blocks K_a^T K_b over the taps b - a = d >= 0 of any two phases."""
+        blocks: dict[tuple[int, ...], torch.Tensor] = {}
+        places = [
+            (phase, weight.unflatten(1, (self.out, self.inputs)), place)
+            for phase, taps in enumerate(self.taps)
+            for weight, place in zip(taps.weights.unbind(1), taps.places.tolist(), strict=True)
+        ]
+        n = self.inputs
+        for (p, left, first), (q, right, second) in itertools.product(places, repeat=2):
+            shift = tuple(y - x for x, y in zip(first, second, strict=True))
+            if shift >= (0,) * len(shift):
+                if shift not in blocks:
+                    blocks[shift] = left.new_zeros(self.groups, self.side, self.side)
+                blocks[shift][:, p * n : (p + 1) * n, q * n : (q + 1) * n] += left.mT @ right
+        return blocks
 
     def index(self, sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:
         """The frequencies that can differ: along an axis where each phase has a single place, one suffices."""
-        flat = [all(len(set(t.places[:, axis].tolist())) == 1 for t in self.taps) for axis in range(len(sizes))]
-        index = _half_grid(sizes, parity)
-        for axis, constant in enumerate(flat):
+        index = half_grid(sizes, parity)
+        for axis, constant in enumerate(self.flat):
             if constant:
                 index = index[index[:, axis] == index[0, axis]]
         return index.to(self.device)
 
-    def batch(self, index: torch.Tensor, sizes: Sequence[int], piece: slice) -> torch.Tensor:
-        """Symbols number `piece` of all (group, frequency) pairs, group by group."""
-        blocks, frequencies = [], len(index)
-        for group in range(piece.start // frequencies, -(-piece.stop // frequencies)):
-            first = max(piece.start - group * frequencies, 0)
-            last = min(piece.stop - group * frequencies, frequencies)
-            blocks.append(self._evaluate(index[first:last], sizes, group))
-        return torch.cat(blocks)
+    @property
+    def flat(self) -> tuple[bool, ...]:
+        """Per axis, whether each phase has a single place there: then ||F|| does not depend on that frequency."""
+        axes = range(self.taps[0].places.shape[1])
+        return tuple(all(len(set(t.places[:, axis].tolist())) == 1 for t in self.taps) for axis in axes)
 
-    def _evaluate(self, index: torch.Tensor, sizes: Sequence[int], group: int) -> torch.Tensor:
-        """F at the frequencies pi index / size: (frequencies, out, inputs * phases)."""
-        moduli = 2 * torch.tensor(sizes, device=self.device)
-        blocks = []
+    def symbols(self, index: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """F at the frequencies pi index / size: (frequencies, groups, out, inputs * phases), complex."""
+        parts = []
         for taps in self.taps:
-            turns = (index[:, None, :] * taps.places[None]) % moduli
-            angle = (turns * (2 * math.pi / moduli.double())).sum(-1)
-            weights = taps.weights[group]
+            angle = _angle(index, taps.places, sizes)
+            weights = taps.weights  # (groups, taps, out * in)
             real, imag = torch.cos(angle) @ weights, -(torch.sin(angle) @ weights)
-            blocks.append(torch.complex(real, imag).reshape(len(index), self.out, self.inputs))
-        return torch.cat(blocks, dim=2)
+            symbol = torch.complex(real, imag).transpose(0, 1)
+            parts.append(symbol.reshape(-1, self.groups, self.out, self.inputs))
+        return torch.cat(parts, dim=3)
+
+
+class GramMatrices:
+    """The smaller Gram matrices at theta = pi index / size, as a `Batch`, each off by `symbols.gram_error` at most."""
+
+    def __init__(self, symbols: Symbols, index: torch.Tensor, sizes: Sequence[int]) -> None:
+        self.symbols, self.index, self.sizes = symbols, index, sizes
+        self.shape = (symbols.groups, symbols.side, symbols.side)
+        # A product per frequency, where that is fewer than the shifts of the kernel take.
+        self.direct = 8 * len(index) < sum(len(taps.places) for taps in symbols.taps) ** 2
+        self.dtype = torch.complex128
+        if not self.direct:
+            self.shifts, self.rows = symbols.autocorrelation
+            self.dtype = torch.complex128 if len(self.shifts) else torch.float64
+
+    def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
+        index = self.index[numbers]
+        if self.direct:
+            f = self.symbols.symbols(index, self.sizes)
+            torch.matmul(*((f, f.mH) if self.symbols.out <= self.symbols.columns else (f.mH, f)), out=out)
+            return
+        one = torch.ones(len(index), 1, dtype=torch.float64, device=out.device)
+        if out.is_complex():
+            angle = _angle(index, self.shifts, self.sizes)
+            one, out = torch.cat([one, torch.cos(angle), torch.sin(angle)], dim=1), torch.view_as_real(out)
+        torch.mm(one, self.rows, out=out.view(len(index), -1))
+
+
+def _angle(index: torch.Tensor, places: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """places . (pi index / size): (frequencies, places), each axis reduced exactly to [0, 2 pi)."""
+    moduli = 2 * torch.tensor(sizes, device=index.device)
+    turns = (index[:, None, :] * places[None]) % moduli
+    return (turns * (2 * math.pi / moduli.double())).sum(-1)
 
 
 def _phase(conv: Conv, phase: Sequence[int], blocks: torch.Tensor) -> _Taps:
@@ -118,7 +207,7 @@ def _phase(conv: Conv, phase: Sequence[int], blocks: torch.Tensor) -> _Taps:
     return _Taps(where, blocks[:, chosen])
 
 
-def _half_grid(sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:
+def half_grid(sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:
     """Indices j of theta = pi j / size with the given parities, one of each pair j, -j (F(-theta) = conj F)."""
     axes = [torch.arange(bit, 2 * size, 2) for size, bit in zip(sizes, parity, strict=True)]
     grid = torch.cartesian_prod(*axes).reshape(-1, len(sizes))

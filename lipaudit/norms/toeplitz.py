@@ -20,7 +20,6 @@ does not.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -37,6 +36,7 @@ from lipaudit.norms.lattice import (
 )
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.symbol import PHASE_ERROR, Symbols
+from lipaudit.norms.torus import best_class
 from lipaudit.results import Upper
 from lipaudit.rounding import UNIT, gamma, up
 
@@ -51,12 +51,12 @@ def riesz_bound(conv: Conv) -> Upper:
     for k, n in zip(shape(conv)[3:], points, strict=True):
         factor = up(factor / (math.cos(math.pi * (k - 1) / (2 * n)) * (1 - 1e-15)))
     symbols = Symbols(conv)
-    # Every shift of the grid gives a bound, so only the one that promises to be the smallest is proved.
-    parities = itertools.product((0, 1), repeat=len(points))
-    best = min(parities, key=lambda parity: symbols.estimate(points, parity))
-    norm = symbols.largest_norm(points, best)
+    if symbols.zero:
+        return Upper(0.0, "riesz-grid", "zero kernel")
+    index, _ = best_class(symbols, conv, points)  # every shift of the grid gives a bound
+    norm = symbols.unscale(symbols.largest_norm(index, points))
     because = f"largest symbol norm on a grid of {_spell(points)}, times {factor:.4f} for what lies between"
-    value = up(up(norm * factor) * up(math.sqrt(copies))) if norm else 0.0
+    value = up(up(norm * factor) * up(math.sqrt(copies)))
     return Upper(value, "riesz-grid", because)
 
 

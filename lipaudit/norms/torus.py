@@ -21,29 +21,48 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
+
+from lipaudit.norms.cells import lattice_norm
 from lipaudit.norms.lattice import unbordered
 from lipaudit.norms.maps import Conv
+from lipaudit.norms.power import landscape
 from lipaudit.norms.symbol import Symbols
 from lipaudit.results import Upper
 from lipaudit.rounding import up
+
+LARGE = 500
+"""From so many frequencies on, the norm on the infinite lattice is tried first."""
+
+_ODD_FIRST = 0.99
+"""Another class than the odd one is taken if it promises to be smaller by more than the promise may be wrong."""
 
 
 def torus_bound(conv: Conv) -> Upper:
     """||conv|| <= the smallest over the parity classes of the largest symbol norm on the twisted torus."""
     inner, sizes, copies = torus(conv)
     symbols = Symbols(inner)
-    best = best_parity(symbols, sizes, inner)
-    norm = symbols.largest_norm(sizes, best)
-    if inner.padding_mode == "circular":
-        because = "largest symbol norm at the frequencies of the circular map"
-        because += " (exact)" if copies == 1 else ""
-    else:
-        period = "x".join(str(size * s) for size, s in zip(sizes, inner.stride, strict=True))
-        twist = "".join("-" if bit else "+" for bit in best)
-        because = f"largest symbol norm on the torus of period {period}, twist {twist}, proved by Cholesky"
+    if symbols.zero:
+        return Upper(0.0, "torus-parity", "zero kernel")
+    norm, because = _largest(symbols, inner, sizes)
+    because += " (exact)" if inner.padding_mode == "circular" and copies == 1 else ""
     if copies > 1:
         norm, because = up(norm * up(math.sqrt(copies))), f"{because}; {conv.padding_mode} padding: {copies} copies"
     return Upper(norm, "torus-parity", because)
+
+
+def _largest(symbols: Symbols, inner: Conv, sizes: Sequence[int]) -> tuple[float, str]:
+    """The norm on the torus and why; of a large map that on the infinite lattice, which is hardly larger."""
+    if inner.padding_mode == "circular":
+        norm = symbols.largest_norm(symbols.index(sizes, (0,) * len(sizes)), sizes)
+        return symbols.unscale(norm), "largest symbol norm at the frequencies of the circular map"
+    half = math.prod(size for size, flat in zip(sizes, symbols.flat, strict=True) if not flat) / 2
+    if half > LARGE and (norm := lattice_norm(inner, most=half)) is not None:
+        return norm, "largest symbol norm of all frequencies, cell by cell, proved by Cholesky"
+    index, twist = best_class(symbols, inner, sizes)
+    period = "x".join(str(size * s) for size, s in zip(sizes, inner.stride, strict=True))
+    norm = symbols.unscale(symbols.largest_norm(index, sizes))
+    return norm, f"largest symbol norm on the torus of period {period}, twist {twist}, proved by Cholesky"
 
 
 def torus(conv: Conv) -> tuple[Conv, list[int], int]:
@@ -62,8 +81,22 @@ def torus(conv: Conv) -> tuple[Conv, list[int], int]:
     return inner, [-(-max(n + max(pads), s * m) // s) for n, pads, s, m in axes], copies
 
 
-def best_parity(symbols: Symbols, sizes: Sequence[int], inner: Conv) -> tuple[int, ...]:
-    """Every parity class is a bound, so only the one that promises to be the smallest is proved; circular has one."""
-    twists = (0, 1) if inner.padding_mode == "zeros" else (0,)
-    parities = list(itertools.product(twists, repeat=len(sizes)))
-    return min(parities, key=lambda parity: symbols.estimate(sizes, parity)) if len(parities) > 1 else parities[0]
+def best_class(symbols: Symbols, inner: Conv, sizes: Sequence[int]) -> tuple[torch.Tensor, str]:
+    """The frequencies of one parity class, those of large norm first, and the name of the class.
+
+    Every class is a bound, so only the one that promises to be the smallest is proved; circular maps have one.
+    """
+    if inner.padding_mode == "circular":
+        return symbols.index(sizes, (0,) * len(sizes)), ""
+    if all(symbols.flat):
+        return symbols.index(sizes, (1,) * len(sizes)), "-" * len(sizes)
+    heights = landscape(inner, [2 * size for size in sizes]).amax(0)
+    classes, promises = {}, {}
+    for parity in itertools.product((0, 1), repeat=len(sizes)):
+        index = symbols.index(sizes, parity)
+        promise = heights[tuple(index.T)]
+        classes[parity] = index[promise.argsort(descending=True)]
+        # Kernels that sum to something peak at frequency zero, which the class of all odd frequencies avoids most.
+        promises[parity] = float(promise.max()) * (_ODD_FIRST if all(parity) else 1.0)
+    best = min(promises, key=promises.__getitem__)
+    return classes[best], "".join("-" if bit else "+" for bit in best)

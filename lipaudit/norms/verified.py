@@ -1,4 +1,4 @@
-"""The largest singular value of a batch of matrices: guessed cheaply, then proved by Cholesky.
+"""The largest eigenvalue of a batch of Gram matrices: guessed cheaply, then proved by Cholesky.
 
 Note [Guess, then verify]
     ||A||_2^2 <= rho  if and only if  rho I - A A^H is positive semidefinite, and a Cholesky factorisation that
@@ -15,57 +15,148 @@ The error terms, for an r x q matrix A with Gram matrix G (r x r), complex entri
 
 from __future__ import annotations
 
+import functools
 import math
+import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 import torch
 
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
-_POWER_STEPS = 24
+_CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
+"""Memory of one part of a batch: little enough for the caches of a CPU, enough to keep a GPU busy."""
 _ESTIMATE_STEPS = 8
-_CANDIDATES = 16
-"""How many of the most promising matrices get exact eigenvalues for the guess."""
-_CHUNK_BYTES = 256 * 2**20
 
 
-def largest_singular_value(
-    matrices: Callable[[slice], torch.Tensor], count: int, shape: tuple[int, int], complex_: bool
-) -> float:
-    """Upper bound of max_f ||A_f||_2 over `count` matrices of one shape, rounding included.
+class Batch(Protocol):
+    """Gram matrices by number, made part by part into memory that is used again: fresh memory costs more."""
 
-    `matrices(slice)` returns that part of the batch, float64 or complex128, with entries of moderate size (the
-    caller scales them); it is asked for each part once or twice, so that only a part is in memory at a time.
+    shape: tuple[int, ...]
+    """(..., side, side) of what belongs to one number."""
+    dtype: torch.dtype
+
+    def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
+        """Write the matrices of those numbers into `out`, (numbers, *shape)."""
+
+
+def largest_singular_value(matrices: torch.Tensor) -> float:
+    """Upper bound of max_f ||A_f||_2 over a batch (count, rows, columns), rounding included.
+
+    Entries of moderate size are expected (the caller scales them), float64 or complex128. Raises `ValueError` for
+    NaN or inf.
     """
-    rows, columns = shape
-    side, inner = min(shape), max(shape)
+    count, rows, columns = matrices.shape
+    side, inner = min(rows, columns), max(rows, columns)
     if count == 0 or side == 0:
         return 0.0
-    step = max(1, _CHUNK_BYTES // (16 * (rows * columns + 3 * side * side)))
-    chunks = [slice(a, min(a + step, count)) for a in range(0, count, step)]
-    grams = _Grams(matrices, rows <= columns, keep=len(chunks) == 1)
+    squares = torch.linalg.vector_norm(matrices, dim=(1, 2)).square()
+    largest_square = float(squares.max()) * (1 + 2 * gamma(rows * columns + 8))
+    if not math.isfinite(largest_square):
+        raise ValueError("expected finite matrices, got NaN or inf")
 
-    rho = max(_guess(grams(chunk)) for chunk in chunks)
-    largest_square = 0.0
-    for chunk in chunks:
-        gram = grams(chunk)
-        if not bool(torch.isfinite(gram).all()):
-            raise ValueError("expected finite matrices, got NaN or inf in a Gram matrix")
-        trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-        largest_square = max(largest_square, float(trace.max()))
-        rho = _raise_until_proved(gram, rho)
-    words = 2 if complex_ else 1
-    error = (
-        1.5 * gamma(words * inner + 2) * largest_square * (1 + 1e-6)
-        + 2.1 * UNIT * rho
-        + 1.5 * gamma(words * (side + 2)) * 1.001 * side * rho
-    )
-    return up(math.sqrt((rho + error) * (1 + 4 * UNIT))) + (TINY if rho else 0.0)
+    if largest_square == 0.0:
+        return 0.0
+    rho = prove(_Products(matrices), squares.argsort(descending=True))
+    words = 2 if matrices.is_complex() else 1
+    error = 1.5 * gamma(words * inner + 2) * largest_square * (1 + 1e-6) + proof_error(side, rho)
+    return up(math.sqrt((rho + error) * (1 + 4 * UNIT))) + TINY
+
+
+def proof_error(side: int, rho: float) -> float:
+    """How far eigenvalues may be above rho although Cholesky of rho I - G ran to completion."""
+    return 2.1 * UNIT * rho + 1.5 * gamma(2 * (side + 2)) * 1.001 * side * rho
+
+
+def prove(batch: Batch, numbers: torch.Tensor, rho: float = 0.0) -> float:
+    """The least rho >= the given one, up to 1e-10, for which Cholesky of rho I - G completes for all `numbers`.
+
+    Quick if the largest come first: where the proof fails, the eigenvalue of the first that failed is the next rho.
+    """
+    slack, tries = 1e-10, 60 + len(numbers)
+    if rho == 0.0:  # a positive start, so that only zero matrices pass with zero
+        rho = max(largest_eigenvalue(batch, numbers[:1]) * (1 + slack), TINY)
+    while len(numbers) and tries:
+        numbers = numbers[~holds(batch, numbers, rho)]
+        if len(numbers):
+            exact = largest_eigenvalue(batch, numbers[:1])
+            slack = slack if exact > rho else 4 * slack  # a failure by rounding alone
+            rho, tries = max(exact, rho) * (1 + slack), tries - 1
+    if not tries:
+        raise ValueError("expected a Cholesky proof of the norm, got none: the matrices are not finite")
+    return rho
+
+
+def holds(batch: Batch, numbers: torch.Tensor, rho: float) -> torch.Tensor:
+    """For each number, whether Cholesky of rho I - G completes (of side 1: whether G <= rho)."""
+
+    def completes(chosen: torch.Tensor) -> torch.Tensor:
+        gram, factor, info = _memory(len(chosen), batch, chosen.device)
+        batch.fill(chosen, gram)
+        if gram.shape[-1] == 1:
+            return (gram.real <= rho).flatten(1).all(1)
+        gram.neg_().diagonal(dim1=-2, dim2=-1).add_(rho)
+        torch.linalg.cholesky_ex(gram, out=(factor, info))
+        # A factor that is not finite would prove nothing; every row ends in its diagonal entry, which it would reach.
+        complete = (info == 0) & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1).real.sum(-1))
+        return complete.flatten(1).all(1) if complete.ndim > 1 else complete
+
+    parts = numbers.split(max(1, _CHUNK_BYTES[numbers.device.type] // (16 * math.prod(batch.shape))))
+    workers = torch.get_num_threads()
+    if numbers.is_cuda or workers == 1 or len(numbers) <= 1:
+        return torch.cat([completes(part) for part in parts])
+    if len(parts) < workers:
+        parts = numbers.chunk(workers)
+    # LAPACK factorises the matrices of a batch one after the other in one thread, so the parts go to several.
+    done = torch.cat(list(_pool(workers).map(completes, parts)))
+    torch.set_num_threads(workers)  # what the workers set is also the default of threads to come
+    return done
+
+
+def largest_eigenvalue(batch: Batch, numbers: torch.Tensor) -> float:
+    """About the largest eigenvalue of the matrices of those numbers. Proves nothing."""
+    gram = torch.empty(len(numbers), *batch.shape, dtype=batch.dtype, device=numbers.device)
+    batch.fill(numbers, gram)
+    return float(torch.linalg.eigvalsh(gram)[..., -1].max())
+
+
+class _Products:
+    """The smaller Gram matrices of matrices (count, rows, columns)."""
+
+    def __init__(self, matrices: torch.Tensor) -> None:
+        self.matrices, self.dtype = matrices, matrices.dtype
+        self.shape = (min(matrices.shape[1:]),) * 2
+
+    def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
+        a = self.matrices[numbers]
+        torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
+
+
+@functools.cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that keep their memory."""
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+_LOCAL = threading.local()
+
+
+def _memory(count: int, batch: Batch, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Room for so many matrices and, column by column as LAPACK has them, for their factors."""
+    shape, kind = (count, *batch.shape), (batch.shape, batch.dtype, device)
+    if getattr(_LOCAL, "kind", None) != kind or len(_LOCAL.room[0]) < count:
+        _LOCAL.kind, _LOCAL.room = kind, [torch.empty(shape, dtype=batch.dtype, device=device) for _ in range(2)]
+    gram, factor = (room[:count] for room in _LOCAL.room)
+    return gram, factor.mT, torch.empty(shape[:-2], dtype=torch.int32, device=device)
 
 
 def estimate(matrices: Callable[[slice], torch.Tensor], count: int, shape: tuple[int, int]) -> float:
     """About max_f ||A_f||_2, cheaply: power iteration in single precision, without Gram matrices. Proves nothing."""
-    step = max(1, _CHUNK_BYTES // (16 * shape[0] * shape[1]))
+    step = max(1, 2**28 // (16 * shape[0] * shape[1]))
     largest = 0.0
     for first in range(0, count, step):
         a = matrices(slice(first, min(first + step, count))).to(torch.complex64)
@@ -82,54 +173,3 @@ def _start(side: int, like: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(side, 1, dtype=torch.float64, generator=generator)
     return start.to(like).expand(len(like), side, 1)
-
-
-class _Grams:
-    """The smaller Gram matrices of a part of the batch; remembered when the batch is a single part."""
-
-    def __init__(self, matrices: Callable[[slice], torch.Tensor], rows_side: bool, keep: bool) -> None:
-        self.matrices, self.rows_side, self.keep = matrices, rows_side, keep
-        self.kept: torch.Tensor | None = None
-
-    def __call__(self, part: slice) -> torch.Tensor:
-        if self.kept is not None:
-            return self.kept
-        a = self.matrices(part)
-        gram = a @ a.mH if self.rows_side else a.mH @ a
-        if self.keep:
-            self.kept = gram
-        return gram
-
-
-def _guess(gram: torch.Tensor) -> float:
-    """An eigenvalue close to the largest of the batch: power iteration picks who gets exact eigenvalues."""
-    side = gram.shape[-1]
-    if len(gram) > _CANDIDATES and side > 1:
-        v = _start(side, gram)
-        for _ in range(_POWER_STEPS):
-            v = gram @ v
-            v = v / v.norm(dim=1, keepdim=True).clamp_min(1e-300)
-        quotient = (gram @ v).norm(dim=1).squeeze(-1)
-        gram = gram[quotient.topk(_CANDIDATES).indices]
-    return float(torch.linalg.eigvalsh(gram)[:, -1].max()) * (1 + 1e-10)
-
-
-def _raise_until_proved(gram: torch.Tensor, rho: float) -> float:
-    """The least rho >= the given one, up to 1e-10, for which Cholesky of rho I - G completes on all of `gram`."""
-    if rho == 0.0:  # a positive start, so that only zero matrices pass with zero
-        rho = float(torch.linalg.eigvalsh(gram)[:, -1].max())
-        if rho <= 0.0 and not bool(gram.any()):
-            return 0.0
-        rho = max(rho, TINY)
-    pending = gram
-    for attempt in range(60):
-        shifted = -pending
-        shifted.diagonal(dim1=-2, dim2=-1).add_(rho)
-        factor, info = torch.linalg.cholesky_ex(shifted)
-        failed = (info != 0) | ~torch.isfinite(factor.abs().sum((-2, -1)))
-        if not bool(failed.any()):
-            return rho
-        pending = pending[failed]
-        exact = float(torch.linalg.eigvalsh(pending)[:, -1].max())
-        rho = max(exact, rho) * (1 + 1e-10 * 4.0**attempt)
-    raise ValueError("expected a Cholesky proof of the norm, got none: the matrices are not finite")

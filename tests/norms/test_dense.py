@@ -44,18 +44,28 @@ def test_a_wrong_guess_cannot_make_the_bound_wrong(monkeypatch: pytest.MonkeyPat
     torch.manual_seed(0)
     matrices = torch.randn(30, 5, 8, dtype=torch.complex128)
     truth = float(torch.linalg.svdvals(matrices).max())
-    monkeypatch.setattr(verified, "_guess", lambda _: guess * truth**2)
-    bound = verified.largest_singular_value(lambda part: matrices[part], 30, (5, 8), complex_=True)
+    answers = iter([guess])
+    right = verified.largest_eigenvalue
+    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch: next(answers, 1.0) * right(*batch))
+    assert truth <= verified.largest_singular_value(matrices) <= truth * (1 + 1e-8)
 
-    assert truth <= bound <= truth * (1 + 1e-8)
+    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch: guess * right(*batch))
+    assert truth <= verified.largest_singular_value(matrices)
 
 
-def test_parts_of_a_large_batch_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("threads", [1, 3])
+def test_parts_of_a_large_batch_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(50, 4, 3, dtype=torch.complex128)
-    whole = verified.largest_singular_value(lambda part: matrices[part], 50, (4, 3), complex_=True)
-    monkeypatch.setattr(verified, "_CHUNK_BYTES", 4000)
-    parts = verified.largest_singular_value(lambda part: matrices[part], 50, (4, 3), complex_=True)
+    whole = verified.largest_singular_value(matrices)
+    before = torch.get_num_threads()
+    monkeypatch.setattr(verified, "_CHUNK_BYTES", {"cpu": 4000})
+    try:
+        torch.set_num_threads(threads)
+        parts = verified.largest_singular_value(matrices)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
     assert parts == pytest.approx(whole, rel=1e-9)
 
