@@ -138,7 +138,10 @@ class ErrorRecursion:
             added = sum(local.get(node, 0.0) * factor for node, factor in self.after[line.step])
             # One upward step per operation above; few terms, so a relative 1e-12 covers them all.
             errors[line.step] = (line.upper.value * passed + added) * (1 + 1e-12)
-        return logits, errors[self.last]
+        # Factors that were read off ranges hold only while errors stay within their room (value.py).
+        error = errors[self.last]
+        trusted = math.isfinite(error) and all(e <= self.ledger.room for e in errors.values())
+        return logits, error if trusted else math.inf
 
     def _factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
         factors, factor = [], 1.0
@@ -153,7 +156,7 @@ _LAWS = {
     "scale": lambda errors: errors[0],
     "sum": sum,
     "root_sum_squares": lambda errors: math.hypot(*errors),
-    "max": max,
+    "max": lambda errors: math.hypot(*errors),  # the branches' own roundings are not pieces of one error
 }
 
 

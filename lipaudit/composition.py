@@ -61,17 +61,20 @@ def bound(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     device: str | torch.device | None = None,
+    domain: tuple[float, float] | None = None,
     method: str = "best",
     progress: Progress | None = None,
 ) -> NetworkBound:
     """A proved bound of the Lipschitz constant (L2 to L2) of `model`, from raw inputs to logits.
 
     `input_shape` has no batch axis: (3, 32, 32). `mean` and `std` (per channel) put the normalisation
-    (x - mean) / std in front. `device` defaults to the one the model is on.
+    (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the entries of
+    raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there, and
+    without it they are refused; `NetworkBound.domain` says whether the bound needs it.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
-    return compose(module, tuple(input_shape), method=method, progress=progress or Silent()).network
+    return compose(module, tuple(input_shape), domain=domain, method=method, progress=progress).network
 
 
 def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
@@ -87,7 +90,12 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 def compose(
-    model: nn.Module, input_shape: tuple[int, ...], *, method: str = "best", progress: Progress | None = None
+    model: nn.Module,
+    input_shape: tuple[int, ...],
+    *,
+    domain: tuple[float, float] | None = None,
+    method: str = "best",
+    progress: Progress | None = None,
 ) -> Composition:
     """Capture `model`, bound every layer and put the bounds together."""
     progress = progress or Silent()
@@ -96,7 +104,7 @@ def compose(
     device = device_of(model)
     check_arithmetic(device)
     progress.start("layer bounds", len(graph.nodes))
-    ledger = Ledger(graph, device, method=method, progress=progress)
+    ledger = Ledger(graph, device, method=method, progress=progress, domain=domain)
     with torch.no_grad():
         head = walk(graph, RULES, Value(INPUT), ledger)[graph.output]
         logits = ledger.settle(head)
@@ -107,6 +115,7 @@ def compose(
         log10=log10_up(total),
         pairwise=pairs,
         input_shape=graph.input_shape,
+        domain=domain if ledger.used_domain else None,
         seconds=time.perf_counter() - began,
     )
     progress.finish(f"L = {network.value:.3g}")

@@ -84,6 +84,8 @@ class NetworkBound:
     """`pairwise[i][j]` bounds the Lipschitz constant of logit i - logit j; inf where it overflows."""
     input_shape: tuple[int, ...]
     seconds: float = 0.0
+    domain: tuple[float, float] | None = None
+    """The bound holds between inputs with entries in this range only; None: between any two."""
 
     @property
     def value(self) -> float:

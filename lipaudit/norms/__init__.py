@@ -21,7 +21,7 @@ from lipaudit.norms.gram import (
     gram_torus_flops,
 )
 from lipaudit.norms.lattice import BUDGET, SPARE
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, schur_test
+from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
 from lipaudit.norms.reshape import four_bounds, four_flops
 from lipaudit.norms.toeplitz import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.torus import torus_bound
@@ -96,6 +96,8 @@ DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
 
 def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
     """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table."""
+    if isinstance(linear, Transposed):
+        return norm_bound(linear.conv, method)
     if isinstance(linear, Scale):
         value = float(linear.factor.abs().max()) * (1 + linear.relative_error) if linear.factor.numel() else 0.0
         value = up(value) if linear.relative_error else value

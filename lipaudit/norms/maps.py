@@ -98,6 +98,49 @@ class Conv:
 
 
 @dataclass(frozen=True, eq=False)
+class Transposed:
+    """The transposed map of a convolution, what a transposed convolution does: x -> A^T x, of the same norm.
+
+    `conv` leads from the output of this map to its input; its padding is the same on both sides or longer in front.
+    """
+
+    conv: Conv
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1, self.conv.weight.shape[0], *self.conv.output_size)
+
+    @property
+    def relative_error(self) -> float:
+        return self.conv.relative_error
+
+    @property
+    def terms(self) -> int:
+        kernel = self.conv.weight.shape
+        return kernel[0] // self.conv.groups * math.prod(kernel[2:])
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        conv = self.conv
+        if conv.padding_mode != "zeros":
+            raise ValueError(f"expected zero padding in a transposed convolution, got {conv.padding_mode}")
+        transpose = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+        whole = transpose[len(conv.input_size) - 1](
+            x, conv.weight, stride=conv.stride, dilation=conv.dilation, groups=conv.groups
+        )
+        # Of the padded image that this gives, what lies within the image; entries that no tap reached are zero.
+        for axis, (n, (before, _)) in enumerate(zip(conv.input_size, conv.padding, strict=True)):
+            missing = before + n - whole.shape[2 + axis]
+            if missing > 0:
+                pads = [0, 0] * (len(conv.input_size) - 1 - axis) + [0, missing]
+                whole = functional.pad(whole, pads)
+            whole = whole.narrow(2 + axis, before, n)
+        return whole
+
+    def absolute(self) -> Transposed:
+        return Transposed(self.conv.absolute())
+
+
+@dataclass(frozen=True, eq=False)
 class Scale:
     """x -> c * x entry by entry; `factor` (float64) broadcasts against the input."""
 
@@ -204,6 +247,10 @@ def merge(first: LinearMap, then: LinearMap) -> LinearMap | None:
         case Conv(), Scale() if (c := then.per_channel(1)) is not None:
             spread = c.reshape(-1, *(1,) * (first.weight.ndim - 1))
             return replace(first, weight=first.weight * spread, relative_error=_compound(first, then))
+        case Scale(), Transposed() if isinstance(inner := merge(then.conv, first), Conv):
+            return Transposed(inner)  # (D A)^T = A^T D
+        case Transposed(), Scale() if isinstance(inner := merge(then, first.conv), Conv):
+            return Transposed(inner)
         case Scale(), Dense() if (c := first.per_channel(-1)) is not None:
             return replace(
                 then,

@@ -6,7 +6,7 @@ from typing import Any
 
 from lipaudit.domains.lipschitz.linear import _as_tensor, _scale
 from lipaudit.domains.lipschitz.shape import broadcast
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.value import RULES, Ledger, Value, disjoint
 from lipaudit.errors import NotLipschitz
 from lipaudit.graph import Node
 from lipaudit.norms.maps import Identity
@@ -48,5 +48,8 @@ def concatenate(node: Node, ledger: Ledger, tensors: Any, dim: int) -> Value:
         raise NotLipschitz("expected a branch that depends on the input, got only constants")
     if len(branches) == 1:
         return ledger.record(node, "scale", branches, Upper(1.0, "isometry", "constants appended"))
+    if disjoint(branches):
+        because = "concatenation of what becomes of disjoint parts of one tensor: the largest"
+        return ledger.record(node, "max", branches, Upper(1.0, "largest-part", because))
     claim = "concatenation: root of the sum of squares"
     return ledger.record(node, "root_sum_squares", branches, Upper(1.0, "root-sum-squares", claim))

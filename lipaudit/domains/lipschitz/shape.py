@@ -54,11 +54,22 @@ def _copying(op: str, operand: str = "self") -> None:
     RULES.rule(op)(rule)
 
 
-for _op in (
-    "slice.Tensor", "select.int", "expand.default", "split.Tensor", "split_with_sizes.default",
-    "unbind.int", "repeat.default", "chunk.default",
-):  # fmt: skip
+for _op in ("expand.default", "repeat.default"):
     _copying(_op)
+
+
+def _selecting(op: str, operand: str = "self") -> None:
+    def rule(node: Node, ledger: Ledger, **arguments: Any) -> Value:
+        """Some entries, each once: norm 1, and disjoint selections of one tensor share it (Note [Pieces])."""
+        return ledger.select(node, arguments[operand], operand, linear_call(node, ledger, operand, 1))
+
+    RULES.rule(op)(rule)
+
+
+for _op in (
+    "slice.Tensor", "select.int", "split.Tensor", "split_with_sizes.default", "unbind.int", "chunk.default",
+):  # fmt: skip
+    _selecting(_op)
 
 
 @RULES.rule("pad.default")

@@ -1,5 +1,18 @@
 """The abstract value of the Lipschitz domain, and the ledger that the rules write.
 
+Note [Pieces]
+    Slices of one tensor that are processed apart and concatenated again move independently: with S_i disjoint
+    selections and f_i of Lipschitz constant L_i, ||cat f_i(S_i dx)||^2 <= sum L_i^2 ||S_i dx||^2, so the whole has
+    max L_i, not the root of the sum of their squares. So a value remembers of which pieces of which tensors it is a
+    function: `Piece(fork, entries)` says that it depends on the network input only through those entries of the
+    output of node `fork`, and that its bound contains the bound of that output as a factor. Rounding errors of the
+    branches are not pieces of one error; the certificate adds those of a `max` step by root of squares.
+
+Note [Room for rounding]
+    A factor read off a range, |y| of a product x y, holds for the exact values. The evaluated ones are off by some
+    error e, and |x' y' - x y| <= |y'| e_x + |x| e_y has the evaluated y'. So such factors are taken for a range wider
+    by a relative ROOM, and hold as long as no error exceeds what was added: the smallest of all these is `room`.
+
 Note [Pending maps]
     Between two nonlinear operations a network is linear, and the norm of the composite is at most the product of
     the norms, often far below it (batch norm after a convolution). So a linear operation does not bound anything:
@@ -9,24 +22,36 @@ Note [Pending maps]
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import TYPE_CHECKING
 
 import torch
 
 from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
+from lipaudit.errors import NotLipschitz
 from lipaudit.graph import Graph, Node
 from lipaudit.norms import norm_bound
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, merge
+from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge
 from lipaudit.norms.power import lower_bound
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import Law, LayerBound, Upper
 from lipaudit.rounding import WIDE, log10_up, wide, wide_sqrt
 
+if TYPE_CHECKING:
+    from lipaudit.domains.ranges import Range
+
 RULES = Rules("Lipschitz rule")
+
+BOUNDED: set[str] = set()
+"""Operations whose rules ask for the ranges of their arguments; each module adds its own."""
+
+ROOM = 1e-6
+"""See Note [Room for rounding]."""
 
 INPUT = "input"
 """The step that stands for the network input."""
@@ -41,7 +66,16 @@ class Link:
 
     @property
     def heavy(self) -> bool:
-        return isinstance(self.linear, (Conv, Dense))
+        return isinstance(self.linear, (Conv, Dense, Transposed))
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """Some entries of the output of a node; see Note [Pieces]."""
+
+    fork: str
+    entries: torch.Tensor
+    """Boolean, one for each entry of the output."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +84,7 @@ class Value:
 
     step: str
     chain: tuple[Link, ...] = ()
+    pieces: tuple[Piece, ...] = ()
 
 
 @dataclass
@@ -67,7 +102,12 @@ class Ledger:
     """Lipschitz bound from the network input to each step."""
     parts: dict[str, tuple[tuple[Node, LinearMap | None], ...]] = field(default_factory=dict)
     """The operations that each step consists of: where rounding errors arise."""
-    _settled: dict[tuple[str, ...], Value] = field(default_factory=dict)
+    domain: tuple[float, float] | None = None
+    """The range of the entries of the network input; without it, operations that need one are refused."""
+    room: float = math.inf
+    """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
+    _ranges: dict[str, Range] | None = None
+    _settled: dict[tuple[str, ...], str] = field(default_factory=dict)
     _users: dict[str, int] = field(init=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
 
@@ -76,15 +116,56 @@ class Ledger:
         self._shapes = {node.name: node.shape for node in self.graph.nodes}
         self._shapes[INPUT] = (1, *self.graph.input_shape)
 
+    @property
+    def used_domain(self) -> bool:
+        """Whether some bound holds only for network inputs in the domain."""
+        return self._ranges is not None
+
     def shape_of(self, node: Node, argument: str) -> tuple[int, ...]:
         """Shape of what the node reads as that argument, with the leading axis of one."""
         return self._shapes[node.args[argument].name]
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
         """The value after one more linear operation; settled at once where several readers would repeat work."""
-        pending = Value(value.step, (*value.chain, Link(linear, ((node, linear),))))
+        pending = replace(value, chain=(*value.chain, Link(linear, ((node, linear),))))
         repeated = self._users.get(node.name, 0) > 1 and any(link.heavy for link in pending.chain)
         return self.settle(pending) if repeated else pending
+
+    def select(self, node: Node, value: Value, operand: str, linear: Gather) -> Value:
+        """The value after a node that hands on some entries of its argument, each at most once: a piece of it."""
+        source = self.settle(value)  # so that the bound of the whole is a factor of what becomes of the piece
+        shape = self.shape_of(node, operand)
+        count = math.prod(shape)
+        places = linear.apply(torch.arange(count, dtype=torch.float64, device=self.device).reshape(shape))
+        entries = torch.zeros(count, dtype=torch.bool, device=self.device)
+        entries[places.long().flatten()] = True
+        if int(entries.sum()) != places.numel():
+            return self.pend(node, value, linear)
+        piece = Piece(node.args[operand].name, entries)
+        return self.pend(node, replace(source, pieces=(*source.pieces, piece)), linear)
+
+    def widened(self, bound: float, quantity: float | None = None) -> float:
+        """A bound read off ranges, with room for rounding; `quantity` is what the room is a share of, if not it."""
+        self.room = min(self.room, ROOM * (bound if quantity is None else quantity))
+        return bound * (1 + 2 * ROOM)
+
+    def range_of(self, node: Node, argument: str, number: int | None = None) -> Range:
+        """Bounds of what the node reads as that argument, over all network inputs in the domain.
+
+        Raises `NotLipschitz` if the audit was given no domain.
+        """
+        if self.domain is None:
+            raise NotLipschitz(
+                f"{node.op} has a bound only where its inputs are bounded; give the range of the network input, "
+                "domain=(0, 1) for pixels"
+            )
+        from lipaudit.domains.ranges import ranges
+
+        if self._ranges is None:
+            keep = {name for each in self.graph.nodes for name in each.refs() if each.op in BOUNDED}
+            self._ranges = ranges(self.graph, *self.domain, keep)
+        read = node.args[argument] if number is None else node.args[argument][number]
+        return self._ranges[read.name]
 
     def settle(self, value: Value) -> Value:
         """The same tensor with every pending map bounded and on the ledger."""
@@ -93,14 +174,15 @@ class Ledger:
             step = value.step
             for link in merged(value.chain):
                 step = self._bound_map(step, link)
-            self._settled[key] = Value(step)
-        return self._settled[key]
+            self._settled[key] = step
+        return Value(self._settled[key], pieces=value.pieces)
 
     def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
         """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
         steps = [self.settle(value).step for value in inputs]
+        pieces = _joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
-            return Value(steps[0])
+            return Value(steps[0], pieces=pieces)
         bounds = [self.so_far[step] for step in steps]
         if law == "sum":
             total = bounds[0]
@@ -114,7 +196,13 @@ class Ledger:
         else:
             total = max(bounds)
         kind = "exact" if exact and law == "scale" else "upper"
-        return Value(self._write(node, law, steps, upper, total, kind=kind))
+        return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
+
+    def scaled(self, node: Node, value: Value, upper: Upper) -> Value:
+        """One operand of a node with several, times how far the output follows it: a line of its own."""
+        step = self.settle(value).step
+        name = self._write(node, "scale", [step], upper, self.so_far[step], kind="upper", part=True)
+        return Value(name, pieces=value.pieces)
 
     def _bound_map(self, step: str, link: Link) -> str:
         isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
@@ -148,9 +236,13 @@ class Ledger:
         *,
         kind: str,
         parts: tuple[tuple[Node, LinearMap | None], ...] = (),
+        part: bool = False,
         **measured: object,
     ) -> str:
         parts = parts or ((node, None),)
+        step_name = node.name
+        if part:
+            step_name = f"{node.name}#{sum(line.step.startswith(node.name + '#') for line in self.lines) + 1}"
         bound = WIDE.multiply(wide(upper.value), total)
         names = list(dict.fromkeys(part.title for part, _ in parts))
         line = LayerBound(
@@ -159,7 +251,7 @@ class Ledger:
             upper=upper,
             law=law,
             inputs=tuple(steps),
-            step=node.name,
+            step=step_name,
             log10_so_far=log10_up(bound),
             shape=node.shape[1:],
             kind=kind,
@@ -167,9 +259,24 @@ class Ledger:
             **measured,
         )
         self.lines.append(line)
-        self.so_far[node.name], self.parts[node.name] = bound, parts
-        self.progress.advance(len(parts), line.name)
-        return node.name
+        # The rounding of an operation with several operands arises once, where they are joined.
+        self.so_far[step_name], self.parts[step_name] = bound, () if part else parts
+        self.progress.advance(0 if part else len(parts), line.name)
+        return step_name
+
+
+def disjoint(values: Sequence[Value]) -> bool:
+    """Whether the values are functions of pieces of one tensor that have no entry in common."""
+    forks = [{piece.fork: piece.entries for piece in value.pieces} for value in values]
+    common = set.intersection(*(set(fork) for fork in forks)) if forks else set()
+    return any(int(sum(fork[name].int() for fork in forks).max()) <= 1 for name in common)
+
+
+def _joined(pieces: Sequence[tuple[Piece, ...]]) -> tuple[Piece, ...]:
+    """What is common to all: the forks of which each is a function, with the entries of any."""
+    forks = [{piece.fork: piece.entries for piece in some} for some in pieces]
+    common = [name for name in forks[0] if all(name in fork for fork in forks)] if forks else []
+    return tuple(Piece(name, torch.stack([fork[name] for fork in forks]).any(0)) for name in common)
 
 
 def _spoken(op: str) -> str:
