@@ -7,7 +7,7 @@ runs a table over a map and keeps every candidate; the smallest is the layer's b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -21,8 +21,9 @@ from lipaudit.norms.gram import (
     gram_torus_flops,
 )
 from lipaudit.norms.lattice import BUDGET, SPARE
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
+from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Scale, Transposed, schur_test
 from lipaudit.norms.reshape import four_bounds, four_flops
+from lipaudit.norms.tight import tight_bound, tight_flops
 from lipaudit.norms.toeplitz import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.torus import torus_bound
 from lipaudit.norms.verified import largest_singular_value
@@ -39,6 +40,7 @@ CONV_METHODS: Registry[Callable[[Conv], Upper]] = Registry("convolution norm")
 DENSE_METHODS: Registry[Callable[[Dense], Upper]] = Registry("dense norm")
 
 CONV_METHODS.register("torus")(torus_bound)
+CONV_METHODS.register("tight")(tight_bound)
 
 
 @DENSE_METHODS.register("svd")
@@ -77,7 +79,11 @@ DENSE_METHODS.register("gram")(gram_bound)
 DENSE_METHODS.register("aol")(aol_bound)
 DENSE_METHODS.register("aol-plain")(aol_plain_bound)
 
+BEST = {Conv: ("torus", "schur"), Dense: ("svd",)}
+"""The methods that can be the smallest: what all others bound is the norm on the lattice, at least that of a torus."""
+
 CONV_LIMITS: dict[str, tuple[Callable[[Conv], float], float]] = {
+    "tight": (tight_flops, SPARE),
     "gram": (gram_torus_flops, SPARE),
     "gram-lattice": (gram_lattice_flops, SPARE),
     "riesz-grid": (riesz_flops, SPARE),
@@ -95,9 +101,18 @@ DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
 
 
 def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
-    """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table."""
+    """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table.
+
+    `method` is "best" (what can be the smallest), "all" (every method that costs little, for the report), "tight"
+    (small maps with their real borders, whatever it takes), or the name of a single method.
+    """
     if isinstance(linear, Transposed):
         return norm_bound(linear.conv, method)
+    if isinstance(linear, (Conv, Dense)):
+        table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
+        candidates = tuple(table[name](linear) for name in _chosen(linear, table, method))
+        agreeing = min(map(float, candidates)) * (1 + AGREE)
+        return next(upper for upper in candidates if upper.value <= agreeing), candidates
     if isinstance(linear, Scale):
         value = float(linear.factor.abs().max()) * (1 + linear.relative_error) if linear.factor.numel() else 0.0
         value = up(value) if linear.relative_error else value
@@ -106,24 +121,18 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
         return Upper(1.0, "isometry", "moves entries or adds a constant (exact)"), ()
     if isinstance(linear, Gather) and linear.coisometry is not None:
         return Upper(linear.coisometry, "disjoint-windows", "rows of equal length without overlap (exact)"), ()
-    if isinstance(linear, (Gather, Pad)):
-        value = schur_test(linear)
-        return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
-    if method != "best":
-        names = [method]
-    elif isinstance(linear, Conv):
-        names = _affordable(CONV_METHODS, CONV_LIMITS, linear)
-    else:
-        names = _affordable(DENSE_METHODS, DENSE_LIMITS, linear)
-    table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
-    candidates = tuple(table[name](linear) for name in names)
-    agreeing = min(map(float, candidates)) * (1 + AGREE)
-    return next(upper for upper in candidates if upper.value <= agreeing), candidates
+    value = schur_test(linear)
+    return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
 
 
-def _affordable(table: Iterable[str], limits: Mapping[str, tuple[Callable, float]], linear: LinearMap) -> list[str]:
-    """The methods that `best` takes for this map."""
-    return [name for name in table if name not in limits or limits[name][0](linear) <= limits[name][1]]
+def _chosen(linear: Conv | Dense, table: Iterable[str], method: str) -> list[str]:
+    limits = CONV_LIMITS if isinstance(linear, Conv) else DENSE_LIMITS
+    affordable = [name for name in table if name not in limits or limits[name][0](linear) <= limits[name][1]]
+    if method == "all":
+        return affordable
+    if method == "best" or (method == "tight" and isinstance(linear, Dense)):
+        return [name for name in affordable if name in (*BEST[type(linear)], "tight")]
+    return ["torus", "tight", "schur"] if method == "tight" else [method]
 
 
 def dense_norm(weight: torch.Tensor, *, method: str = "best") -> Upper:

@@ -47,9 +47,11 @@ def lattice_norm(conv: Conv, *, most: float) -> float | None:
     spans = [max(int(t.places[:, axis].max()) for t in symbols.taps) for axis in range(len(conv.stride))]
     axes = [axis for axis, span in enumerate(spans) if span and not symbols.flat[axis]]
     sizes = [_PER_TAP * span if axis in axes else 1 for axis, span in enumerate(spans)]
+    # An axis has _PER_TAP (k - 1) cells, so half a cell is h = pi / (_PER_TAP (k - 1)), and h (k - 1) / 2 is the same
+    # for all axes.
     rho = _peak(symbols, conv, axes) * (1 + TOLERANCE)
     cells = _first_cells(sizes, axes).to(symbols.device)
-    delta = first = len(axes) * math.pi / (4 * _PER_TAP)
+    delta = first = len(axes) * math.pi / (2 * _PER_TAP)
     while len(cells):
         most -= len(cells)
         if most < 0:

@@ -18,21 +18,65 @@ _DROWNED = 1e-10
 
 
 def lower_bound(linear: LinearMap, *, steps: int = 12, device: torch.device | None = None) -> float:
-    """||A v|| / ||v|| for a v that power iteration on A^T A has turned towards the top singular vector.
+    """||A v|| / ||v|| for the v that `steps` of Lanczos iteration on A^T A find: at most the norm, rounded down."""
+    norm, v = _golub_kahan(linear, steps, torch.float64, device)
+    length = float(torch.linalg.vector_norm(v))
+    if not (math.isfinite(length) and length > 0.0):
+        return 0.0
+    image = float(torch.linalg.vector_norm(linear.apply(v / length)))
+    return image * _ROUND_DOWN if math.isfinite(image) and norm > 0.0 else 0.0
 
-    At most the spectral norm, rounded down; `steps` products with A and A^T each.
+
+def lanczos(linear: LinearMap, steps: int) -> float:
+    """About ||A||, by Lanczos iteration in the map's own precision. Proves nothing."""
+    weight = linear.conv.weight
+    return _golub_kahan(linear, steps, weight.dtype, weight.device)[0]
+
+
+def _golub_kahan(
+    linear: LinearMap, steps: int, dtype: torch.dtype, device: torch.device | None
+) -> tuple[float, torch.Tensor]:
+    """The largest singular value of A on a Krylov space, and the vector; kept orthogonal, at the price of memory.
+
+    Source: G. Golub and W. Kahan, Calculating the singular values and pseudo-inverse of a matrix, 1965.
     """
     generator = torch.Generator().manual_seed(0)
-    v = torch.randn(linear.input_shape, dtype=torch.float64, generator=generator).to(device)
-    best = 0.0
-    for _ in range(steps):
-        norm = float(torch.linalg.vector_norm(v))
-        if not (math.isfinite(norm) and norm > 1e-290):
+    v = torch.randn(linear.input_shape, dtype=torch.float64, generator=generator).to(device, dtype)
+    right, left = [v / torch.linalg.vector_norm(v)], []
+    alphas, betas = [], []
+    negligible = math.sqrt(torch.finfo(dtype).eps)  # what is smaller beside the largest is rounding: the space ends
+    for _ in range(min(steps, v.numel())):
+        image, transpose = torch.func.vjp(linear.apply, right[-1])
+        u = _away(image, left)
+        alpha = float(torch.linalg.vector_norm(u))
+        if not (math.isfinite(alpha) and alpha > max(1e-290, negligible * max(alphas, default=0.0))):
             break
-        image, transpose = torch.func.vjp(linear.apply, v / norm)
-        best = max(best, float(torch.linalg.vector_norm(image)))
-        v = transpose(image)[0]
-    return best * _ROUND_DOWN
+        alphas.append(alpha)
+        left.append(u / alpha)
+        w = _away(transpose(left[-1])[0], right)
+        betas.append(float(torch.linalg.vector_norm(w)))
+        if not betas[-1] > negligible * max(alphas):
+            break
+        right.append(w / betas[-1])
+    if not alphas:
+        return 0.0, v * 0
+    bidiagonal = torch.zeros(len(alphas), len(right), dtype=torch.float64)
+    bidiagonal.diagonal().copy_(torch.tensor(alphas))
+    bidiagonal.diagonal(1).copy_(torch.tensor(betas)[: len(right) - 1])
+    _, values, vectors = torch.linalg.svd(bidiagonal, full_matrices=False)
+    ritz = sum(float(c) * r for c, r in zip(vectors[0], right, strict=True))
+    return float(values[0]), ritz
+
+
+def _away(vector: torch.Tensor, basis: list[torch.Tensor]) -> torch.Tensor:
+    """The part of the vector that is orthogonal to the basis."""
+    if not basis:
+        return vector
+    stack = torch.stack([b.reshape(-1) for b in basis])
+    flat = vector.reshape(-1)
+    for _ in range(2):  # twice is enough
+        flat = flat - stack.T @ (stack @ flat)
+    return flat.reshape(vector.shape)
 
 
 def landscape(conv: Conv, sizes: Sequence[int]) -> torch.Tensor:

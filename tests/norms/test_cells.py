@@ -37,6 +37,18 @@ def test_close_to_the_largest_frequency_wherever_the_search_begins(
     assert on_a_grid(conv, 256) <= lattice_norm(conv, most=10_000) <= on_a_grid(conv, 256) * 1.001
 
 
+@pytest.mark.parametrize("size", [(2,), (3,), (5,), (2, 2), (3, 3), (1, 4), (2, 2, 2)])
+def test_a_peak_between_cells_is_not_missed(monkeypatch: pytest.MonkeyPatch, size: tuple[int, ...]) -> None:
+    """The symbol of a constant kernel falls off as fast as any, from a corner where cells meet."""
+    ones = torch.ones(1, 1, *size, dtype=torch.float64)
+    axes = len(size)
+    conv = Conv(ones, (64,) * axes, (1,) * axes, ((0, 0),) * axes, (1,) * axes)
+    peak = (ones.numel() * 2.0 ** -Symbols(conv).exponent) ** 2
+    for guess in torch.linspace(0.6, 1.0, 41).tolist():
+        monkeypatch.setattr(cells, "_peak", lambda *_, g=guess: g * peak)
+        assert lattice_norm(conv, most=100_000) >= ones.numel()
+
+
 def test_a_symbol_of_constant_norm_takes_too_many_cells() -> None:
     conv = layer([[[[0.0, 0, 0], [0, 1, 0], [0, 0, 0]]]], (64, 64), padding=1)
     assert lattice_norm(conv, most=2000) is None
