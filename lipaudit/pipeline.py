@@ -45,6 +45,7 @@ def audit(
     *,
     eps: Sequence[str | float] = DEFAULT_EPS,
     attacks: str | Sequence[str] | None = "standard",
+    norms: str = "all",
     seed: int = 0,
     device: str | None = None,
     mean: Sequence[float] | None = None,
@@ -62,7 +63,8 @@ def audit(
     """Audit a classifier on labelled inputs in [0, 1]: bounds, certificates, attacks, verdict.
 
     `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, in
-    [0, 1]; `eps` are L2 budgets ("36/255" or numbers); `attacks` is a preset or a list of names, "none" for none.
+    [0, 1]; `eps` are L2 budgets ("36/255" or numbers); `attacks` is a preset or a list of names, "none" for none;
+    `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`).
     Raises `BadThreat` for inputs or budgets that make no sense, and the errors of `bound`.
     """
     progress = progress or Silent()
@@ -71,7 +73,7 @@ def audit(
     module = on_device(as_module(model, mean=mean, std=std), device)
     points = _in_box(check_inputs(inputs))
     budgets = _budgets(eps)
-    composition = compose(module, tuple(points.shape[1:]), progress=progress)
+    composition = compose(module, tuple(points.shape[1:]), domain=(0.0, 1.0), method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
     clock.mark("layer bounds")
     certificates = certify_with(composition, points, answers, progress=progress)

@@ -19,6 +19,7 @@ from lipaudit.cli.options import (
     attack_options,
     data_options,
     model_options,
+    norm_options,
     output_options,
 )
 from lipaudit.errors import ExitCode, LipauditError
@@ -90,6 +91,7 @@ def commands(session: Session, verbose: int) -> None:
 )
 @model_options
 @data_options
+@norm_options
 @attack_options
 @output_options
 @click.pass_obj
@@ -154,7 +156,8 @@ def _render(audit: Audit, kind: str) -> str:
 @commands.command()
 @click.argument("model")
 @model_options
-def bounds(model: str, dataset: str | None, **given: Any) -> None:
+@norm_options
+def bounds(model: str, dataset: str | None, tight: bool, **given: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.cli.terminal import terminal_progress
     from lipaudit.composition import bound
@@ -165,7 +168,9 @@ def bounds(model: str, dataset: str | None, **given: Any) -> None:
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
         dataset = dataset or PAIRS.get(model)
         loaded = load_model(model, dataset=dataset, progress=progress, **given)
-        network = bound(loaded.module, loaded.facts.input_shape, progress=progress)
+        method = "tight" if tight else "best"
+        shape = loaded.facts.input_shape
+        network = bound(loaded.module, shape, domain=(0.0, 1.0), method=method, progress=progress)
     rows = [("layer", "op", "bound", "so far", "by")]
     for line in network.layers:
         so_far = number_from_log10(line.log10_so_far)

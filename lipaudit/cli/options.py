@@ -105,6 +105,10 @@ model_options = _together(
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For everything random."),
 )
 
+norm_options = _together(
+    click.option("--tight", is_flag=True, help="Small maps with their real borders: tighter bounds, for minutes."),
+)
+
 data_options = _together(
     click.option("--data-dir", type=FILE, metavar="DIR", help="Folder of the data set instead of the cache."),
     click.option(

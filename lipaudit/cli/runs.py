@@ -24,7 +24,7 @@ Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""
 
 LOADING = ("checkpoint", "mean", "std", "random_weights", "offline", "seed")
-SETTINGS = (*LOADING, "num_classes", "input_shape", "data_dir", "batch_size", "time_limit")
+SETTINGS = (*LOADING, "num_classes", "input_shape", "data_dir", "batch_size", "time_limit", "tight")
 
 
 def check(chosen: Chosen) -> None:
@@ -68,6 +68,7 @@ def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> A
         data.labels,
         eps=eps,
         attacks=attacks,
+        norms="tight" if chosen["tight"] else "all",
         seed=chosen["seed"],
         device=device,
         time_limit=chosen["time_limit"],
