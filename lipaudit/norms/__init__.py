@@ -29,7 +29,7 @@ from lipaudit.norms.torus import torus_bound
 from lipaudit.norms.verified import largest_singular_value
 from lipaudit.registry import Registry
 from lipaudit.results import Upper
-from lipaudit.rounding import norm_up, up
+from lipaudit.rounding import check_arithmetic, norm_up, up
 
 __all__ = ["CONV_METHODS", "DENSE_METHODS", "conv_norm", "dense_norm", "norm_bound"]
 
@@ -161,7 +161,8 @@ def conv_norm(
 
     `weight` is (out, in / groups, *kernel) with 1 to 3 kernel axes, any floating dtype; `input_size` is what
     enters the convolution, (height, width) in 2-D. There is no default for it: the norm depends on it.
-    Raises `ValueError` for shapes that do not fit, NaN or inf, `RuleError` for an unknown method.
+    Raises `ValueError` for shapes that do not fit, NaN or inf, `RuleError` for an unknown method, `LipauditError`
+    where denormal numbers are flushed to zero.
     """
     axes = weight.ndim - 2
     if not 1 <= axes <= 3 or len(input_size) != axes:
@@ -197,6 +198,7 @@ def _each(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple
 
 
 def _checked(weight: torch.Tensor) -> torch.Tensor:
+    check_arithmetic(weight.device)
     if not weight.is_floating_point():
         raise ValueError(f"expected floating-point weights, got {weight.dtype}")
     if not bool(torch.isfinite(weight).all()):
