@@ -212,7 +212,8 @@ def flat() -> Audit:
     """Every layer is 1-Lipschitz to rounding: there is no waterfall to draw."""
     ledger = chain_ledger([(f"blocks.{k}.conv", "conv2d", 1.0 + 1e-7 * (k + 1)) for k in range(12)])
     audit = strong(200)
-    return replace(audit, bound=network(ledger), slope=0.93, model=replace(audit.model, mean=(), std=()))
+    bound = replace(network(ledger), domain=(0.0, 1.0))
+    return replace(audit, bound=bound, slope=0.93, model=replace(audit.model, mean=(), std=()))
 
 
 def single() -> Audit:

@@ -24,6 +24,10 @@ SLACK = (
     "unbreakable."
 )
 GRID = "Adversarial images are real-valued tensors and need not lie on the 8-bit grid of image files."
+DOMAIN = (
+    "This network multiplies or divides numbers that both depend on the image, so its bound needs a range: it holds "
+    "between inputs with all values in [{low}, {high}], which perturbed images stay in. Beyond that nothing is proved."
+)
 NO_GRID = "These inputs are not on the 8-bit grid, so 1/255 is a mark of scale here and no smallest change."
 
 
@@ -77,6 +81,9 @@ def limits(audit: Audit) -> tuple[Limit, ...]:
     ]
     if attacked:
         said.append(("Not image files.", GRID))
+    if audit.bound is not None and audit.bound.domain is not None:
+        low, high = map(number, audit.bound.domain)
+        said.append(("Inputs in range only.", DOMAIN.format(low=low, high=high)))
     if not audit.dataset.levels:
         said.append(("No smallest change.", NO_GRID))
     return tuple(Limit(head, text) for head, text in said)

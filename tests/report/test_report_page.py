@@ -121,6 +121,7 @@ def test_figures_speak_to_those_who_cannot_see_them(name: str) -> None:
         ("unproved", "There is no certificate to hold against the attacks"),
         ("unproved", "out of memory"),
         ("flat", "every stage is ×1.00, the largest, blocks.11, ×1.000001"),
+        ("flat", "it holds between inputs with all values in [0, 1]"),
         ("all_wrong", "There is no curve to draw"),
         ("invalid", "The proved curve is withdrawn"),
         ("invalid", "The bound is withdrawn"),
