@@ -82,7 +82,7 @@ def limits(audit: Audit) -> tuple[Limit, ...]:
     if attacked:
         said.append(("Not image files.", GRID))
     if audit.bound is not None and audit.bound.domain is not None:
-        low, high = map(number, audit.bound.domain)
+        low, high = (f"{value:g}" for value in audit.bound.domain)
         said.append(("Inputs in range only.", DOMAIN.format(low=low, high=high)))
     if not audit.dataset.levels:
         said.append(("No smallest change.", NO_GRID))
