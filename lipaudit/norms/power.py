@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from lipaudit.norms.maps import Conv, LinearMap
+from lipaudit.norms.maps import Conv, Dense, LinearMap, Transposed
 
 _ROUND_DOWN = 1 - 1e-9
 """Covers the rounding of one application and two norms, far below 1e-9 for maps up to a million terms."""
@@ -18,13 +18,30 @@ _DROWNED = 1e-10
 
 
 def lower_bound(linear: LinearMap, *, steps: int = 12, device: torch.device | None = None) -> float:
-    """||A v|| / ||v|| for the v that `steps` of Lanczos iteration on A^T A find: at most the norm, rounded down."""
-    norm, v = _golub_kahan(linear, steps, torch.float64, device)
+    """||A v|| / ||v|| for the v that `steps` of Lanczos iteration on A^T A find: at most the norm, rounded down.
+
+    The search is in single precision where the weights allow it; what is returned is measured in float64.
+    """
+    single = _single(linear)
+    dtype = torch.float64 if single is None else torch.float32
+    _, v = _golub_kahan(linear if single is None else single, steps, dtype, device)
+    v = v.double()
     length = float(torch.linalg.vector_norm(v))
     if not (math.isfinite(length) and length > 0.0):
         return 0.0
     image = float(torch.linalg.vector_norm(linear.apply(v / length)))
-    return image * _ROUND_DOWN if math.isfinite(image) and norm > 0.0 else 0.0
+    return image * _ROUND_DOWN if math.isfinite(image) else 0.0
+
+
+def _single(linear: LinearMap) -> LinearMap | None:
+    """The map with weights in single precision, if they are of moderate size."""
+    if isinstance(linear, Transposed):
+        inner = _single(linear.conv)
+        return None if inner is None else Transposed(inner)
+    if not isinstance(linear, (Conv, Dense)) or not linear.weight.numel():
+        return None
+    moderate = 1e-12 < float(linear.weight.abs().max()) < 1e12
+    return replace(linear, weight=linear.weight.float()) if moderate else None
 
 
 def lanczos(linear: LinearMap, steps: int) -> float:
