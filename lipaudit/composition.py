@@ -42,6 +42,9 @@ from lipaudit.rounding import (
 _ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
 
+_FEW_CLASSES = 128
+"""Up to so many, class pairs are taken one by one; beyond, their matrix is computed with outward rounding."""
+
 
 @dataclass(frozen=True)
 class Composition:
@@ -132,6 +135,11 @@ def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:
     distances = _row_distances(merged(head.chain), classes)
     if distances is None:
         return tuple(tuple(0.0 if i == j else most for j in range(classes)) for i in range(classes))
+    bound = narrow_up(base)
+    if classes > _FEW_CLASSES:
+        products = torch.tensor(distances, dtype=torch.float64) * bound
+        products = torch.nextafter(products, torch.full_like(products, math.inf)).nan_to_num(nan=math.inf)
+        return tuple(map(tuple, products.clamp_max(most).fill_diagonal_(0.0).tolist()))
     return tuple(
         tuple(
             0.0 if i == j else min(most, narrow_up(WIDE.multiply(wide(distances[i][j]), base))) for j in range(classes)
@@ -160,6 +168,8 @@ def _row_distances(chain: list[Link], classes: int) -> list[list[float]] | None:
     if entries > _ROW_ENTRIES:
         return None
     rows, error = _rows(maps, classes)
+    if classes > _FEW_CLASSES:
+        return _many_distances(rows, torch.tensor(error, dtype=torch.float64, device=rows.device), factor)
     distances = [[0.0] * classes for _ in range(classes)]
     for i in range(classes - 1):
         differences = rows[i + 1 :] - rows[i]
@@ -172,6 +182,19 @@ def _row_distances(chain: list[Link], classes: int) -> list[list[float]] | None:
             j = i + 1 + offset
             distances[i][j] = distances[j][i] = up(up(norm + up(error[i] + error[j])) * factor)
     return distances
+
+
+def _many_distances(rows: torch.Tensor, error: torch.Tensor, factor: float) -> list[list[float]]:
+    """The same from ||w_i||^2 + ||w_j||^2 - 2 w_i.w_j, a matrix product; what cancels is in the error term."""
+    largest = float(rows.abs().max()) or 1.0
+    scaled = rows / largest
+    squares = scaled.square().sum(1)
+    sums = squares[:, None] + squares[None, :]
+    # Each of the three sums of n products errs by gamma(n) times the same with absolute values; so does the quotient.
+    slack = 4 * gamma(rows.shape[1] + 8) * (1 + 1e-6)
+    distances = ((sums - 2 * (scaled @ scaled.T)).clamp_min(0.0) + slack * sums + 1e-280).sqrt() * largest
+    distances = (distances + error[:, None] + error[None, :]) * (factor * (1 + 32 * UNIT))
+    return distances.fill_diagonal_(0.0).tolist()
 
 
 def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float]]:

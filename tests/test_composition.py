@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import lipaudit
+from lipaudit import composition
 from lipaudit.composition import compose
 
 
@@ -148,3 +149,17 @@ def test_layers_keep_the_names_that_their_author_gave_them() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
     names = [line.name for line in lipaudit.bound(net, (3, 2, 2), mean=(0.5,) * 3, std=(0.2,) * 3).layers]
     assert names == ["normalise + 0", "3"]
+
+
+def test_pairs_of_many_classes_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 9), nn.ReLU(), nn.Linear(9, 7)).eval()
+    with torch.no_grad():
+        model[3].weight[2] = model[3].weight[5]  # two classes that differ by a constant
+    few = torch.tensor(lipaudit.bound(model, (3, 2, 2)).pairwise, dtype=torch.float64)
+    monkeypatch.setattr(composition, "_FEW_CLASSES", 2)
+    many = torch.tensor(lipaudit.bound(model, (3, 2, 2)).pairwise, dtype=torch.float64)
+
+    assert bool((many.diagonal() == 0).all())
+    assert bool((many >= few * (1 - 1e-14)).all())
+    torch.testing.assert_close(many, few, rtol=1e-9, atol=1e-4)

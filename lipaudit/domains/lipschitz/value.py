@@ -142,7 +142,8 @@ class Ledger:
         if int(entries.sum()) != places.numel():
             return self.pend(node, value, linear)
         piece = Piece(node.args[operand].name, entries)
-        return self.pend(node, replace(source, pieces=(*source.pieces, piece)), linear)
+        # Distinct entries: the rows of the map are orthogonal and of length one.
+        return self.pend(node, replace(source, pieces=(*source.pieces, piece)), replace(linear, coisometry=1.0))
 
     def widened(self, bound: float, quantity: float | None = None) -> float:
         """A bound read off ranges, with room for rounding; `quantity` is what the room is a share of, if not it."""
