@@ -33,6 +33,8 @@ DENSE_SIDE = 8192
 """Largest side of a Gram matrix with all axes exact (Cholesky in float64: half a gigabyte, seconds)."""
 ROWS_SIDE = 4096
 """The same with one axis exact: complex, one for each frequency of the other axes."""
+LARGEST_MAP = 8
+"""Along one axis; on larger maps the torus is off by less than a per cent."""
 _LANCZOS_STEPS = 80
 _EIGENVALUES = 512
 _SLACKS = (1e-8, 1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
@@ -47,7 +49,7 @@ def tight_bound(conv: Conv) -> Upper:
     if _side(inner, tuple(axes)) <= DENSE_SIDE:
         found = [_bound(inner, sizes, tuple(axes))]
     else:
-        found = [_bound(inner, sizes, (axis,)) for axis in axes if _side(inner, (axis,)) <= ROWS_SIDE]
+        found = [_bound(inner, sizes, (axis,)) for axis in axes if _worthwhile(inner, axis)]
     if not found:
         return torus_bound(conv)
     norm, because = min(found)
@@ -66,9 +68,14 @@ def tight_flops(conv: Conv) -> float:
     costs = []
     for axis in axes:
         side = _side(inner, (axis,))
-        if side <= ROWS_SIDE:
+        if _worthwhile(inner, axis):
             costs.append(inner.groups * (math.prod(sizes) / sizes[axis] / 2 + 1) * 4.0 * side**3 / 3.0)
     return sum(costs) if costs else math.inf
+
+
+def _worthwhile(conv: Conv, axis: int) -> bool:
+    """Whether the borders of that axis matter and its Gram matrices are affordable."""
+    return conv.output_size[axis] <= LARGEST_MAP and _side(conv, (axis,)) <= ROWS_SIDE
 
 
 def _side(conv: Conv, exact: tuple[int, ...]) -> int:
