@@ -23,7 +23,7 @@ def test_exact_where_all_borders_are(conv: Conv) -> None:
     assume(math.prod(conv.kernel_size) > 1)  # a pointwise one is left to the torus
     exact = truth(conv)
     bound = tight_bound(conv).value
-    assert exact <= bound <= exact * (1 + 1e-6) + 1e-5
+    assert exact <= bound <= exact * (1 + 1e-6) + 1e-5 * float(conv.weight.abs().sum())  # the floor of a squared norm
 
 
 @pytest.fixture
