@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
+import samples_bounded
 import torch
 from torch import nn
 from torch.nn import functional
@@ -58,6 +60,11 @@ def batch_norm() -> nn.Module:
 
 def image(function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     return Net(function, IMAGE)
+
+
+def wave(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    """Constants of both signs, the same numbers in any type."""
+    return torch.sin(torch.arange(1.0, 1 + math.prod(shape))).reshape(shape).to(like)
 
 
 F = functional
@@ -141,15 +148,133 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "gelu.default": lambda: pointwise(lambda x: F.gelu(x) + F.gelu(x, approximate="tanh")),
     "leaky_relu.default": lambda: pointwise(lambda x: F.leaky_relu(x, 1.5)),
     "elu.default": lambda: pointwise(lambda x: F.elu(x, 1.7)),
+    "conv_transpose1d.default": lambda: conv(nn.ConvTranspose1d(2, 3, 3, stride=2, output_padding=1), SIGNAL),
+    "conv_transpose2d.input": lambda: conv(nn.ConvTranspose2d(2, 4, 3, 2, (1, 0), groups=2, dilation=2), IMAGE),
+    "conv_transpose3d.input": lambda: conv(nn.ConvTranspose3d(2, 2, 2, stride=3), VOLUME),
+    "matmul.default": lambda: image(lambda x: torch.relu(wave(x, 2, 5, 6) @ x @ wave(x, 6, 4)) @ wave(x, 4)),
+    "mm.default": lambda: Net(lambda x: torch.relu(torch.mm(x, wave(x, 6, 5))), VECTOR),
+    "bmm.default": lambda: image(
+        lambda x: torch.bmm(x.flatten(0, 1), wave(x, 2, 6, 3).repeat(len(x), 1, 1)).view(len(x), -1)
+    ),
+    "addmm.default": lambda: Net(lambda x: torch.addmm(x[:, :1], x, wave(x, 6, 5), beta=2, alpha=-3), VECTOR),
+    "baddbmm.default": lambda: Net(
+        lambda x: torch.baddbmm(wave(x, 3), x, wave(x, 1, 4, 3).repeat(len(x), 1, 1)), (5, 4)
+    ),
+    "tensordot.default": lambda: image(lambda x: torch.tensordot(x, wave(x, 6, 2, 3), ([3, 1], [0, 1]))),
+    "einsum.default": lambda: image(
+        lambda x: torch.einsum("...khw,hkm->...mw", x.repeat(1, 2, 1, 1), wave(x, 6, 4, 3))
+    ),
+    "rsub.Tensor": lambda: image(lambda x: torch.ops.aten.rsub.Tensor(x, torch.relu(x - 0.5), alpha=2)),
+    "addcmul.default": lambda: image(lambda x: torch.addcmul(torch.relu(x - 0.3), x[:, :1], wave(x, 2, 6, 6), value=2)),
+    "rot90.default": lambda: image(lambda x: torch.rot90(x, 1, (2, 3))),
+    "channel_shuffle.default": lambda: Net(lambda x: F.channel_shuffle(x, 2), (4, 2, 2)),
+    "tile.default": lambda: image(lambda x: torch.relu(x.tile(1, 3, 1, 1))),
+    "repeat_interleave.self_int": lambda: image(lambda x: torch.relu(x.repeat_interleave(2, 1))),
+    "repeat_interleave.self_Tensor": lambda: Net(
+        lambda x: torch.repeat_interleave(x, torch.tensor([1, 2, 0, 1, 3, 1]), 1, output_size=8), VECTOR
+    ),
+    "unfold.default": lambda: image(lambda x: torch.relu(x.unfold(2, 3, 2))),
+    "im2col.default": lambda: image(lambda x: torch.relu(F.unfold(x, 3, padding=1, stride=2))),
+    "col2im.default": lambda: Net(lambda x: F.fold(x, (4, 4), 2, padding=1), (4, 25)),
+    "tril.default": lambda: image(lambda x: x.tril()),
+    "triu.default": lambda: image(lambda x: x.triu(1)),
+    "index.Tensor": lambda: image(lambda x: x[:, :, [0, 5, 2], [1, 1, 3]]),
+    "_unsafe_index.Tensor": lambda: image(lambda x: torch.ops.aten.upsample_bilinear2d(x, [9, 4], False)),
+    "index_select.default": lambda: image(lambda x: torch.relu(x.index_select(2, torch.tensor([4, 4, 0])))),
+    "gather.default": lambda: Net(lambda x: x.gather(1, torch.tensor([[5, 0, 3]]).repeat(len(x), 1)), VECTOR),
+    "take_along_dim.default": lambda: Net(lambda x: x.take_along_dim(torch.tensor([[5, 0, 5]]), 1), VECTOR),
+    "diagonal.default": lambda: image(lambda x: x.diagonal(1, 2, 3)),
+    "constant_pad_nd.default": lambda: image(lambda x: torch.relu(torch.constant_pad_nd(x, (1, -2), 0.5))),
+    "upsample_nearest1d.vec": lambda: Net(lambda x: F.interpolate(x, 13), SIGNAL),
+    "upsample_nearest2d.vec": lambda: image(lambda x: torch.relu(F.interpolate(x, scale_factor=(2, 1.5)))),
+    "upsample_nearest3d.vec": lambda: Net(lambda x: F.interpolate(x, (2, 5, 6)), VOLUME),
+    "upsample_nearest1d.default": lambda: Net(lambda x: torch.ops.aten.upsample_nearest1d(x, [5]), SIGNAL),
+    "upsample_nearest2d.default": lambda: image(lambda x: torch.ops.aten.upsample_nearest2d(x, [9, 4])),
+    "upsample_nearest3d.default": lambda: Net(lambda x: torch.ops.aten.upsample_nearest3d(x, [9, 4, 2]), VOLUME),
+    "_upsample_nearest_exact1d.vec": lambda: Net(lambda x: F.interpolate(x, 13, mode="nearest-exact"), SIGNAL),
+    "_upsample_nearest_exact2d.vec": lambda: image(lambda x: F.interpolate(x, (4, 9), mode="nearest-exact")),
+    "_upsample_nearest_exact3d.vec": lambda: Net(lambda x: F.interpolate(x, 5, mode="nearest-exact"), VOLUME),
+    "_upsample_nearest_exact1d.default": lambda: Net(
+        lambda x: torch.ops.aten._upsample_nearest_exact1d(x, [5]), SIGNAL
+    ),
+    "_upsample_nearest_exact2d.default": lambda: image(lambda x: torch.ops.aten._upsample_nearest_exact2d(x, [9, 4])),
+    "_upsample_nearest_exact3d.default": lambda: Net(
+        lambda x: torch.ops.aten._upsample_nearest_exact3d(x, [9, 4, 2]), VOLUME
+    ),
+    "upsample_linear1d.vec": lambda: Net(lambda x: F.interpolate(x, 13, mode="linear"), SIGNAL),
+    "upsample_bilinear2d.vec": lambda: image(lambda x: F.interpolate(x, scale_factor=1.7, mode="bilinear")),
+    "upsample_trilinear3d.vec": lambda: Net(lambda x: F.interpolate(x, (3, 5, 8), mode="trilinear"), VOLUME),
+    "upsample_bicubic2d.vec": lambda: image(lambda x: F.interpolate(x, (9, 4), mode="bicubic")),
+    "_upsample_bilinear2d_aa.vec": lambda: image(lambda x: F.interpolate(x, (4, 9), mode="bilinear", antialias=True)),
+    "_upsample_bicubic2d_aa.vec": lambda: image(
+        lambda x: F.interpolate(x, scale_factor=0.6, mode="bicubic", antialias=True)
+    ),
+    "upsample_linear1d.default": lambda: Net(lambda x: torch.ops.aten.upsample_linear1d(x, [5], True), SIGNAL),
+    "upsample_trilinear3d.default": lambda: Net(
+        lambda x: torch.ops.aten.upsample_trilinear3d(x, [9, 4, 1], True), VOLUME
+    ),
+    "_upsample_bilinear2d_aa.default": lambda: image(
+        lambda x: torch.ops.aten._upsample_bilinear2d_aa(x, [3, 4], False)
+    ),
+    "_upsample_bicubic2d_aa.default": lambda: image(lambda x: torch.ops.aten._upsample_bicubic2d_aa(x, [3, 8], False)),
+    "where.self": lambda: image(lambda x: torch.where(torch.eye(6) > 0, x, torch.relu(2 * x[:, :1] - 1))),
+    "where.ScalarSelf": lambda: image(lambda x: torch.where(torch.eye(6) > 0, 0.5, x)),
+    "where.ScalarOther": lambda: image(lambda x: torch.where(torch.eye(6) > 0, x, 0.5)),
+    "masked_fill.Scalar": lambda: Net(
+        lambda x: torch.softmax(x.masked_fill(torch.eye(6)[:1] > 0, -torch.inf), 1), VECTOR
+    ),
+    "masked_fill.Tensor": lambda: image(lambda x: x.masked_fill(torch.eye(6) > 0, torch.tensor(0.5))),
+    "slice_scatter.default": lambda: image(lambda x: torch.slice_scatter(x, torch.sin(9 * x[:, :, 1:4]), 2, 1, 4)),
+    "select_scatter.default": lambda: image(lambda x: torch.select_scatter(x, torch.relu(x[:, 0] * 2), 1, 1)),
+    "maximum.default": lambda: image(lambda x: torch.maximum(2 * x[:, :1] - 1, torch.relu(x))),
+    "minimum.default": lambda: image(lambda x: torch.minimum(2 * x, torch.tensor(0.7))),
+    "max.other": lambda: image(lambda x: torch.max(2 * x - 1, x)),
+    "min.other": lambda: image(lambda x: torch.min(2 * x - 1, x)),
+    "fmax.default": lambda: image(lambda x: torch.fmax(2 * x - 1, x)),
+    "fmin.default": lambda: image(lambda x: torch.fmin(2 * x - 1, x)),
+    "clamp.Tensor": lambda: image(lambda x: torch.clamp(3 * x, torch.tensor(0.2), 1 + x[:, :1])),
+    "clamp_min.Tensor": lambda: image(lambda x: torch.ops.aten.clamp_min.Tensor(3 * x, torch.tensor(0.5))),
+    "clamp_max.Tensor": lambda: image(lambda x: torch.ops.aten.clamp_max.Tensor(3 * x, x)),
+    "max.dim": lambda: image(lambda x: x.max(2).values),
+    "min.dim": lambda: image(lambda x: x.min(1)[0]),
+    "max.default": lambda: image(lambda x: torch.stack([one.max().view(1) for one in x])),
+    "min.default": lambda: image(lambda x: torch.stack([one.min().view(1) for one in x])),
+    "aminmax.default": lambda: image(lambda x: torch.cat(list(torch.aminmax(x, dim=2)), 1)),
+    "max_pool2d_with_indices.default": lambda: image(
+        lambda x: F.max_pool2d(F.pad(x, (0, 1, 0, 1), value=-torch.inf), 3, 2, return_indices=True)[0]
+    ),
+    "max_pool3d_with_indices.default": lambda: Net(lambda x: F.max_pool3d(x, 2, 1, return_indices=True)[0], VOLUME),
+    "mean.default": lambda: image(lambda x: torch.stack([one.mean().view(1) for one in x])),
+    "sum.default": lambda: image(lambda x: torch.stack([one.sum().view(1) for one in x])),
+    "cumsum.default": lambda: image(lambda x: x.cumsum(2)),
+    "linalg_vector_norm.default": lambda: image(lambda x: torch.linalg.vector_norm(x - 0.5, dim=(1, 2))),
+    "norm.ScalarOpt_dim": lambda: image(lambda x: torch.ops.aten.norm.ScalarOpt_dim(x - 0.5, 1, [1])),
+    "atan.default": lambda: pointwise(torch.atan),
+    "asinh.default": lambda: pointwise(torch.asinh),
+    "sin.default": lambda: pointwise(torch.sin),
+    "cos.default": lambda: pointwise(torch.cos),
+    "erf.default": lambda: pointwise(torch.erf),
+    "erfc.default": lambda: pointwise(torch.erfc),
+    "log_sigmoid.default": lambda: pointwise(F.logsigmoid),
+    "selu.default": lambda: pointwise(F.selu),
+    "celu.default": lambda: pointwise(lambda x: F.celu(x, 0.7)),
+    "prelu.default": lambda: pointwise(lambda x: F.prelu(x, wave(x, 12) * 2)),
+    "rrelu.default": lambda: pointwise(lambda x: F.rrelu(x, 1.5, 2)),
+    "threshold.default": lambda: pointwise(lambda x: F.threshold(x, 0.3, 0.3)),
+    "topk.default": lambda: image(lambda x: x.topk(2, 2).values),
     "sort.default": lambda: image(lambda x: torch.sort(x.view(len(x), 1, 2, 6, 6), dim=2).values),
     "softmax.int": lambda: pointwise(lambda x: torch.softmax(x, 1)),
 }
 """Operation -> a network in eval mode that contains it (possibly under the name that the export gives it)."""
+NETWORKS |= samples_bounded.networks(Net)
 
 
 @functools.cache
 def composed(op: str) -> tuple[nn.Module, Composition]:
-    """The sample network of an operation (a double-precision copy) and its composition: capturing takes a second."""
+    """The sample network of an operation (a double-precision copy) and its composition: capturing takes a second.
+
+    Bounds that need the range of the input hold for entries in [0, 1]: `composition.network.domain` is not None.
+    """
     network = NETWORKS[op]().eval()
-    composition = compose(network, network.shape)
+    composition = compose(network, network.shape, domain=(0.0, 1.0))
     return network.double().requires_grad_(False), composition

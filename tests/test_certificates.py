@@ -105,6 +105,8 @@ def test_gradient_ascent_inside_the_radius_changes_nothing(op: str) -> None:
                 (gradient,) = torch.autograd.grad(logits[other] - logits[best], moved)
                 step = moved.detach() + gradient / gradient.norm().clamp_min(1e-30) * radius / 4
                 moved = point + (step - point) * min(1.0, radius * (1 - 1e-12) / max(1e-300, (step - point).norm()))
+                if composition.network.domain is not None:
+                    moved = moved.clamp(*composition.network.domain)
             assert int(network(moved[None])[0].argmax()) == best
 
 

@@ -200,8 +200,23 @@ def report(result: Path, out: str) -> None:
 
 @commands.command()
 @click.argument("word", default="")
-def models(word: str) -> None:
-    """List the models with known weights; with WORD, search torchvision and timm as well."""
+@click.option("--coverage", is_flag=True, help="Capture and bound a small model of every family; takes a while.")
+@click.option("--family", "families", multiple=True, metavar="NAME", help="With --coverage: this family; repeat.")
+@click.option("--library", type=click.Choice(["timm", "torchvision", "both"]), help="With --coverage. [default: both]")
+@click.option("--variants", is_flag=True, help="With --coverage: every structural variant, without values.")
+@click.option("--markdown", is_flag=True, help="With --coverage: a Markdown table.")
+@click.option("--json", "file", type=FILE, metavar="FILE", help="With --coverage: also write all of it as JSON.")
+def models(word: str, coverage: bool, **chosen: Any) -> int | None:
+    """List the models with known weights; with WORD, search torchvision and timm as well.
+
+    --coverage shows which families of timm and torchvision can be audited, and what blocks the others.
+    """
+    if coverage:
+        return _coverage(word, **chosen)
+    given = next((name for name, value in chosen.items() if value), None)
+    if given is not None:
+        option = {"families": "family", "file": "json"}.get(given, given)
+        raise click.UsageError(f"--{option} belongs to --coverage; add --coverage")
     from lipaudit.models import known_models
 
     found = known_models(word)
@@ -211,6 +226,19 @@ def models(word: str) -> None:
     if not word:
         click.echo("\ntorchvision:NAME, timm:NAME       `lipaudit models WORD` searches them")
         click.echo("package.module:factory            your own code, with --checkpoint FILE if it loads no weights")
+    return None
+
+
+def _coverage(
+    word: str, families: tuple[str, ...], library: str | None, variants: bool, markdown: bool, file: Path | None
+) -> int:
+    from lipaudit.cli.zoo import print_coverage
+    from lipaudit.coverage import LIBRARIES
+
+    if word:
+        raise click.UsageError(f"expected --family {word} with --coverage, got the search word {word!r}")
+    libraries = [name for name in LIBRARIES if library in (None, "both", name)]
+    return print_coverage(libraries, families, structures=variants, markdown=markdown, file=file)
 
 
 @commands.command()

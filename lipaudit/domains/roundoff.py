@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph import Node, call
+from lipaudit.graph import Node, Ref, call
 from lipaudit.registry import Registry
 from lipaudit.rounding import TINY, gamma
 
@@ -38,7 +38,19 @@ EXACT = frozenset(
         "squeeze.default", "squeeze.dim", "squeeze.dims", "roll.default", "flip.default", "pixel_shuffle.default",
         "pixel_unshuffle.default", "slice.Tensor", "select.int", "expand.default", "split.Tensor",
         "split_with_sizes.default", "unbind.int", "repeat.default", "chunk.default", "pad.default", "cat.default",
-        "stack.default",
+        "stack.default", "rot90.default", "channel_shuffle.default", "tile.default", "repeat_interleave.self_int",
+        "repeat_interleave.self_Tensor", "unfold.default", "im2col.default", "tril.default", "triu.default",
+        "upsample_nearest1d.default", "upsample_nearest2d.default", "upsample_nearest3d.default",
+        "upsample_nearest1d.vec", "upsample_nearest2d.vec", "upsample_nearest3d.vec",
+        "_upsample_nearest_exact1d.default", "_upsample_nearest_exact2d.default", "_upsample_nearest_exact3d.default",
+        "_upsample_nearest_exact1d.vec", "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact3d.vec",
+        "index.Tensor", "_unsafe_index.Tensor", "index_select.default", "gather.default", "take_along_dim.default",
+        "diagonal.default",
+        "constant_pad_nd.default", "where.self", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar",
+        "masked_fill.Tensor", "slice_scatter.default", "select_scatter.default", "maximum.default", "minimum.default",
+        "max.other", "min.other", "fmax.default", "fmin.default", "clamp.Tensor", "clamp_min.Tensor",
+        "clamp_max.Tensor", "max.dim", "min.dim", "max.default", "min.default", "aminmax.default", "topk.default",
+        "max_pool2d_with_indices.default", "max_pool3d_with_indices.default", "threshold.default",
     }
 )  # fmt: skip
 """Operations that only select, move, compare or change signs."""
@@ -79,20 +91,61 @@ def linear(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> to
     return gamma(_terms(arguments) + 3) * call(node, positive)
 
 
-@RULES.register("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar", "rsub.Scalar")
+@RULES.register("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar", "rsub.Scalar", "rsub.Tensor")
 def addition(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
-    """A sum errs by at most two roundings (product with alpha, sum) of its terms."""
-    del node, output
+    """A sum errs by at most two roundings (product with alpha, sum) of its terms; minus infinity stays what it is.
+
+    A difference of two activations may be x - tanh(x), which the ledger reads as one: the error of tanh counts here.
+    """
     x, y, alpha = arguments["self"], arguments["other"], arguments.get("alpha", 1)
     sizes = [abs(v) * (abs(alpha) if k else 1) for k, v in enumerate((x, y))]
-    return gamma(3) * (sizes[0] + sizes[1])
+    both = node.op == "sub.Tensor" and _depend(node, "self", "other")
+    error = gamma(_LIBRARY if both else 3) * (sizes[0] + sizes[1])
+    masks = any(isinstance(v, torch.Tensor) and bool(v.isinf().any()) for v in (x, y))
+    return error.masked_fill(output.isinf(), 0.0) if masks else error
 
 
-@RULES.register("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")
+def _depend(node: Node, *names: str) -> bool:
+    """Whether all these arguments depend on the network input."""
+    return all(isinstance(node.args[name], Ref) for name in names)
+
+
+@RULES.register("mul.Scalar", "div.Scalar")
 def scaling(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
     """A product or a quotient is correctly rounded; kernels that multiply by the inverse round twice more."""
     del node, arguments
     return gamma(4) * output.abs()
+
+
+@RULES.register("mul.Tensor")
+def product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A product is correctly rounded.
+
+    A product of two activations may be x g(c x), which the ledger reads as one (lipschitz/patterns.py): the error of
+    the gate, at most gamma(_LIBRARY) (1 + |g|), counts here, whichever of the two it is. So does the relative error of
+    rsqrt(mean(x^2) + eps), a mean over as many entries as it is multiplied by (lipschitz/quotients.py).
+    """
+    error = gamma(4) * output.abs()
+    if not _depend(node, "self", "other"):
+        return error
+    sizes = sorted(arguments[name].numel() for name in ("self", "other"))
+    error = gamma(sizes[1] // sizes[0] + _LIBRARY) * output.abs()
+    return error + gamma(_LIBRARY) * (output.abs() + arguments["self"].abs() + arguments["other"].abs())
+
+
+@RULES.register("addcmul.default")
+def shifted_product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """x + c y z: two products and a sum."""
+    del node, output
+    x, y, z = (arguments[name].abs() for name in ("self", "tensor1", "tensor2"))
+    return gamma(6) * (x + abs(arguments["value"]) * y * z)
+
+
+@RULES.register("div.Tensor")
+def division(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A quotient is correctly rounded; the norm of n terms in x / max(||x||, c) is charged here, relatively."""
+    terms = arguments["self"].numel() if isinstance(node.args["other"], Ref) else 0
+    return gamma(terms + 16) * output.abs()
 
 
 @RULES.register("_native_batch_norm_legit_no_training.default")
@@ -111,7 +164,9 @@ def batch_norm(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -
 
 @RULES.register(
     "sigmoid.default", "tanh.default", "silu.default", "mish.default", "gelu.default",
-    "hardsigmoid.default", "hardswish.default", "leaky_relu.default", "elu.default",
+    "hardsigmoid.default", "hardswish.default", "leaky_relu.default", "elu.default", "celu.default", "selu.default",
+    "atan.default", "asinh.default", "sin.default", "cos.default", "erf.default", "erfc.default",
+    "log_sigmoid.default", "prelu.default", "rrelu.default",
 )  # fmt: skip
 def smooth(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
     """A library function of one entry errs by a few units in the last place of max(1, |x|, |f(x)|)."""
@@ -128,8 +183,11 @@ def softplus(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> 
 
 @RULES.register("softmax.int")
 def softmax(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
-    """exp(x - max) / sum: the difference, the exponential, the sum of n terms and the quotient."""
+    """exp(x - max) / sum: the difference, the exponential, the sum of n terms and the quotient.
+
+    An entry that is minus infinity, a mask, has the probability 0 whatever the others are.
+    """
     del output
-    x = arguments["self"]
+    x = arguments["self"].masked_fill(arguments["self"] == -math.inf, 0.0)
     count = x.shape[arguments["dim"]] + _LIBRARY
     return gamma(count) * (1 + 2 * x.abs().amax()) * call(node, arguments)

@@ -1,6 +1,48 @@
 """The global Lipschitz bound, operation by operation. `RULES` is the table; each module adds a family to it."""
 
-from lipaudit.domains.lipschitz import joining, linear, pointwise, pooling, shape
+from lipaudit.domains import roundoff_bounded, roundoff_linear
+from lipaudit.domains.lipschitz import (
+    attention,
+    bounded,
+    contraction,
+    joining,
+    linear,
+    magnitudes,
+    masking,
+    normalisation,
+    patterns,
+    pointwise,
+    pooling,
+    products,
+    quotients,
+    recurrent,
+    resampling,
+    scaling,
+    shape,
+)
 from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 
-__all__ = ["RULES", "Ledger", "Value", "joining", "linear", "pointwise", "pooling", "shape"]
+__all__ = [
+    "RULES",
+    "Ledger",
+    "Value",
+    "attention",
+    "bounded",
+    "contraction",
+    "joining",
+    "linear",
+    "magnitudes",
+    "masking",
+    "normalisation",
+    "patterns",
+    "pointwise",
+    "pooling",
+    "products",
+    "quotients",
+    "recurrent",
+    "resampling",
+    "roundoff_bounded",
+    "roundoff_linear",
+    "scaling",
+    "shape",
+]

@@ -1,42 +1,109 @@
-"""Operations with several inputs that depend on the network input: sums and concatenations."""
+"""Operations with several operands that depend on the input: sums, concatenations, maxima.
+
+Note [Apart]
+    Branches are functions of disjoint parts of one tensor if they are so entry by entry, or if those that share
+    entries are, as a group, functions of one part of it and apart by another tensor in between: a split of a split.
+    Either way all of them together move by at most the largest constant times the movement of the tensor: Note
+    [Pieces], for the groups and then in each group.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from lipaudit.domains.lipschitz.linear import _as_tensor, _scale
-from lipaudit.domains.lipschitz.shape import broadcast
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value, disjoint
-from lipaudit.errors import NotLipschitz
+import torch
+
+from lipaudit.domains.lipschitz.patterns import minus_tanh
+from lipaudit.domains.lipschitz.products import product
+from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
+from lipaudit.domains.lipschitz.shape import broadcast, copies
+from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
+from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Node
 from lipaudit.norms.maps import Identity
 from lipaudit.results import Upper
+from lipaudit.rounding import UNIT, up
+
+BOUNDED.add("addcmul.default")
 
 
 @RULES.rule("add.Tensor", "sub.Tensor", "add.Scalar", "sub.Scalar")
 def add(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
     """The sum of branches moves by at most the sum of their movements; a constant only shifts."""
     if not isinstance(other, Value):
-        return _shifted(node, ledger, self, "self")
-    right = broadcast(node, ledger, other, "other")
-    if alpha != 1:
-        right = _scale(node, ledger, right, "other", _as_tensor(alpha, ledger), 0.0)
+        return shifted(node, ledger, self, "self", other)
     if not isinstance(self, Value):
-        return ledger.pend(node, right, Identity(tuple(node.shape)))
-    left = broadcast(node, ledger, self, "self")
+        if abs(alpha) == 1:
+            return shifted(node, ledger, other, "other", self)
+        refuse_undefined(self)
+        return scale(node, ledger, other, "other", as_factor(alpha, ledger))
+    if minus_tanh(node, ledger):
+        return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "x - tanh(x): slope tanh(x)^2"))
+    left = stretched(node, ledger, self, "self")
+    right = stretched(node, ledger, other, "other", abs(float(alpha)))
     return ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches"))
 
 
-def _shifted(node: Node, ledger: Ledger, value: Value, operand: str) -> Value:
+@RULES.rule("rsub.Scalar", "rsub.Tensor")
+def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
+    """other - alpha x: a constant only shifts, x counts |alpha| times."""
+    if not isinstance(self, Value):
+        return shifted(node, ledger, other, "other", self)
+    if not isinstance(other, Value):
+        refuse_undefined(other)
+        return scale(node, ledger, self, "self", as_factor(alpha, ledger))
+    left = stretched(node, ledger, other, "other")
+    right = stretched(node, ledger, self, "self", abs(float(alpha)))
+    return ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches"))
+
+
+def shifted(node: Node, ledger: Ledger, value: Value, operand: str, constant: Any) -> Value:
     """A constant added: distances stay, but the sum is rounded, so the step has to appear."""
+    refuse_undefined(constant)
     return ledger.pend(node, broadcast(node, ledger, value, operand), Identity(tuple(node.shape)))
 
 
-@RULES.rule("rsub.Scalar")
-def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
-    """other - alpha x with constants: the factor alpha."""
-    del other
-    return _scale(node, ledger, self, "self", _as_tensor(alpha, ledger), 0.0)
+def refuse_undefined(constant: Any) -> None:
+    """NaN and +inf have no distances. -inf, in masks of attention, takes an entry out: it does not move any more."""
+    entries = constant if isinstance(constant, torch.Tensor) else torch.tensor(float(constant))
+    if bool((entries.isnan() | (entries == torch.inf)).any()):
+        raise ValueError("expected a shift of finite numbers or -inf, got NaN or inf")
+
+
+def stretched(node: Node, ledger: Ledger, value: Value, operand: str, factor: float = 1.0) -> Value:
+    """One operand of several, in the shape of the output and times `factor`."""
+    copied = copies(node, ledger, operand)
+    if copied == factor == 1.0:
+        return value
+    bound = factor if copied == 1.0 else up(copied * factor)
+    return ledger.scaled(node, value, Upper(bound, "copies", "root of the number of copies, times its factor"))
+
+
+@RULES.rule("addcmul.default")
+def add_product(node: Node, ledger: Ledger, self: Any, tensor1: Any, tensor2: Any, value: Any) -> Value:
+    """x + c y z: a factor that is constant scales, a term that is constant only shifts."""
+    factors = {"tensor1": tensor1, "tensor2": tensor2}
+    moving = {name: factor for name, factor in factors.items() if isinstance(factor, Value)}
+    if len(moving) == 2:
+        if isinstance(self, Value) or value != 1:
+            raise UnsupportedOp("expected addcmul of two activations with value 1 and a constant shift, got more")
+        args = {"self": node.args["tensor1"], "other": node.args["tensor2"]}
+        times = replace(node, op="mul.Tensor", target=torch.ops.aten.mul.Tensor, args=args)
+        return product(times, ledger, tensor1, tensor2)
+    if not moving:
+        for factor in factors.values():
+            constant(factor, "a factor")
+        return shifted(node, ledger, self, "self", 0.0)
+    ((operand, source),) = moving.items()
+    held = as_factor(tensor2 if operand == "tensor1" else tensor1, ledger) * as_factor(value, ledger)
+    if not isinstance(self, Value):
+        refuse_undefined(self)
+        return scale(node, ledger, source, operand, held, 2 * UNIT)
+    left = stretched(node, ledger, self, "self")
+    right = ledger.scaled(node, source, stretched_norm(node, ledger, operand, held, 2 * UNIT))
+    return ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "sum of the branches"))
 
 
 @RULES.rule("cat.default", "stack.default")
@@ -46,10 +113,77 @@ def concatenate(node: Node, ledger: Ledger, tensors: Any, dim: int) -> Value:
     branches = [value for value in tensors if isinstance(value, Value)]
     if not branches:
         raise NotLipschitz("expected a branch that depends on the input, got only constants")
+    return together(node, ledger, branches, "concatenation")
+
+
+def together(node: Node, ledger: Ledger, branches: Sequence[Value], what: str) -> Value:
+    """The node as a concatenation of the branches, or a function of it that brings no two points farther apart."""
     if len(branches) == 1:
-        return ledger.record(node, "scale", branches, Upper(1.0, "isometry", "constants appended"))
-    if disjoint(branches):
-        because = "concatenation of what becomes of disjoint parts of one tensor: the largest"
+        return ledger.record(node, "scale", branches, Upper(1.0, "isometry", "what is added to it is constant"))
+    if apart(branches):
+        because = f"{what} of what becomes of disjoint parts of one tensor: the largest"
         return ledger.record(node, "max", branches, Upper(1.0, "largest-part", because))
-    claim = "concatenation: root of the sum of squares"
+    claim = f"{what}: root of the sum of squares"
     return ledger.record(node, "root_sum_squares", branches, Upper(1.0, "root-sum-squares", claim))
+
+
+def apart(branches: Sequence[Value]) -> bool:
+    """Whether the branches are functions of disjoint parts of one tensor; see Note [Apart]."""
+    return _apart([{piece.fork: piece.entries for piece in value.pieces} for value in branches], frozenset())
+
+
+def _apart(forks: Sequence[dict[str, torch.Tensor]], used: frozenset[str]) -> bool:
+    if len(forks) == 1:
+        return True
+    for name in set.intersection(*(set(fork) for fork in forks)) - used:
+        groups = _overlapping([fork[name] for fork in forks])
+        if len(groups) > 1 and all(_apart([forks[k] for k in group], used | {name}) for group in groups):
+            return True
+        if len(groups) == 1 and _apart(forks, used | {name}):
+            return True
+    return False
+
+
+def _overlapping(parts: Sequence[torch.Tensor]) -> list[list[int]]:
+    """The numbers of the parts, those that have an entry in common, directly or through others, in one group."""
+    groups: list[tuple[list[int], torch.Tensor]] = []
+    for number, part in enumerate(parts):
+        apart_from_it = [group for group in groups if not bool((group[1] & part).any())]
+        touching = [group for group in groups if bool((group[1] & part).any())]
+        members = sorted([number, *(k for group in touching for k in group[0])])
+        whole = torch.stack([part, *(group[1] for group in touching)]).any(0)
+        groups = [*apart_from_it, (members, whole)]
+    return [members for members, _ in groups]
+
+
+@RULES.rule("maximum.default", "minimum.default", "max.other", "min.other", "fmax.default", "fmin.default")
+def extreme(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
+    """|max(a, b) - max(c, d)| <= max(|a - c|, |b - d|): root of the sum of squares; a constant does not move."""
+    return _extreme_of(node, ledger, {"self": self, "other": other})
+
+
+@RULES.rule("clamp.Tensor")
+def clamp(node: Node, ledger: Ledger, self: Any, min: Any, max: Any) -> Value:
+    """Clamping moves by at most the largest movement of the value and its limits; constant limits do not move."""
+    return _extreme_of(node, ledger, {"self": self, "min": min, "max": max})
+
+
+@RULES.rule("clamp_min.Tensor")
+def clamp_below(node: Node, ledger: Ledger, self: Any, min: Any) -> Value:
+    """The maximum of a value and its limit moves by at most the larger of the two movements."""
+    return _extreme_of(node, ledger, {"self": self, "min": min})
+
+
+@RULES.rule("clamp_max.Tensor")
+def clamp_above(node: Node, ledger: Ledger, self: Any, max: Any) -> Value:
+    """The minimum of a value and its limit moves by at most the larger of the two movements."""
+    return _extreme_of(node, ledger, {"self": self, "max": max})
+
+
+def _extreme_of(node: Node, ledger: Ledger, operands: dict[str, Any]) -> Value:
+    """Every output moves by at most the largest movement of one entry of each operand."""
+    for name, value in operands.items():
+        if isinstance(value, torch.Tensor) and bool(value.isnan().any()):
+            raise UnsupportedOp(f"expected {name} of {node.op} without NaN, got NaN")
+    branches = [stretched(node, ledger, v, name) for name, v in operands.items() if isinstance(v, Value)]
+    return together(node, ledger, branches, "entry-wise extremes")

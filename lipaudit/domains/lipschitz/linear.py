@@ -1,32 +1,17 @@
-"""Maps with weights: convolution, dense, batch norm in eval mode, scaling and shifting by constants."""
+"""Maps with weights: convolution, transposed convolution, dense, batch norm in eval mode."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from lipaudit.domains.lipschitz.shape import broadcast
+from lipaudit.domains.lipschitz.products import product
+from lipaudit.domains.lipschitz.scaling import constant, dependent
+from lipaudit.domains.lipschitz.shape import constants_only
 from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Node
-from lipaudit.norms.maps import Conv, Dense, Scale
+from lipaudit.norms.maps import Conv, Dense, Scale, Transposed
 from lipaudit.rounding import UNIT
-
-
-def _constant(weight: Any, what: str) -> torch.Tensor:
-    if not isinstance(weight, torch.Tensor):
-        raise UnsupportedOp(f"expected {what} that does not depend on the input, got one that does")
-    weight = weight.to(torch.float64)
-    if not bool(torch.isfinite(weight).all()):
-        raise ValueError(f"expected {what} of finite numbers, got NaN or inf")
-    return weight
-
-
-def _value(x: Any, what: str) -> Value:
-    if not isinstance(x, Value):
-        raise UnsupportedOp(f"expected {what} to depend on the input, got a constant")
-    return x
 
 
 @RULES.rule("conv1d.default", "conv2d.default", "conv3d.default")
@@ -41,8 +26,10 @@ def convolution(
     dilation: Any,
     groups: int,
 ) -> Value:
-    """A convolution is linear; its norm is that of its parity torus, with the real padding, stride and size."""
-    del bias  # a shift changes no distance
+    """A convolution is linear: its norm, with the real padding, stride and size; a kernel that moves is a product."""
+    constants_only(node, ["bias"], {"bias": bias})  # a shift changes no distance
+    if isinstance(input, Value) and isinstance(weight, Value):
+        return product(node, ledger, input, weight, names=("input", "weight"))
     return _convolve(node, ledger, input, weight, stride, [(p, p) for p in padding], dilation, groups)
 
 
@@ -59,7 +46,7 @@ def convolution_named_padding(
     groups: int,
 ) -> Value:
     """A convolution with padding "same" or "valid"; "same" puts the odd pixel behind."""
-    del bias
+    constants_only(node, ["bias", "weight"], {"bias": bias, "weight": weight})
     kernel = weight.shape[2:]
     dilation = list(dilation) * (len(kernel) // len(dilation))
     if padding == "valid":
@@ -73,8 +60,8 @@ def convolution_named_padding(
 def _convolve(
     node: Node, ledger: Ledger, x: Any, weight: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Value:
-    source = _value(x, "the image of a convolution")
-    weight = _constant(weight, "a kernel")
+    source = dependent(x, "the image of a convolution")
+    weight = constant(weight, "a kernel")
     axes = weight.ndim - 2
     size = ledger.shape_of(node, "input")[2:]
     conv = Conv(
@@ -95,12 +82,46 @@ def _spread(values: Any, axes: int) -> list[Any]:
     return values * axes if len(values) == 1 else values
 
 
+@RULES.rule("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def transposed_convolution(
+    node: Node,
+    ledger: Ledger,
+    input: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+) -> Value:
+    """A transposed convolution has the norm of the convolution that it is the transpose of."""
+    constants_only(node, ["bias"], {"bias": bias})
+    source = dependent(input, "the image of a transposed convolution")
+    weight = constant(weight, "a kernel")
+    axes = weight.ndim - 2
+    stride, added = tuple(_spread(stride, axes)), _spread(output_padding, axes)
+    if any(a >= s for a, s in zip(added, stride, strict=True)):
+        raise UnsupportedOp(f"expected output_padding below the stride, got {added} and stride {list(stride)}")
+    conv = Conv(
+        weight=weight,
+        input_size=tuple(node.shape[2:]),
+        stride=stride,
+        padding=tuple((p, p) for p in _spread(padding, axes)),
+        dilation=tuple(_spread(dilation, axes)),
+        groups=groups,
+    )
+    if conv.output_size != ledger.shape_of(node, "input")[2:]:
+        raise ValueError(f"expected an input of size {conv.output_size}, got {ledger.shape_of(node, 'input')[2:]}")
+    return ledger.pend(node, source, Transposed(conv))
+
+
 @RULES.rule("linear.default")
 def dense(node: Node, ledger: Ledger, input: Any, weight: Any, bias: Any) -> Value:
     """x -> W x + b has the Lipschitz constant ||W||."""
-    del bias
-    source = _value(input, "the input of a dense layer")
-    matrix = Dense(_constant(weight, "a weight matrix"), ledger.shape_of(node, "input"))
+    constants_only(node, ["bias"], {"bias": bias})
+    source = dependent(input, "the input of a dense layer")
+    matrix = Dense(constant(weight, "a weight matrix"), ledger.shape_of(node, "input"))
     return ledger.pend(node, source, matrix)
 
 
@@ -117,52 +138,15 @@ def batch_norm(
     eps: float,
 ) -> Value:
     """Batch norm in eval mode scales channel c by weight / sqrt(running_var + eps)."""
-    del bias, momentum  # a shift changes no distance; momentum only matters in training
-    source = _value(input, "the input of a batch norm")
-    variance = _constant(running_var, "a running variance") + eps
-    _constant(running_mean, "a running mean")
+    del momentum  # matters in training only
+    constants_only(node, ["bias"], {"bias": bias})  # a shift changes no distance
+    source = dependent(input, "the input of a batch norm")
+    variance = constant(running_var, "a running variance") + eps
+    constant(running_mean, "a running mean")
     if not bool((variance > 0).all()):
         raise NotLipschitz("expected running_var + eps > 0 in every channel, got zero or less")
-    factor = variance.rsqrt() if weight is None else _constant(weight, "a batch norm weight") / variance.sqrt()
+    factor = variance.rsqrt() if weight is None else constant(weight, "a batch norm weight") / variance.sqrt()
     shape = ledger.shape_of(node, "input")
     factor = factor.reshape(1, -1, *(1,) * (len(shape) - 2))
     # One rounding each in the sum, the root and the quotient (rsqrt: one more), each at most 2 u.
     return ledger.pend(node, source, Scale(factor, shape, relative_error=8 * UNIT))
-
-
-def _scale(node: Node, ledger: Ledger, source: Value, operand: str, factor: torch.Tensor, error: float) -> Value:
-    source = broadcast(node, ledger, source, operand)
-    return ledger.pend(node, source, Scale(factor, tuple(node.shape), relative_error=error))
-
-
-@RULES.rule("mul.Tensor", "mul.Scalar")
-def multiply(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
-    """Multiplying by a constant is linear: the largest factor, or folded into the neighbouring weights."""
-    if isinstance(self, Value) and isinstance(other, Value):
-        raise NotLipschitz("the product of two values that both depend on the input has no global bound")
-    operand, constant = ("self", other) if isinstance(self, Value) else ("other", self)
-    source = self if isinstance(self, Value) else other
-    return _scale(node, ledger, source, operand, _as_tensor(constant, ledger), 0.0)
-
-
-@RULES.rule("div.Tensor", "div.Scalar")
-def divide(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
-    """Dividing by a constant is linear: the inverse of the smallest divisor, or folded into the weights."""
-    if isinstance(other, Value):
-        raise NotLipschitz("a quotient whose divisor depends on the input has no global bound")
-    divisor = _as_tensor(other, ledger)
-    if not bool((divisor != 0).all()):
-        raise NotLipschitz("expected divisors other than zero, got a zero")
-    return _scale(node, ledger, self, "self", 1.0 / divisor, 2 * UNIT)
-
-
-@RULES.rule("neg.default")
-def negate(node: Node, ledger: Ledger, self: Any) -> Value:
-    """Changing the sign is an isometry."""
-    return _scale(node, ledger, self, "self", torch.tensor(-1.0, dtype=torch.float64, device=ledger.device), 0.0)
-
-
-def _as_tensor(constant: Any, ledger: Ledger) -> torch.Tensor:
-    if not isinstance(constant, torch.Tensor):
-        constant = torch.tensor(float(constant), dtype=torch.float64, device=ledger.device)
-    return _constant(constant, "a factor")

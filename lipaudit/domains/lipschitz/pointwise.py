@@ -8,10 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from lipaudit.domains.lipschitz.shape import constants_only
 from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
-from lipaudit.errors import UnsupportedOp
+from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Node
 from lipaudit.results import Upper
+from lipaudit.rounding import up
 
 SLOPES: dict[str, tuple[float, str]] = {
     "relu.default": (1.0, "slope 0 or 1"),
@@ -22,15 +26,30 @@ SLOPES: dict[str, tuple[float, str]] = {
     "clamp_max.default": (1.0, "slope 0 or 1"),
     "abs.default": (1.0, "slope -1 or 1"),
     "tanh.default": (1.0, "largest slope 1, at 0"),
+    "atan.default": (1.0, "largest slope 1, at 0"),
+    "asinh.default": (1.0, "largest slope 1, at 0"),
+    "sin.default": (1.0, "slope cos(x)"),
+    "cos.default": (1.0, "slope -sin(x)"),
+    "erf.default": (1.128379168, "largest slope 2 / sqrt(pi), at 0"),
+    "erfc.default": (1.128379168, "steepest -2 / sqrt(pi), at 0"),
     "sigmoid.default": (0.25, "largest slope 1/4, at 0"),
+    "log_sigmoid.default": (1.0, "slope sigmoid(-x)"),
     "hardsigmoid.default": (0.16666666666666669, "slope 0 or 1/6"),
     "hardswish.default": (1.5, "largest slope 3/2, at 3"),
     "silu.default": (1.099839321, "largest slope, near 2.40"),
     "mish.default": (1.088498162, "largest slope, near 1.49"),
+    "selu.default": (1.758099341, "largest slope alpha scale, at 0 from below"),
 }
 """Operation -> largest absolute slope (never below the truth) and where it is reached."""
 
 GELU_SLOPES = {"none": 1.128904146, "tanh": 1.128993069}
+
+JUMPS = (
+    "floor.default", "ceil.default", "round.default", "round.decimals", "trunc.default", "frac.default",
+    "sign.default", "sgn.default", "heaviside.default", "fmod.Scalar", "fmod.Tensor", "remainder.Scalar",
+    "remainder.Tensor", "floor_divide.default", "div.Tensor_mode", "div.Scalar_mode",
+)  # fmt: skip
+"""Operations that jump: no rule but a refusal."""
 
 
 def _with_slope(op: str) -> None:
@@ -38,8 +57,7 @@ def _with_slope(op: str) -> None:
 
     def rule(node: Node, ledger: Ledger, self: Any, **settings: Any) -> Value:
         """An entry-wise function: its largest slope."""
-        if any(isinstance(value, Value) for value in settings.values()):
-            raise UnsupportedOp(f"expected the settings of {op} not to depend on the input, got one that does")
+        constants_only(node, settings, settings)
         return ledger.record(node, "scale", [self], Upper(slope, "pointwise", where))
 
     RULES.rule(op)(rule)
@@ -47,6 +65,13 @@ def _with_slope(op: str) -> None:
 
 for _op in SLOPES:
     _with_slope(_op)
+
+
+@RULES.rule(*JUMPS)
+def jumping(node: Node, ledger: Ledger, **arguments: Any) -> Value:
+    """It jumps: two inputs however close can be a whole step apart, so there is no Lipschitz bound."""
+    del ledger, arguments
+    raise NotLipschitz(f"{node.op.split('.')[0]} jumps: no Lipschitz bound exists; use a continuous function instead")
 
 
 @RULES.rule("gelu.default")
@@ -64,6 +89,29 @@ def leaky_relu(node: Node, ledger: Ledger, self: Any, negative_slope: float) -> 
     return ledger.record(node, "scale", [self], Upper(slope, "pointwise", "slope 1 or the negative slope"))
 
 
+@RULES.rule("prelu.default", "_prelu_kernel.default")
+def prelu(node: Node, ledger: Ledger, self: Any, weight: Any) -> Value:
+    """PReLU: 1 or the largest |weight|, one per channel."""
+    constants_only(node, ["weight"], {"weight": weight})
+    if not bool(torch.isfinite(weight).all()):
+        raise ValueError("expected PReLU weights of finite numbers, got NaN or inf")
+    slope = max(1.0, float(weight.abs().max()))
+    return ledger.record(node, "scale", [self], Upper(slope, "pointwise", "slope 1 or the weight"))
+
+
+@RULES.rule("rrelu.default")
+def random_leaky_relu(
+    node: Node, ledger: Ledger, self: Any, lower: Any, upper: Any, training: bool, generator: Any
+) -> Value:
+    """RReLU in eval mode is a leaky ReLU with the mean slope: max(1, |lower + upper| / 2)."""
+    del generator
+    if training:
+        raise UnsupportedOp("expected RReLU in eval mode, got training=True")
+    slope = abs(float(lower) + float(upper)) / 2
+    largest = max(1.0, slope if slope <= 0.99 else up(slope))
+    return ledger.record(node, "scale", [self], Upper(largest, "pointwise", "slope 1 or the mean slope"))
+
+
 @RULES.rule("elu.default")
 def elu(node: Node, ledger: Ledger, self: Any, alpha: float, scale: float, input_scale: float) -> Value:
     """ELU: |scale| max(1, |alpha input_scale|)."""
@@ -75,6 +123,14 @@ def elu(node: Node, ledger: Ledger, self: Any, alpha: float, scale: float, input
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "") if alpha == scale == 1 else factor)
 
 
+@RULES.rule("celu.default")
+def celu(node: Node, ledger: Ledger, self: Any, alpha: Any) -> Value:
+    """CELU, x above 0 and alpha (exp(x / alpha) - 1) below: slope at most 1 for alpha > 0."""
+    if not alpha > 0:
+        raise UnsupportedOp(f"expected CELU with alpha > 0, got {alpha}")
+    return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope 1 or exp(x / alpha)"))
+
+
 @RULES.rule("softplus.default")
 def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: float) -> Value:
     """Softplus without its threshold: slope below 1. What torch drops beyond the threshold counts as rounding."""
@@ -83,17 +139,33 @@ def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: floa
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope below 1"))
 
 
+@RULES.rule("threshold.default")
+def threshold(node: Node, ledger: Ledger, self: Any, threshold: Any, value: Any) -> Value:
+    """x above the threshold and a constant below: slope 0 or 1 if the constant is the threshold, else it jumps."""
+    if threshold != value:
+        raise NotLipschitz(
+            f"threshold jumps from {value} to {threshold}: no Lipschitz bound exists; give it value={threshold}"
+        )
+    return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope 0 or 1"))
+
+
 @RULES.rule("sort.default")
 def sort(node: Node, ledger: Ledger, self: Any, dim: int, descending: bool) -> Value:
     """Sorting is 1-Lipschitz: sorted vectors are never farther apart (rearrangement inequality)."""
     del dim, descending
+    return _sorted(node, ledger, self)
+
+
+@RULES.rule("topk.default")
+def largest_few(node: Node, ledger: Ledger, self: Any, k: int, dim: int, largest: bool, sorted: bool) -> Value:
+    """The k largest entries are a part of the sorted vector, which is 1-Lipschitz, in whatever order."""
+    del k, dim, largest
+    if not sorted:
+        raise UnsupportedOp("expected topk with sorted=True, got an order that may jump")
+    return _sorted(node, ledger, self)
+
+
+def _sorted(node: Node, ledger: Ledger, value: Value) -> Value:
     if node.output != 0:
         raise UnsupportedOp("expected the sorted values, got the sorting indices as a function of the input")
-    return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "a permutation of the entries"))
-
-
-@RULES.rule("softmax.int", "_softmax.default")
-def softmax(node: Node, ledger: Ledger, self: Any, dim: int, **settings: Any) -> Value:
-    """Softmax has the Lipschitz constant 1/2: its Jacobian diag(p) - p p^T has norm at most 1/2."""
-    del dim, settings
-    return ledger.record(node, "scale", [self], Upper(0.5, "pointwise", "Jacobian diag(p) - p p^T, norm <= 1/2"))
+    return ledger.record(node, "scale", [value], Upper(1.0, "pointwise", "a permutation of the entries"))

@@ -5,16 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lipaudit.domains.lipschitz.shape import linear_call
+from lipaudit.domains.lipschitz.shape import MAX_POOLS, linear_call, root
 from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
+from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node
 from lipaudit.results import Upper
 from lipaudit.rounding import up
-
-
-def _root(windows: float) -> float:
-    root = math.sqrt(windows)
-    return root if root * root == windows and root.is_integer() else up(root)
 
 
 def _pool(node: Node, ledger: Ledger, x: Value, coisometry: float | None) -> Value:
@@ -26,9 +22,20 @@ def _pool(node: Node, ledger: Ledger, x: Value, coisometry: float | None) -> Val
 def reduce_axes(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool, dtype: Any) -> Value:
     """A sum over axes of n entries has norm sqrt(n), their mean 1 / sqrt(n): rows without overlap."""
     del dim, keepdim, dtype  # the number of summed entries is read off the shapes
+    return _reduced(node, ledger, self)
+
+
+@RULES.rule("mean.default", "sum.default")
+def reduce_all(node: Node, ledger: Ledger, self: Any, dtype: Any) -> Value:
+    """The sum of all n entries has norm sqrt(n), their mean 1 / sqrt(n)."""
+    del dtype
+    return _reduced(node, ledger, self)
+
+
+def _reduced(node: Node, ledger: Ledger, value: Value) -> Value:
     summed = math.prod(ledger.shape_of(node, "self")) // math.prod(node.shape)
     mean = node.op.startswith("mean")
-    return _pool(node, ledger, self, up(1.0 / math.sqrt(summed)) if mean and summed > 1 else _root(summed))
+    return _pool(node, ledger, value, up(up(1.0 / math.sqrt(summed))) if mean and summed > 1 else root(summed))
 
 
 @RULES.rule("adaptive_avg_pool1d.default", "adaptive_avg_pool2d.default", "adaptive_avg_pool3d.default")
@@ -39,7 +46,7 @@ def adaptive_average(node: Node, ledger: Ledger, self: Any, output_size: Any) ->
     if any(n % m for n, m in zip(before, after, strict=True)):
         return _pool(node, ledger, self, None)
     window = math.prod(before) // math.prod(after)
-    return _pool(node, ledger, self, up(1.0 / math.sqrt(window)) if window > 1 else 1.0)
+    return _pool(node, ledger, self, up(up(1.0 / math.sqrt(window))) if window > 1 else 1.0)
 
 
 def _averaging(*ops: str) -> None:
@@ -57,13 +64,13 @@ def _disjoint_windows(pool: dict[str, Any]) -> float | None:
     plain = not any(pool["padding"]) and not pool["ceil_mode"] and pool.get("divisor_override") is None
     if not plain or kernel != stride:
         return None
-    return up(1.0 / math.sqrt(math.prod(kernel))) if math.prod(kernel) > 1 else 1.0
+    return up(up(1.0 / math.sqrt(math.prod(kernel)))) if math.prod(kernel) > 1 else 1.0
 
 
 _averaging("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default")
 
 
-@RULES.rule("max_pool1d.default", "max_pool2d.default", "max_pool3d.default")
+@RULES.rule(*MAX_POOLS)
 def max_pool(
     node: Node,
     ledger: Ledger,
@@ -77,8 +84,9 @@ def max_pool(
     """Max pooling: the root of the largest number of windows that contain one entry; 1 without overlap.
 
     |max_w x - max_w y| <= max_w |x - y|, so the squares of all windows add up to at most each entry's square
-    times the windows it lies in.
+    times the windows it lies in. Padding with -inf, the pool's own or one in front, is in no maximum.
     """
+    _refuse_indices(node, 0)
     del ceil_mode  # the number of windows is read off the output
     size = ledger.shape_of(node, "self")
     axes = node.op.removeprefix("max_pool")[0]
@@ -100,12 +108,13 @@ def max_pool(
                     seen[place] += 1
         windows *= max(seen)
     because = f"an entry lies in at most {windows} windows"
-    return ledger.record(node, "scale", [self], Upper(_root(windows), "max-pool", because))
+    return ledger.record(node, "scale", [self], Upper(root(windows), "max-pool", because))
 
 
 @RULES.rule("adaptive_max_pool1d.default", "adaptive_max_pool2d.default", "adaptive_max_pool3d.default")
 def adaptive_max_pool(node: Node, ledger: Ledger, self: Any, output_size: Any) -> Value:
     """Adaptive max pooling: windows overlap at most once per axis where the sizes do not divide."""
+    _refuse_indices(node, 0)
     del output_size
     windows = 1
     for n, m in zip(ledger.shape_of(node, "self")[2:], node.shape[2:], strict=True):
@@ -115,11 +124,78 @@ def adaptive_max_pool(node: Node, ledger: Ledger, self: Any, output_size: Any) -
                 seen[place] += 1
         windows *= max(seen)
     because = f"an entry lies in at most {windows} windows"
-    return ledger.record(node, "scale", [self], Upper(_root(windows), "max-pool", because))
+    return ledger.record(node, "scale", [self], Upper(root(windows), "max-pool", because))
+
+
+def _refuse_indices(node: Node, *values: int) -> None:
+    """Where the maximum lies is not continuous."""
+    if node.output is not None and node.output not in values:
+        raise UnsupportedOp(f"expected the values of {node.op}, got their indices as a function of the input")
+
+
+_ONE_WINDOW = Upper(1.0, "max-pool", "one window per output")
 
 
 @RULES.rule("amax.default", "amin.default")
 def extremum(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool) -> Value:
     """The maximum over axes moves by at most the largest movement: 1."""
     del dim, keepdim
-    return ledger.record(node, "scale", [self], Upper(1.0, "max-pool", "one window per output"))
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("max.dim", "min.dim")
+def extremum_along(node: Node, ledger: Ledger, self: Any, dim: int, keepdim: bool) -> Value:
+    """The maximum along an axis moves by at most the largest movement: 1."""
+    del dim, keepdim
+    _refuse_indices(node, 0)
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("max.default", "min.default")
+def extremum_of_all(node: Node, ledger: Ledger, self: Any) -> Value:
+    """The maximum of all entries moves by at most the largest movement: 1."""
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("aminmax.default")
+def extrema(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool) -> Value:
+    """The minimum and the maximum along an axis each move by at most the largest movement: 1."""
+    del dim, keepdim
+    _refuse_indices(node, 0, 1)
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("linalg_vector_norm.default")
+def vector_norm(node: Node, ledger: Ledger, self: Any, ord: Any, dim: Any, keepdim: bool, dtype: Any) -> Value:
+    """A norm moves by at most the norm of the movement: 1 for order 2 and above, sqrt(n) for order 1."""
+    del dim, keepdim, dtype
+    return _norm(node, ledger, self, ord)
+
+
+@RULES.rule("norm.ScalarOpt_dim")
+def older_norm(node: Node, ledger: Ledger, self: Any, p: Any, dim: Any, keepdim: bool) -> Value:
+    """A norm moves by at most the norm of the movement: 1 for order 2 and above, sqrt(n) for order 1."""
+    del dim, keepdim
+    return _norm(node, ledger, self, 2 if p is None else p)
+
+
+def _norm(node: Node, ledger: Ledger, value: Value, order: Any) -> Value:
+    if order not in (1, 2, math.inf):
+        raise UnsupportedOp(f"expected a norm of order 1, 2 or inf, got {order}")
+    count = math.prod(ledger.shape_of(node, "self")) // max(1, math.prod(node.shape))
+    bound = root(count) if order == 1 else 1.0
+    because = f"reverse triangle inequality, order {order} of {count} entries"
+    return ledger.record(node, "scale", [value], Upper(bound, "norm", because))
+
+
+@RULES.rule("cumsum.default")
+def running_sum(node: Node, ledger: Ledger, self: Any, dim: int, dtype: Any) -> Value:
+    """Running sums of n entries have norm 1 / (2 sin(pi / (4 n + 2))), exactly.
+
+    The inverse takes differences D; D D^T is tridiagonal, its least eigenvalue is 4 sin^2(pi / (4 n + 2)).
+    """
+    del dtype
+    count = node.shape[dim] if node.shape else 1
+    # Three roundings of the argument and a library function, whose relative errors the sine hands on: 1e-14 is plenty.
+    bound = 1.0 / (2 * math.sin(math.pi / (4 * count + 2))) * (1 + 1e-14)
+    return ledger.record(node, "scale", [self], Upper(bound, "closed-form", f"running sum of {count} entries (exact)"))

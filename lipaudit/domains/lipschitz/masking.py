@@ -1,0 +1,87 @@
+"""Operations that put a tensor together from entries of others, at places that do not depend on the input.
+
+Which entries of an operand survive, and how often, is read off the operation itself: it is run once on the numbers of
+the entries. Each output entry comes from one operand, so the operands' movements add up like those of concatenated
+branches; and what survives of an operand is a piece of it (Note [Pieces]).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lipaudit.domains.lipschitz.joining import together
+from lipaudit.domains.lipschitz.shape import as_places, constants_only, root, select
+from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
+from lipaudit.graph import Node, call
+from lipaudit.norms.maps import Gather
+from lipaudit.results import Upper
+
+
+@RULES.rule("where.self", "where.ScalarSelf", "where.ScalarOther")
+def choose(node: Node, ledger: Ledger, condition: Any, self: Any, other: Any) -> Value:
+    """Each output is an entry of one branch, by a constant mask: root of the sum of squares of the branches."""
+    constants_only(node, ["condition"], {"condition": condition})
+    return _assembled(node, ledger, {"self": self, "other": other})
+
+
+@RULES.rule("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(node: Node, ledger: Ledger, self: Any, mask: Any, value: Any) -> Value:
+    """Entries under a constant mask become a constant: the others keep their distances."""
+    constants_only(node, ["mask", "value"], {"mask": mask, "value": value})
+    return _assembled(node, ledger, {"self": self, "value": value})
+
+
+@RULES.rule("slice_scatter.default")
+def slice_scatter(node: Node, ledger: Ledger, self: Any, src: Any, dim: Any, start: Any, end: Any, step: Any) -> Value:
+    """A slice is replaced by another tensor: root of the sum of squares of what is left and what comes in."""
+    del dim, start, end, step  # read off the operation itself
+    return _assembled(node, ledger, {"self": self, "src": src})
+
+
+@RULES.rule("select_scatter.default")
+def select_scatter(node: Node, ledger: Ledger, self: Any, src: Any, dim: Any, index: Any) -> Value:
+    """One index is replaced by another tensor: root of the sum of squares of what is left and what comes in."""
+    del dim, index  # read off the operation itself
+    return _assembled(node, ledger, {"self": self, "src": src})
+
+
+def _assembled(node: Node, ledger: Ledger, operands: dict[str, Any]) -> Value:
+    branches = []
+    for name, value in operands.items():
+        if isinstance(value, Value):
+            survivor = _surviving(node, ledger, value, name, operands)
+            if survivor is not None:
+                branches.append(survivor)
+    if not branches:
+        anything = next(value for value in operands.values() if isinstance(value, Value))
+        return ledger.record(node, "scale", [anything], Upper(0.0, "isometry", "no entry survives"))
+    return together(node, ledger, branches, "entries of several branches")
+
+
+def _surviving(node: Node, ledger: Ledger, value: Value, name: str, operands: dict[str, Any]) -> Value | None:
+    """What the output holds of this operand; None if nothing."""
+    shape = ledger.shape_of(node, name)
+    arguments = dict(node.args)
+    for other in operands:
+        arguments[other] = _nothing(node, ledger, other)
+    arguments[name] = as_places(shape, ledger.device)
+    places = call(node, arguments).flatten().long()
+    places = places[places >= 0]
+    if not places.numel():
+        ledger.settle(value)  # what was computed in vain is on the ledger all the same
+        return None
+    most = int(places.bincount().max())
+    if most > 1:
+        return ledger.scaled(node, value, Upper(root(most), "copies", f"an entry is copied up to {most} times"))
+    return select(node, ledger, value, name, Gather(lambda x: x.flatten()[places], shape, 1, coisometry=1.0))
+
+
+def _nothing(node: Node, ledger: Ledger, name: str) -> Any:
+    """An operand without entries of interest: -1 throughout."""
+    held = node.args[name]
+    if isinstance(held, (bool, int, float)):
+        return -1.0
+    shape = tuple(held.shape) if isinstance(held, torch.Tensor) else ledger.shape_of(node, name)
+    return torch.full(shape, -1.0, dtype=torch.float64, device=ledger.device)

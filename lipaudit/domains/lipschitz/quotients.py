@@ -1,0 +1,138 @@
+"""Quotients whose divisor depends on the network input: bounds over ranges, and two that need none.
+
+Note [Normalised vectors]
+    x / max(||x||, c) is the nearest point of the ball of radius c, divided by c: 1 / c Lipschitz, however short x is.
+    Where the norm is never below m > c, the same holds with m. Its two steps apart would cost 1 / c + ||x|| / c^2.
+
+Note [Shares]
+    x / y with y = a sum(x) + c over n entries x >= 0, a and c >= 0, moves by dx / y - x a sum(dx) / y^2. As
+    ||x|| <= sum(x) and |sum(dx)| <= sqrt(n) ||dx||, that is at most (1 + sqrt(n)) ||dx|| / y, and y >= c.
+
+    x / sqrt(mean(x^2) + eps), divided or multiplied by rsqrt, is RMS norm: 1 / sqrt(eps) (normalisation.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lipaudit.domains.lipschitz.magnitudes import copied, finite
+from lipaudit.domains.lipschitz.value import BOUNDED, Ledger, Value
+from lipaudit.errors import NotLipschitz
+from lipaudit.graph import Node, Ref
+from lipaudit.results import Upper
+from lipaudit.rounding import gamma, up
+
+BOUNDED.add("div.Tensor")
+
+_NEVER_NEGATIVE = {"linalg_vector_norm.default", "relu.default", "sigmoid.default", "softmax.int", "abs.default"}
+
+
+def quotient(node: Node, ledger: Ledger, self: Any, other: Value) -> Value:
+    """x / y follows x times 1 / |y| and y times |x| / y^2, over their ranges (products.py, Note [Hybrid path]).
+
+    `self` may be a constant. Vectors that are divided by their own length or sum follow it as a whole: Notes
+    [Normalised vectors] and [Shares]. Raises `NotLipschitz` where the divisor may be 0.
+    """
+    whole = _own_size(node, ledger)
+    if whole is not None:
+        # The rounding of the length or sum is part of that of the quotient (roundoff.py).
+        ledger.settle(other)
+        return ledger.record(node, "scale", [self], whole)
+    y = ledger.range_of(node, "other")
+    x = ledger.range_of(node, "self").magnitude if isinstance(self, Value) else torch.as_tensor(self).to(y.low).abs()
+    least = torch.maximum(y.low, -y.high)
+    smallest = float(least.min())
+    if not smallest > 0.0:
+        raise NotLipschitz(
+            f"a quotient is bounded only where its divisor stays away from 0, and this divisor may be anything from "
+            f"{float(y.low.min()):.3g} to {float(y.high.max()):.3g}"
+        )
+    shape = tuple(node.shape)
+    # The path runs through (x, y) and (x, y'): only one of the two divisors carries an error.
+    factors = [(other, (x / least / least).expand(shape), y.low.shape, "the largest dividend / divisor^2")]
+    if isinstance(self, Value):
+        factors.insert(0, (self, (1.0 / least).expand(shape), x.shape, "1 / the smallest divisor"))
+    moved = []
+    for value, factor, read, because in factors:
+        bound = ledger.widened(finite(copied(factor, read), because) * (1 + gamma(8)), smallest)
+        moved.append(ledger.scaled(node, value, Upper(bound, "range", because)))
+    return ledger.record(node, "sum", moved, Upper(1.0, "sum", "quotient: each operand moves while the other stays"))
+
+
+def _own_size(node: Node, ledger: Ledger) -> Upper | None:
+    """The bound of x / max(||x||, c) and of x / (c + a sum(x)), along some axes of the very x; None for others."""
+    nodes = {each.name: each for each in ledger.graph.nodes}
+    divisor = _read(nodes, node.args["other"])
+    while divisor is not None and divisor.op == "expand.default":
+        divisor = _read(nodes, divisor.args["self"])
+    size = _read(nodes, divisor.args.get("self")) if divisor is not None else None
+    if divisor is not None and divisor.op == "sqrt.default":
+        return root_mean_square(node, ledger, "self", "other")
+    if size is None or size.args.get("self") != node.args["self"] or not size.args.get("keepdim"):
+        return None
+    if ledger.shape_of(node, "self") != tuple(node.shape):
+        return None
+    if _is_length(divisor, size):
+        floor, factor, because = float(divisor.args["min"]), 1.0, "x / max(||x||, c), nearest point of a ball"
+    elif _is_sum(divisor, size) and getattr(_read(nodes, node.args["self"]), "op", None) in _NEVER_NEGATIVE:
+        count = math.prod(node.shape) // math.prod(size.shape)
+        floor, factor, because = float(divisor.args["other"]), 1 + up(math.sqrt(count)), "x / (c + its sum or mean)"
+    else:
+        return None
+    bound, because = up(up(factor / floor)), f"{because}, c = {floor:.3g}"
+    if ledger.domain is not None:
+        least = float(ledger.range_of(node, "other").low.min())
+        if least > 1.01 * floor:
+            bound, because = ledger.widened(up(up(factor / least)), least), f"{because}, divisor >= {least:.3g}"
+    return Upper(bound, "projection", because)
+
+
+def root_mean_square(node: Node, ledger: Ledger, vector: str, root: str) -> Upper | None:
+    """The bound where the argument `root` is sqrt or rsqrt of mean(x^2) + eps along axes of the argument `vector`."""
+    nodes = {each.name: each for each in ledger.graph.nodes}
+    shifted = _read(nodes, getattr(_read(nodes, node.args[root]), "args", {}).get("self"))
+    size = _read(nodes, shifted.args.get("self")) if shifted is not None else None
+    if size is None or size.op != "mean.dim" or not _is_sum(shifted, size) or not size.args["keepdim"]:
+        return None
+    square, own = _read(nodes, size.args["self"]), node.args[vector]
+    if square is None or ledger.shape_of(node, vector) != tuple(node.shape):
+        return None
+    by_itself = square.op == "mul.Tensor" and square.args["other"] == square.args["self"]
+    by_power = square.op == "pow.Tensor_Scalar" and square.args["exponent"] == 2
+    if not (square.op == "square.default" or by_itself or by_power) or not _same(nodes, square.args["self"], own):
+        return None
+    eps = float(shifted.args["other"])
+    return Upper(up(up(1.0 / math.sqrt(eps))), "normalisation", f"1 / sqrt(eps), eps = {eps:.3g}")
+
+
+def _same(nodes: Mapping[str, Node], one: Ref, other: Ref) -> bool:
+    """Whether two arguments are one tensor; also x - mean(x) that a model writes out twice."""
+    left, right = _read(nodes, one), _read(nodes, other)
+    twice = left is not None and right is not None and left.op == right.op == "sub.Tensor"
+    return one == other or (
+        twice and all(isinstance(v, Ref) for v in (left.args["self"], left.args["other"])) and left.args == right.args
+    )
+
+
+def _read(nodes: Mapping[str, Node], read: Any) -> Node | None:
+    return nodes.get(read.name) if isinstance(read, Ref) else None
+
+
+def _is_length(divisor: Node, size: Node) -> bool:
+    clamped = divisor.op in ("clamp_min.default", "clamp.default") and divisor.args.get("max") is None
+    euclidean = size.op == "linalg_vector_norm.default" and size.args["ord"] == 2
+    return clamped and euclidean and _positive(divisor.args["min"])
+
+
+def _is_sum(divisor: Node, size: Node) -> bool:
+    shifted = divisor.op == "add.Tensor" and divisor.args["alpha"] == 1
+    return shifted and size.op in ("sum.dim_IntList", "mean.dim") and _positive(divisor.args["other"])
+
+
+def _positive(number: Any) -> bool:
+    """Large enough that squares which underflow do not matter beside it."""
+    return isinstance(number, (int, float)) and number >= 1e-100
