@@ -205,7 +205,7 @@ def inputs_in(graph: Graph, low: float, high: float) -> Iterator[torch.Tensor]:
         return low + (high - low) * torch.rand(graph.input_shape, generator=generator, dtype=torch.float64)
 
     def corner(direction: torch.Tensor) -> torch.Tensor:
-        return torch.where(direction > 0, high, low).to(torch.float64)
+        return torch.full_like(direction, low).masked_fill(direction > 0, high)
 
     yield from (torch.full(graph.input_shape, end, dtype=torch.float64) for end in (low, high))
     yield from (uniform().clamp(low, high) for _ in range(10))

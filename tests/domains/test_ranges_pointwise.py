@@ -7,11 +7,12 @@ import math
 import mpmath
 import pytest
 import torch
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
 
 from lipaudit.domains.ranges.arithmetic import over, plus, square, times
+from lipaudit.domains.ranges.normalising import standardised
 from lipaudit.domains.ranges.pointwise import GROWING, VALLEYS
 from lipaudit.domains.ranges.value import Range
 
@@ -72,6 +73,7 @@ def holds(z: Range, value: mpf) -> bool:
     return mpf(float(z.low)) <= value <= mpf(float(z.high))
 
 
+@settings(deadline=None)
 @given(INTERVALS, INTERVALS, SHARES, SHARES)
 @example([0.0, 0.0], [-math.inf, math.inf], 0.5, 0.5)
 @example([-1e-200, 1e-200], [1e-200, 1e-200], 0.0, 0.0)
@@ -85,6 +87,7 @@ def test_sums_and_products_hold_for_all_members(a: list[float], b: list[float], 
         assert holds(square(interval(a)), x * x)
 
 
+@settings(deadline=None)
 @given(INTERVALS, INTERVALS, SHARES, SHARES)
 @example([1.0, 1.0], [0.0, 1.0], 0.5, 0.5)
 @example([-1.0, 2.0], [-1.0, 0.0], 0.0, 0.5)
@@ -104,3 +107,14 @@ def test_a_tensor_times_itself_is_a_square() -> None:
     x = interval([-2.0, 3.0])
     assert float(times(x, x).low) == 0.0
     assert float(times(x, interval([-2.0, 3.0])).low) <= -6.0
+
+
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("scale", [1e160, 1e308, 1e-170])
+def test_normalisation_survives_squares_that_overflow_or_underflow(scale: float, centred: bool) -> None:
+    x = torch.tensor([[0.5, -0.2, 0.1, 1.0]], dtype=torch.float64)
+    exact = x - x.mean() if centred else x
+    exact = exact / exact.square().mean().sqrt()
+    z = standardised(Range(x * scale - 0.01 * scale, x * scale + 0.01 * scale), 0.0, centred)
+    assert bool(((z.low <= exact) & (exact <= z.high)).all())
+    assert float(z.length) >= 2.0 - 1e-9

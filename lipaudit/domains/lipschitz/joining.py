@@ -43,7 +43,7 @@ def add(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
         return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "x - tanh(x): slope tanh(x)^2"))
     left = stretched(node, ledger, self, "self")
     right = stretched(node, ledger, other, "other", abs(float(alpha)))
-    return ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches"))
+    return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))
 
 
 @RULES.rule("rsub.Scalar", "rsub.Tensor")
@@ -56,7 +56,7 @@ def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: A
         return scale(node, ledger, self, "self", as_factor(alpha, ledger))
     left = stretched(node, ledger, other, "other")
     right = stretched(node, ledger, self, "self", abs(float(alpha)))
-    return ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches"))
+    return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))
 
 
 def shifted(node: Node, ledger: Ledger, value: Value, operand: str, constant: Any) -> Value:
@@ -122,24 +122,27 @@ def together(node: Node, ledger: Ledger, branches: Sequence[Value], what: str) -
         return ledger.record(node, "scale", branches, Upper(1.0, "isometry", "what is added to it is constant"))
     if apart(branches):
         because = f"{what} of what becomes of disjoint parts of one tensor: the largest"
-        return ledger.record(node, "max", branches, Upper(1.0, "largest-part", because))
+        return _forgetful(ledger.record(node, "max", branches, Upper(1.0, "largest-part", because)))
     claim = f"{what}: root of the sum of squares"
-    return ledger.record(node, "root_sum_squares", branches, Upper(1.0, "root-sum-squares", claim))
+    return _forgetful(ledger.record(node, "root_sum_squares", branches, Upper(1.0, "root-sum-squares", claim)))
+
+
+def _forgetful(value: Value) -> Value:
+    """Without the pieces that are whole tensors again: nothing is apart from them."""
+    return replace(value, pieces=tuple(piece for piece in value.pieces if not bool(piece.entries.all())))
 
 
 def apart(branches: Sequence[Value]) -> bool:
     """Whether the branches are functions of disjoint parts of one tensor; see Note [Apart]."""
-    return _apart([{piece.fork: piece.entries for piece in value.pieces} for value in branches], frozenset())
+    return _apart([{piece.fork: piece.entries for piece in value.pieces} for value in branches])
 
 
-def _apart(forks: Sequence[dict[str, torch.Tensor]], used: frozenset[str]) -> bool:
+def _apart(forks: Sequence[dict[str, torch.Tensor]]) -> bool:
     if len(forks) == 1:
         return True
-    for name in set.intersection(*(set(fork) for fork in forks)) - used:
+    for name in set.intersection(*(set(fork) for fork in forks)):
         groups = _overlapping([fork[name] for fork in forks])
-        if len(groups) > 1 and all(_apart([forks[k] for k in group], used | {name}) for group in groups):
-            return True
-        if len(groups) == 1 and _apart(forks, used | {name}):
+        if len(groups) > 1 and all(_apart([forks[k] for k in group]) for group in groups):
             return True
     return False
 

@@ -15,6 +15,7 @@ from lipaudit.domains.ranges.value import (
     Range,
     as_range,
     both_ends,
+    operands,
     rounded,
     widened,
 )
@@ -79,23 +80,18 @@ def _extremes(candidates: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tenso
     return low, high
 
 
-def _pair(a: Any, b: Any) -> tuple[Range, Range]:
-    like = a.low if isinstance(a, Range) else b.low
-    return as_range(a, like), as_range(b, like)
-
-
 @RANGES.rule("add.Tensor", "add.Scalar")
 def add(node: Node, nodes: Nodes, self: Any, other: Any, alpha: Any) -> Range:
     """a + alpha b: the ends add up."""
     del node, nodes
-    a, b = _pair(self, other)
+    a, b = operands(self, other)
     return plus(a, b if alpha == 1 else times(b, as_range(alpha, b.low)))
 
 
 @RANGES.rule("sub.Tensor", "sub.Scalar")
 def subtract(node: Node, nodes: Nodes, self: Any, other: Any, alpha: Any) -> Range:
     """a - alpha b: the lower end takes the upper end of what is subtracted."""
-    return add(node, nodes, self, negative(_pair(self, other)[1]), alpha)
+    return add(node, nodes, self, negative(operands(self, other)[1]), alpha)
 
 
 @RANGES.rule("rsub.Scalar", "rsub.Tensor")
@@ -116,13 +112,13 @@ def add_product(node: Node, nodes: Nodes, self: Any, tensor1: Any, tensor2: Any,
 def multiply(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
     """A product is extreme where both factors are; x times itself is a square."""
     del node, nodes
-    return times(*_pair(self, other))
+    return times(*operands(self, other))
 
 
 @RANGES.rule("div.Tensor", "div.Scalar")
 def divide(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
     """A quotient is extreme where both operands are; unbounded where the divisor may be 0; x / ||x|| has length 1."""
-    quotient = over(*_pair(self, other))
+    quotient = over(*operands(self, other))
     divisor = _size_in_divisor(node, nodes) if isinstance(other, Range) else None
     if divisor is None:
         return quotient

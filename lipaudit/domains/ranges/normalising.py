@@ -50,7 +50,9 @@ def spread(x: Range, centred: bool) -> tuple[Range, torch.Tensor, torch.Tensor]:
     error = slack * norm_up(x.magnitude, -1) + NORM_FLOOR
     least = (norm_down(middle, -1) - norm_up(radius, -1) - error) / math.sqrt(n) * (1 - slack)
     most = (norm_up(middle.abs() + radius, -1) + error) / math.sqrt(n) * (1 + slack)
-    return deviations, torch.nan_to_num(least, nan=0.0).clamp_min(0), torch.nan_to_num(most, nan=INFINITY)
+    # Squares beyond 1e308 overflow, and then the box shows nothing.
+    least = torch.nan_to_num(least, nan=0.0, posinf=0.0).clamp_min(0)
+    return deviations, least, torch.nan_to_num(most, nan=INFINITY, posinf=INFINITY)
 
 
 def standardised(x: Range, eps: float, centred: bool) -> Range:
@@ -58,13 +60,13 @@ def standardised(x: Range, eps: float, centred: bool) -> Range:
     n = x.low.shape[-1]
     slack = 1 + 2 * gamma(n + 32)
     deviations, least, most = spread(x, centred)
-    floor, top = ((s.square() + eps).sqrt() for s in (least, most))
+    floor, top = (torch.hypot(s, torch.full_like(s, math.sqrt(eps))) for s in (least, most))
     share = torch.nan_to_num(most / top, nan=1.0).clamp_max(1) * slack
     low = torch.minimum(deviations.low / floor, deviations.low / top)
     high = torch.maximum(deviations.high / floor, deviations.high / top)
     ceiling = math.sqrt(n - 1 if centred else n) * share
     out = rounded(low, high, n + 32).within(-ceiling, ceiling)
-    whole = torch.nan_to_num(norm_up(deviations.magnitude, -1) / floor * slack, nan=INFINITY)
+    whole = torch.nan_to_num(norm_up(deviations.magnitude, -1) / floor * slack, nan=INFINITY, posinf=INFINITY)
     return Range(out.low, out.high, -1, torch.minimum(math.sqrt(n) * share, whole))
 
 
@@ -77,7 +79,7 @@ def _last_axes(node: Node, x: Range, axes: Sequence[int], eps: float, weight: An
     first = -len(axes)
     flat = standardised(Range(x.low.flatten(first), x.high.flatten(first)), eps, centred)
     out = _affine(Range(flat.low.reshape(node.shape), flat.high.reshape(node.shape)), weight, bias)
-    if len(axes) > 1 or flat.length is None:
+    if len(axes) > 1:
         return out
     length = flat.length if weight is None else flat.length * weight.abs().max()
     length = length if bias is None else length + norm_up(bias, -1)

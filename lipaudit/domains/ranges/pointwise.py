@@ -17,7 +17,6 @@ _LIBRARY = 64
 """Roundings charged to one call of a function of the library, of max(1, |x|, |f(x)|); twice over."""
 
 GROWING: dict[str, tuple[float, float]] = {
-    "sigmoid.default": (0.0, 1.0),
     "hardsigmoid.default": (0.0, 1.0),
     "tanh.default": (-1.0, 1.0),
     "atan.default": (-1.571, 1.571),
@@ -48,22 +47,13 @@ def _charged(x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     return gamma(_LIBRARY) * (x.abs() + value.abs() + 1)
 
 
-def _grown(node: Node, arguments: dict[str, Any], least: float, most: float) -> Range:
-    x: Range = arguments["self"]
-    low, high = both_ends(node, arguments)
-    return widened(low, high, _charged(x.low, low), _charged(x.high, high)).within(least, most)
-
-
-def _only_self(node: Node, arguments: dict[str, Any]) -> None:
-    if any(isinstance(value, Range) for name, value in arguments.items() if name != "self"):
-        raise UnsupportedOp(f"expected settings of {node.op} that do not depend on the input, got one that does")
-
-
-@RANGES.rule(*(op for op in GROWING if op != "sigmoid.default"))
+@RANGES.rule(*GROWING)
 def growing(node: Node, nodes: Nodes, **arguments: Any) -> Range:
     """A growing function of one entry: its values at the ends, within what it can reach at all."""
     del nodes
-    return _grown(node, arguments, *GROWING[node.op])
+    x: Range = arguments["self"]
+    low, high = both_ends(node, arguments)
+    return widened(low, high, _charged(x.low, low), _charged(x.high, high)).within(*GROWING[node.op])
 
 
 @RANGES.rule("erfc.default")
@@ -173,9 +163,9 @@ def threshold(node: Node, nodes: Nodes, self: Any, threshold: Any, value: Any) -
 def prelu(node: Node, nodes: Nodes, self: Any, weight: Any) -> Range:
     """PReLU is 0 at 0 and monotone on either side, channel by channel."""
     del nodes
-    arguments = {"self": self, "weight": weight}
-    _only_self(node, arguments)
-    return _kinked(node, arguments)
+    if isinstance(weight, Range):
+        raise UnsupportedOp(f"expected weights of {node.op} that do not depend on the input, got some that do")
+    return _kinked(node, {"self": self, "weight": weight})
 
 
 def _kinked(node: Node, arguments: dict[str, Any]) -> Range:

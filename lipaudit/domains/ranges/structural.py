@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from lipaudit.domains.ranges.value import INFINITY, RANGES, Nodes, Range, both_ends, magnitudes, run, widened
+from lipaudit.domains.ranges.value import INFINITY, RANGES, Nodes, Range, both_ends, run, widened
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node
 from lipaudit.rounding import gamma
@@ -90,6 +90,8 @@ def order_statistics(node: Node, nodes: Nodes, **arguments: Any) -> Range:
     del nodes
     if node.output != 0:
         raise UnsupportedOp(f"expected the values of {node.op}, got its indices as a function of the input")
+    if arguments.get("sorted") is False:
+        raise UnsupportedOp(f"expected {node.op} with sorted=True, got an order that is not defined")
     return Range(*both_ends(node, arguments))
 
 
@@ -112,7 +114,7 @@ def interpolated(node: Node, nodes: Nodes, **arguments: Any) -> Range:
     del nodes
     x: Range = arguments["input"] if "input" in arguments else arguments["self"]
     low, high = both_ends(node, arguments)
-    charge = 2 * gamma(x.low.numel() + 64) * magnitudes(x).amax()
+    charge = 2 * gamma(x.low.numel() + 64) * x.magnitude.amax()
     return widened(low, high, charge, charge, nonnegative=x.nonnegative)
 
 

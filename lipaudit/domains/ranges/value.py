@@ -83,6 +83,12 @@ def as_range(value: Any, like: torch.Tensor) -> Range:
     return Range(point, point)
 
 
+def operands(a: Any, b: Any) -> tuple[Range, Range]:
+    """Both as ranges; at least one of them is one already."""
+    like = a.low if isinstance(a, Range) else b.low
+    return as_range(a, like), as_range(b, like)
+
+
 def low_ends(value: Any) -> Any:
     """The argument with every range replaced by its lower ends."""
     return _ends(value, lambda x: x.low)
@@ -91,11 +97,6 @@ def low_ends(value: Any) -> Any:
 def high_ends(value: Any) -> Any:
     """The argument with every range replaced by its upper ends."""
     return _ends(value, lambda x: x.high)
-
-
-def magnitudes(value: Any) -> Any:
-    """The argument with every range replaced by the largest absolute values of its entries."""
-    return _ends(value, lambda x: x.magnitude)
 
 
 def _ends(value: Any, end: Any) -> Any:

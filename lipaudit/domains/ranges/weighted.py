@@ -22,6 +22,7 @@ from lipaudit.domains.ranges.value import (
     as_range,
     length_along,
     norm_up,
+    operands,
     rounded,
     run,
     widened,
@@ -76,7 +77,7 @@ def _with_one_sign(product: Product, a: Range, b: Range, charge: torch.Tensor, b
 def convolution(node: Node, nodes: Nodes, **arguments: Any) -> Range:
     """Convolution: centre and radius; if the lengths of the pixels are known, Cauchy-Schwarz tap by tap."""
     del nodes
-    x, weight = _operands(arguments["input"], arguments["weight"])
+    x, weight = operands(arguments["input"], arguments["weight"])
     fixed = {**arguments, "bias": None}
 
     def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -103,7 +104,7 @@ def convolution(node: Node, nodes: Nodes, **arguments: Any) -> Range:
 def dense(node: Node, nodes: Nodes, input: Any, weight: Any, bias: Any) -> Range:
     """Dense layer: centre and radius; |w z| <= ||w|| ||z|| if the length of the input is known."""
     del nodes
-    x, matrix = _operands(input, weight)
+    x, matrix = operands(input, weight)
     out = bilinear(lambda a, b: run(node, {"input": a, "weight": b, "bias": None}), x, matrix, matrix.low.shape[-1])
     if x.length is not None and x.axis == -1:
         most = x.length * norm_up(matrix.magnitude, -1, keepdim=False) * (1 + gamma(32))
@@ -115,7 +116,7 @@ def dense(node: Node, nodes: Nodes, input: Any, weight: Any, bias: Any) -> Range
 def matrix_product(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
     """Matrix product: centre and radius; row length times column length where one of them is known."""
     del nodes
-    a, b = _operands(self, other)
+    a, b = operands(self, other)
     return _matrix_product(lambda x, y: run(node, {"self": x, "other": y}), a, b)
 
 
@@ -123,7 +124,7 @@ def matrix_product(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
 def batched_product(node: Node, nodes: Nodes, self: Any, mat2: Any) -> Range:
     """Matrix product: as `matmul`."""
     del nodes
-    a, b = _operands(self, mat2)
+    a, b = operands(self, mat2)
     return _matrix_product(lambda x, y: run(node, {"self": x, "mat2": y}), a, b)
 
 
@@ -165,7 +166,7 @@ def einstein_sum(node: Node, nodes: Nodes, equation: str, tensors: Any, path: An
     del nodes, path
     if len(tensors) != 2:
         raise UnsupportedOp(f"expected einsum of two tensors, got {equation!r} with {len(tensors)}")
-    a, b = _operands(*tensors)
+    a, b = operands(*tensors)
     return bilinear(lambda x, y: run(node, {**node.args, "tensors": [x, y]}), a, b, _terms(node, a, b))
 
 
@@ -173,18 +174,13 @@ def einstein_sum(node: Node, nodes: Nodes, equation: str, tensors: Any, path: An
 def tensor_product(node: Node, nodes: Nodes, self: Any, other: Any, dims_self: Any, dims_other: Any) -> Range:
     """A sum of products of entries of two tensors: centre and radius."""
     del nodes, dims_self, dims_other
-    a, b = _operands(self, other)
+    a, b = operands(self, other)
     return bilinear(lambda x, y: run(node, {**node.args, "self": x, "other": y}), a, b, _terms(node, a, b))
 
 
 def _terms(node: Node, a: Range, b: Range) -> int:
     """At least as many as the products that an output sums: each of its indices belongs to a or b once at least."""
     return max(1, a.low.numel() * b.low.numel() // max(1, math.prod(node.shape)))
-
-
-def _operands(a: Any, b: Any) -> tuple[Range, Range]:
-    like = a.low if isinstance(a, Range) else b.low
-    return as_range(a, like), as_range(b, like)
 
 
 def _shifted(x: Range, shift: Range, terms: int) -> Range:
@@ -209,11 +205,11 @@ def batch_norm(
     del node, nodes, momentum
     shape = (1, -1, *(1,) * (input.low.ndim - 2))
 
-    def channels(constant: Any) -> Range:
-        return as_range(constant, input.low) if constant is None else as_range(constant.reshape(shape), input.low)
+    def channels(constant: torch.Tensor) -> Range:
+        return as_range(constant.reshape(shape), input.low)
 
-    deviation = rounded((channels(running_var).low + eps).sqrt(), (channels(running_var).low + eps).sqrt(), 4)
-    scaled = over(plus(input, negative(channels(running_mean))), deviation)
+    root = (channels(running_var).low + eps).sqrt()
+    scaled = over(plus(input, negative(channels(running_mean))), rounded(root, root, 4))
     scaled = scaled if weight is None else times(scaled, channels(weight))
     return scaled if bias is None else plus(scaled, channels(bias))
 
