@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from lipaudit.capture import capture, outline
+from lipaudit.crosscheck.slope import largest_slope
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.walk import _refuse_unknown, walk
@@ -35,6 +36,8 @@ SEED = 0
 DOMAIN = (0.0, 1.0)
 """Of the pixels, for operations whose bound needs one."""
 METHOD = "schur"
+POINTS = 4
+"""Random images at which slopes are looked for."""
 
 SMALL: dict[Library, str] = {
     "timm": """
@@ -91,6 +94,8 @@ class Row:
     """Of the network bound, L2 to L2; None without one."""
     needs_domain: bool
     """Whether the bound holds only for pixels in `DOMAIN`."""
+    slope: float | None
+    """log10 of the steepest slope seen in `DOMAIN`, of two logits over the root of two; None if none was looked for."""
     reason: str
     """What blocks it: operation, layer, source line. Empty where nothing does."""
     seconds: float
@@ -147,21 +152,22 @@ def variants(
     return [choice for _, choice in smallest.values()]
 
 
-def survey(chosen: Iterable[Choice], *, meta: bool = False) -> Iterator[Row]:
+def survey(chosen: Iterable[Choice], *, meta: bool = False, slopes: bool = False) -> Iterator[Row]:
     """One row per model, with one model in memory at a time; whatever a model raises is in its row.
 
-    `meta`: on the meta device, without values: the graph, and whether every operation has a rule.
+    `meta`: on the meta device, without values: the graph, and whether every operation has a rule. `slopes`: each bound
+    is held against the steepest slope that gradients find, and one below it is a failure.
     """
     for choice in chosen:
-        yield _row(choice, meta)
+        yield _row(choice, meta, slopes)
         gc.collect()
 
 
-def _row(choice: Choice, meta: bool) -> Row:
+def _row(choice: Choice, meta: bool, slopes: bool) -> Row:
     began = time.perf_counter()
     shape: tuple[int, ...] = ()
     graph: Graph | None = None
-    log10, needs_domain, reason = None, False, ""
+    log10, needs_domain, slope, reason = None, False, None, ""
     outcome: Outcome = "covered" if meta else "bounded"
     try:
         module, shape = build(choice, meta=meta)
@@ -170,6 +176,9 @@ def _row(choice: Choice, meta: bool) -> Row:
             _refuse_unknown(graph, RULES)
         else:
             log10, needs_domain = network_bound(graph)
+            slope = steepest(module, shape) if slopes else None
+            if slope is not None and slope > log10:
+                raise AssertionError(f"expected no slope above the bound of 10^{log10}, got one of 10^{slope}")
     except (CaptureError, UnsupportedOp, NotLipschitz) as error:
         outcome, reason = "refused", str(error)
     except Exception as error:  # noqa: BLE001  (the row is where it is reported)
@@ -184,6 +193,7 @@ def _row(choice: Choice, meta: bool) -> Row:
         operations,
         log10,
         needs_domain,
+        slope,
         reason,
         time.perf_counter() - began,
     )
@@ -198,6 +208,19 @@ def network_bound(graph: Graph) -> tuple[float, bool]:
     if math.isnan(log10) or log10 == math.inf:
         raise NotLipschitz(f"expected a finite bound, got 10^{log10}")
     return log10, ledger.used_domain
+
+
+def steepest(module: nn.Module, shape: tuple[int, ...]) -> float:
+    """log10 of the steepest slope that gradients find at random images of `DOMAIN`: not above that of L.
+
+    A difference of two logits changes by at most the root of two times what the logits do, in L2.
+    """
+    points = torch.rand(POINTS, *shape, generator=torch.Generator().manual_seed(SEED))
+    with torch.no_grad():
+        labels = torch.cat([module(point[None]).argmax(1) for point in points])
+    low, high = DOMAIN
+    seen = largest_slope(module, points, labels, low=low, high=high, others=1, batch_size=1).value
+    return math.log10(seen / math.sqrt(2)) - 1e-12 if seen else -math.inf
 
 
 def build(choice: Choice, *, meta: bool = False) -> tuple[nn.Module, tuple[int, ...]]:

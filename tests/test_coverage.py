@@ -144,6 +144,18 @@ def test_without_values_a_row_says_whether_every_operation_has_a_rule(zoo: list[
     assert all(row.log10 is None for row in rows.values())
 
 
+def test_slopes_are_held_against_the_bound(zoo: list[Choice], monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = next(survey(zoo[:1], slopes=True))
+    assert plain.log10 is not None
+    assert plain.slope is not None
+    assert plain.log10 - 1 < plain.slope < plain.log10
+
+    monkeypatch.setattr(coverage, "network_bound", lambda _: (-2.0, False))
+    lie = next(survey(zoo[:1], slopes=True))
+    assert lie.outcome == "failed"
+    assert "expected no slope above the bound of 10^-2.0, got one of 10^-0." in lie.reason
+
+
 def test_the_bound_is_a_bound() -> None:
     """Of a small network, against its dense truth."""
     model = Tiny(lambda x: x).eval()
@@ -155,7 +167,15 @@ def test_the_bound_is_a_bound() -> None:
 
 
 def row(model: str, outcome: str, **more: Any) -> Row:
-    known = {"operations": 50, "log10": None, "needs_domain": False, "reason": "", "seconds": 1.25, **more}
+    known = {
+        "operations": 50,
+        "log10": None,
+        "needs_domain": False,
+        "slope": None,
+        "reason": "",
+        "seconds": 1.25,
+        **more,
+    }
     return Row("timm", f"family of {model}", model, (3, 8, 8), outcome, **known)
 
 
@@ -176,9 +196,9 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         asked.update(libraries=list(libraries), families=list(families))
         return [Choice(row.library, row.family, row.model) for row in ROWS]
 
-    def survey(chosen: Sequence[Choice], *, meta: bool) -> list[Row]:
+    def survey(chosen: Sequence[Choice], *, meta: bool, slopes: bool) -> list[Row]:
         print("a library prints something")  # noqa: T201
-        asked["meta"] = meta
+        asked["meta"], asked["slopes"] = meta, slopes
         if asked.get("interrupt") == chosen[0].model:
             raise KeyboardInterrupt
         return [row for row in ROWS if row.model == chosen[0].model]
@@ -214,13 +234,13 @@ def test_the_table_states_its_terms_and_totals(command: Command, table: dict[str
     assert any("lgamma.default x1" in line for line in lines)
     assert lines[-1] == "timm: 4 models, 3 captured, 2 bounded, 1 refused with a reason, 1 failed"
     assert "coverage" in err
-    assert table == {"libraries": ["timm", "torchvision"], "families": [], "meta": False}
+    assert table == {"libraries": ["timm", "torchvision"], "families": [], "meta": False, "slopes": False}
 
 
 def test_what_is_asked_for_is_surveyed(command: Command, table: dict[str, Any]) -> None:
     command("--coverage", "--family", "vgg", "--family", "dla", "--library", "timm", "--variants")
 
-    assert table == {"libraries": ["timm"], "families": ["vgg", "dla"], "meta": True}
+    assert table == {"libraries": ["timm"], "families": ["vgg", "dla"], "meta": True, "slopes": False}
 
 
 @pytest.mark.usefixtures("table")
@@ -235,6 +255,15 @@ def test_markdown_and_json(command: Command, tmp_path: Path) -> None:
     assert written["models"][0]["log10"] == 6.94
     assert written["values"] == "random weights, seed 0"
     assert written["versions"]["timm"] == timm.__version__
+
+
+@pytest.mark.usefixtures("table")
+def test_slopes_have_two_columns(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lipaudit.cli.zoo.survey", lambda *_, **__: [row("plain", "bounded", log10=6.94, slope=1.5)])
+    _, out, _ = command("--coverage", "--slopes", "--markdown")
+
+    assert "| 10^6.9 | 10^1.5 | 5.4 |" in out
+    assert "| bound | steepest seen | decades between | seconds |" in out
 
 
 @pytest.mark.usefixtures("table")
@@ -257,6 +286,8 @@ def test_an_interruption_prints_what_there_is(command: Command, table: dict[str,
         (["--family", "vgg"], "--family belongs to --coverage"),
         (["--library", "timm"], "--library belongs to --coverage"),
         (["--variants"], "--variants belongs to --coverage"),
+        (["--slopes"], "--slopes belongs to --coverage"),
+        (["--coverage", "--slopes", "--variants"], "expected --variants or --slopes, got both"),
         (["--json", "x.json"], "--json belongs to --coverage"),
         (["--coverage", "--family", "vggg"], "did you mean vgg?"),
         (["--coverage", "resnet"], "expected --family resnet with --coverage"),

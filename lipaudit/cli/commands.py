@@ -204,6 +204,7 @@ def report(result: Path, out: str) -> None:
 @click.option("--family", "families", multiple=True, metavar="NAME", help="With --coverage: this family; repeat.")
 @click.option("--library", type=click.Choice(["timm", "torchvision", "both"]), help="With --coverage. [default: both]")
 @click.option("--variants", is_flag=True, help="With --coverage: every structural variant, without values.")
+@click.option("--slopes", is_flag=True, help="With --coverage: the steepest slope seen, held against each bound.")
 @click.option("--markdown", is_flag=True, help="With --coverage: a Markdown table.")
 @click.option("--json", "file", type=FILE, metavar="FILE", help="With --coverage: also write all of it as JSON.")
 def models(word: str, coverage: bool, **chosen: Any) -> int | None:
@@ -229,16 +230,16 @@ def models(word: str, coverage: bool, **chosen: Any) -> int | None:
     return None
 
 
-def _coverage(
-    word: str, families: tuple[str, ...], library: str | None, variants: bool, markdown: bool, file: Path | None
-) -> int:
+def _coverage(word: str, families: tuple[str, ...], library: str | None, variants: bool, **more: Any) -> int:
     from lipaudit.cli.zoo import print_coverage
     from lipaudit.coverage import LIBRARIES
 
     if word:
         raise click.UsageError(f"expected --family {word} with --coverage, got the search word {word!r}")
+    if variants and more["slopes"]:
+        raise click.UsageError("expected --variants or --slopes, got both: there are no slopes without values")
     libraries = [name for name in LIBRARIES if library in (None, "both", name)]
-    return print_coverage(libraries, families, structures=variants, markdown=markdown, file=file)
+    return print_coverage(libraries, families, structures=variants, **more)
 
 
 @commands.command()

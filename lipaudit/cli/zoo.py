@@ -7,7 +7,8 @@ import dataclasses
 import json
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,27 +20,38 @@ from rich.text import Text
 from lipaudit import __version__
 from lipaudit.cli.files import write_all
 from lipaudit.cli.terminal import terminal_progress
-from lipaudit.coverage import DOMAIN, METHOD, SEED, Library, Row, choices, survey, variants
+from lipaudit.coverage import DOMAIN, METHOD, SEED, Choice, Library, Row, choices, survey, variants
 from lipaudit.errors import ExitCode
 from lipaudit.progress import Progress
 
 HEAD = ("library", "family", "model", "captured", "bound", "seconds", "blocked by")
+SLOPES = ("steepest seen", "decades between")
+"""Two columns more, after the bound, if slopes were looked for."""
+NUMBERS = ("captured", "bound", *SLOPES, "seconds")
 WIDTH = 160
 """Columns of the table where there is no terminal."""
 
 
 def print_coverage(
-    libraries: Sequence[Library], families: Sequence[str], *, structures: bool, markdown: bool, file: Path | None
+    libraries: Sequence[Library],
+    families: Sequence[str],
+    *,
+    structures: bool,
+    slopes: bool,
+    markdown: bool,
+    file: Path | None,
 ) -> int:
     """Run the survey and print its table; the exit code. An interruption prints what there is.
 
-    `structures`: every structural variant, without values. Raises `LoadError` for an unknown family.
+    `structures`: every structural variant, without values. `slopes`: bounds are held against slopes. Raises
+    `LoadError` for an unknown family.
     """
     rows: list[Row] = []
     interrupted = False
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
         try:
-            _run(libraries, families, structures, rows, progress)
+            chosen = variants(libraries, families, progress) if structures else choices(libraries, families)
+            _run(chosen, partial(survey, meta=structures, slopes=slopes), rows, progress)
         except KeyboardInterrupt:
             interrupted = True
     intro = introduction(structures)
@@ -53,13 +65,12 @@ def print_coverage(
 
 
 def _run(
-    libraries: Sequence[Library], families: Sequence[str], structures: bool, rows: list[Row], progress: Progress
+    chosen: Sequence[Choice], look: Callable[[list[Choice]], Iterable[Row]], rows: list[Row], progress: Progress
 ) -> None:
-    chosen = variants(libraries, families, progress) if structures else choices(libraries, families)
     progress.start("coverage", len(chosen))
     for choice in chosen:
         progress.advance(0, f"{choice.model} …")
-        rows.extend(survey([choice], meta=structures))
+        rows.extend(look([choice]))
         progress.advance(1, f"{choice.model}: {_bound(rows[-1])}")
     progress.finish(totals(rows)[-1])
 
@@ -100,10 +111,11 @@ def _count(rows: Sequence[Row]) -> str:
 def to_text(rows: Sequence[Row], intro: str) -> str:
     """The table for a terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in HEAD:
-        table.add_column(name, justify="right" if name in ("captured", "bound", "seconds") else "left")
-    for row in rows:
-        table.add_row(*map(Text, _cells(row)))
+    head, *lines = _lines(rows)
+    for name in head:
+        table.add_column(name, justify="right" if name in NUMBERS else "left")
+    for line in lines:
+        table.add_row(*map(Text, line))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     with console.capture() as capture:
         console.print(Text(intro), "", table, "", Text("\n".join(totals(rows))), sep="\n")
@@ -112,9 +124,10 @@ def to_text(rows: Sequence[Row], intro: str) -> str:
 
 def to_markdown(rows: Sequence[Row], intro: str) -> str:
     """The table for a README."""
-    lines = [intro, "", f"| {' | '.join(HEAD)} |", "|---|---|---|--:|--:|--:|---|"]
-    lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in _cells(row))} |" for row in rows]
-    return "\n".join([*lines, "", *(f"* {line}" for line in totals(rows)), ""])
+    head, *cells = _lines(rows)
+    rule = ["--:" if name in NUMBERS else "---" for name in head]
+    lines = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in (head, rule, *cells)]
+    return "\n".join([intro, "", *lines, "", *(f"* {line}" for line in totals(rows)), ""])
 
 
 def to_json(rows: Sequence[Row], structures: bool) -> str:
@@ -131,9 +144,21 @@ def to_json(rows: Sequence[Row], structures: bool) -> str:
     return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    captured = "no" if row.operations is None else f"{row.operations} ops"
-    return row.library, row.family, row.model, captured, _bound(row), f"{row.seconds:.1f}", row.reason
+def _lines(rows: Sequence[Row]) -> Iterator[tuple[str, ...]]:
+    """The head of the table, and a line for each row."""
+    slopes = any(row.slope is not None for row in rows)
+    yield (*HEAD[:-2], *(SLOPES if slopes else ()), *HEAD[-2:])
+    for row in rows:
+        captured = "no" if row.operations is None else f"{row.operations} ops"
+        cells = (row.library, row.family, row.model, captured, _bound(row))
+        yield (*cells, *(_gap(row) if slopes else ()), f"{row.seconds:.1f}", row.reason)
+
+
+def _gap(row: Row) -> tuple[str, str]:
+    """The steepest slope seen, and the decades between it and the bound."""
+    if row.slope is None or row.log10 is None:
+        return "", ""
+    return f"10^{row.slope:.1f}", f"{row.log10 - row.slope:.1f}"
 
 
 def _bound(row: Row) -> str:
