@@ -34,9 +34,6 @@ from lipaudit.rounding import up
 LARGE = 500
 """From so many frequencies on, the norm on the infinite lattice is tried first."""
 
-_ODD_FIRST = 0.99
-"""Another class than the odd one is taken if it promises to be smaller by more than the promise may be wrong."""
-
 
 def torus_bound(conv: Conv) -> Upper:
     """||conv|| <= the smallest over the parity classes of the largest symbol norm on the twisted torus."""
@@ -96,7 +93,6 @@ def best_class(symbols: Symbols, inner: Conv, sizes: Sequence[int]) -> tuple[tor
         index = symbols.index(sizes, parity)
         promise = heights[tuple(index.T)]
         classes[parity] = index[promise.argsort(descending=True)]
-        # Kernels that sum to something peak at frequency zero, which the class of all odd frequencies avoids most.
-        promises[parity] = float(promise.max()) * (_ODD_FIRST if all(parity) else 1.0)
+        promises[parity] = float(promise.max())
     best = min(promises, key=promises.__getitem__)
     return classes[best], "".join("-" if bit else "+" for bit in best)

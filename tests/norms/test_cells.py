@@ -89,3 +89,16 @@ def test_the_landscape_shows_where_the_symbol_is_large() -> None:
     norms = torch.linalg.matrix_norm(symbols.symbols(index, (8, 8))[:, 0], ord=2).reshape(8, 8)
     assert int(heights.argmax()) == int(norms.argmax()) == 0
     assert math.isclose(float(heights.max()), symbols.unscale(float(norms.max())), rel_tol=1e-4)
+
+
+@pytest.mark.parametrize(("out", "groups"), [(6, 1), (12, 3), (40, 1)])
+def test_the_landscape_is_the_norm_where_channels_are_few_and_close_where_many(out: int, groups: int) -> None:
+    torch.manual_seed(1)
+    conv = Conv(torch.randn(out, 12, 3, 2).double(), (9, 7), (1, 1), ((1, 1), (1, 0)), (1, 1), groups)
+    heights = landscape(conv, (9, 7))
+    symbols = Symbols(conv)
+    index = torch.cartesian_prod(torch.arange(0, 18, 2), torch.arange(0, 14, 2))
+    norms = torch.linalg.matrix_norm(symbols.symbols(index, (9, 7)), ord=2).T.reshape(groups, 9, 7)
+    ratio = heights / (norms * 2.0**symbols.exponent)
+    assert ratio.max() <= 1 + 1e-5
+    assert ratio.min() >= (1 - 1e-4 if out < 40 else 0.97)
