@@ -108,26 +108,35 @@ def landscape(conv: Conv, sizes: Sequence[int]) -> torch.Tensor:
     around = _Torus(conv, sizes, largest)
 
     def waves_of(image: torch.Tensor) -> torch.Tensor:
-        return torch.fft.fftn(image.unflatten(1, (conv.groups, -1))[0], dim=axes)
+        return torch.fft.rfftn(image.unflatten(1, (conv.groups, -1))[0], dim=axes)
 
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(around.input_shape, generator=generator).to(conv.weight.device)
     first, transpose = torch.func.vjp(around.apply, start)
     waves, _ = _unit(waves_of(first))
-    before, beta = torch.zeros_like(waves), 0.0
+    before, beta = torch.zeros_like(waves), torch.zeros(())
     alphas, betas = [], []
     for _ in range(min(_LANDSCAPE_STEPS, waves.shape[1])):
-        image = torch.fft.ifftn(waves, dim=axes).real.flatten(0, 1)[None]
+        image = torch.fft.irfftn(waves, s=tuple(sizes), dim=axes).flatten(0, 1)[None]
         new = waves_of(around.apply(transpose(image)[0])) - beta * before
-        alphas.append((waves.conj() * new).real.sum(1))
+        alphas.append((torch.view_as_real(waves) * torch.view_as_real(new)).sum((1, -1)))
         before, (waves, beta) = waves, _unit(new - alphas[-1][:, None] * waves)
         betas.append(beta[:, 0])
-    return _largest_of_tridiagonal(alphas, betas[:-1]).sqrt() * largest
+    half = _largest_of_tridiagonal(alphas, betas[:-1]).sqrt() * largest
+    return _with_mirror_images(half, sizes[-1])
+
+
+def _with_mirror_images(half: torch.Tensor, size: int) -> torch.Tensor:
+    """All frequencies, from those with at most half of the last axis: -j has the norm of j."""
+    mirrored = half[..., 1 : (size + 1) // 2].flip(-1)
+    for axis in range(1, half.ndim - 1):
+        mirrored = mirrored.flip(axis).roll(1, axis)
+    return torch.cat([half, mirrored], dim=-1)
 
 
 def _unit(waves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Each frequency of each group over its length, and the lengths, keeping the axis of channels (1)."""
-    length = torch.linalg.vector_norm(waves, dim=1, keepdim=True)
+    length = torch.view_as_real(waves).square().sum((1, -1)).sqrt()[:, None]
     return waves / length.clamp_min(1e-30), length
 
 
