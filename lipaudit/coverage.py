@@ -37,7 +37,8 @@ DOMAIN = (0.0, 1.0)
 """Of the pixels, for operations whose bound needs one."""
 METHOD = "schur"
 POINTS = 4
-"""Random images at which slopes are looked for."""
+"""Random images at which slopes are looked for, of models with at most `LARGEST` parameters: float64 takes memory."""
+LARGEST = 10**8
 
 SMALL: dict[Library, str] = {
     "timm": """
@@ -166,24 +167,25 @@ def survey(chosen: Iterable[Choice], *, meta: bool = False, slopes: bool = False
 def _row(choice: Choice, meta: bool, slopes: bool) -> Row:
     began = time.perf_counter()
     shape: tuple[int, ...] = ()
-    graph: Graph | None = None
+    operations: int | None = None
     log10, needs_domain, slope, reason = None, False, None, ""
     outcome: Outcome = "covered" if meta else "bounded"
     try:
         module, shape = build(choice, meta=meta)
         graph = outline(module, shape) if meta else capture(module, shape)
+        operations = len(graph.nodes)
         if meta:
             _refuse_unknown(graph, RULES)
         else:
             log10, needs_domain = network_bound(graph)
-            slope = steepest(module, shape) if slopes else None
+            del graph
+            slope = steepest(module, shape) if slopes and _size(module) <= LARGEST else None
             if slope is not None and slope > log10:
                 raise AssertionError(f"expected no slope above the bound of 10^{log10}, got one of 10^{slope}")
     except (CaptureError, UnsupportedOp, NotLipschitz) as error:
         outcome, reason = "refused", str(error)
     except Exception as error:  # noqa: BLE001  (the row is where it is reported)
         outcome, reason = "failed", " ".join(f"{type(error).__name__}: {error}".split())
-    operations = None if graph is None else len(graph.nodes)
     return Row(
         choice.library,
         choice.family,

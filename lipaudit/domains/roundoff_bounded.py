@@ -69,7 +69,7 @@ def channels(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> 
         mean, variance = (arguments[name].reshape(shape) for name in ("running_mean", "running_var"))
         size = (x.abs() + mean.abs()) * (variance + arguments["eps"]).rsqrt() * (1 if weight is None else weight.abs())
         return _gamma(16) * (size + (0 if bias is None else bias.abs()))
-    groups = arguments.get("num_groups", x.shape[1])
+    groups = arguments.get("num_groups", x.shape[1]) * x.shape[0]
     return _normalised(x.reshape(groups, -1), arguments["eps"], True, x.shape, weight, bias, output)
 
 

@@ -131,9 +131,26 @@ def half_spectrum(layer: Layer) -> torch.Tensor:
 def gram_iteration(layer: Layer) -> float:
     """of the circular map of stride 1, rounding ignored
 
-    The algorithm as published, with the fastest of torch's operations that do it: powers of a Hermitian matrix need no
-    conjugate, norms are those of pairs of real numbers, and on a CPU the batch is worked off in parts that fit a cache.
+    The operations that its authors' programs consist of, one after the other: all frequencies in one batch, each step
+    a norm of complex matrices, a complex division and a product with the conjugate transpose.
     Source: B. Delattre et al., ICML 2023, arXiv 2305.16173.
+    """
+    matrices = half_spectrum(layer)
+    matrices = matrices if matrices.shape[1] >= matrices.shape[2] else matrices.mT
+    scale = torch.zeros(len(matrices), device=matrices.device)
+    for _ in range(GRAM_STEPS):
+        norm = matrices.norm(dim=(1, 2))
+        matrices /= norm[:, None, None]
+        matrices = torch.bmm(matrices.mH, matrices)
+        scale = 2 * (scale + norm.log())
+    return float(((scale + matrices.norm(dim=(1, 2)).log()) / 2**GRAM_STEPS).exp().max())
+
+
+def tuned_gram_iteration(layer: Layer) -> float:
+    """of the circular map of stride 1, rounding ignored
+
+    The same with the fastest of torch's operations that do it: powers of a Hermitian matrix need no conjugate, norms
+    are those of pairs of real numbers, and on a CPU the batch is worked off in parts that fit a cache.
     """
     symbol = half_spectrum(layer)
     symbol = symbol if symbol.shape[1] <= symbol.shape[2] else symbol.mH.resolve_conj()
@@ -217,6 +234,7 @@ def ours(method: str) -> Callable[[Layer], float]:
 PLAIN = f"Gram iteration, {GRAM_STEPS} steps"
 METHODS: dict[str, Callable[[Layer], float]] = {
     PLAIN: gram_iteration,
+    f"{PLAIN}, tuned by us": tuned_gram_iteration,
     "FFT and SVD": fft_svd,
     f"power iteration, {POWER_STEPS} steps": power_iteration,
     "orthogonium": orthogonium,

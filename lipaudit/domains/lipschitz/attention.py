@@ -179,6 +179,8 @@ class _Heads:
 def _together(bounds: torch.Tensor, lead: tuple[int, ...], grouped: bool) -> float:
     """The largest, over heads of shape `lead`, of the root of the sum of squares over the heads that read it."""
     largest = float(bounds.max())
+    if largest == 0.0:
+        return 0.0  # constant operands may be zero throughout
     squares = (bounds / largest).square()
     if grouped and lead[-1] != squares.shape[-1]:
         squares = squares.unflatten(-1, (lead[-1], -1)).sum(-1)

@@ -108,6 +108,8 @@ def raised(node: Node, ledger: Ledger, self: Any, exponent: Any) -> Value:
         exponent = float(exponent.flatten()[0])
     if not isinstance(exponent, (int, float)) or not isinstance(self, Value) or not math.isfinite(exponent):
         raise UnsupportedOp(f"expected a power with one finite exponent that is constant, got {exponent}")
+    if ledger.shape_of(node, "self") != tuple(node.shape):
+        raise UnsupportedOp(f"expected an exponent that does not stretch its base, got an output of {node.shape}")
     return _steepest(node, ledger, self, power(float(exponent)), f"|n| |x|^(n - 1), n = {exponent:g}")
 
 

@@ -52,7 +52,7 @@ def group_norm(
     """Group norm: 1 / sqrt(variance + eps) of each group of channels, then its weights (Note [Normalisation])."""
     _shift(bias)
     del cudnn_enabled
-    size = math.prod(ledger.shape_of(node, "input")) // num_groups
+    size = math.prod(ledger.shape_of(node, "input")[1:]) // num_groups  # windows may lie along the first axis
     return _normalise(node, ledger, input, _per_channel(node, weight), eps, size)
 
 

@@ -93,6 +93,8 @@ def leaky_relu(node: Node, ledger: Ledger, self: Any, negative_slope: float) -> 
 def prelu(node: Node, ledger: Ledger, self: Any, weight: Any) -> Value:
     """PReLU: 1 or the largest |weight|, one per channel."""
     constants_only(node, ["weight"], {"weight": weight})
+    if ledger.shape_of(node, "self") != tuple(node.shape):
+        raise UnsupportedOp(f"expected weights of {node.op} that do not stretch its operand, got {tuple(weight.shape)}")
     if not bool(torch.isfinite(weight).all()):
         raise ValueError("expected PReLU weights of finite numbers, got NaN or inf")
     slope = max(1.0, float(weight.abs().max()))

@@ -42,11 +42,17 @@ def _reduced(node: Node, ledger: Ledger, value: Value) -> Value:
 def adaptive_average(node: Node, ledger: Ledger, self: Any, output_size: Any) -> Value:
     """Adaptive average pooling: 1 / sqrt(window) where the sizes divide, else the Schur test of its weights."""
     del output_size
-    before, after = ledger.shape_of(node, "self")[2:], node.shape[2:]
+    before, after = _pooled_axes(node, ledger)
     if any(n % m for n, m in zip(before, after, strict=True)):
         return _pool(node, ledger, self, None)
     window = math.prod(before) // math.prod(after)
     return _pool(node, ledger, self, up(up(1.0 / math.sqrt(window))) if window > 1 else 1.0)
+
+
+def _pooled_axes(node: Node, ledger: Ledger) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Sizes before and after along the axes of the pool, the last ones; the channel axis may be missing."""
+    axes = int(node.op.partition("_pool")[2][0])
+    return ledger.shape_of(node, "self")[-axes:], node.shape[-axes:]
 
 
 def _averaging(*ops: str) -> None:
@@ -117,7 +123,7 @@ def adaptive_max_pool(node: Node, ledger: Ledger, self: Any, output_size: Any) -
     _refuse_indices(node, 0)
     del output_size
     windows = 1
-    for n, m in zip(ledger.shape_of(node, "self")[2:], node.shape[2:], strict=True):
+    for n, m in zip(*_pooled_axes(node, ledger), strict=True):
         seen = [0] * n
         for i in range(m):
             for place in range(i * n // m, -(-(i + 1) * n // m)):

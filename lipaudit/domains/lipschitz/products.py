@@ -169,11 +169,18 @@ def _reach(node: Node, ledger: Ledger) -> float:
         return 1.0
     inputs, arrow, output = node.args["equation"].replace(" ", "").partition("->")
     if not arrow:
-        return 1.0  # then every index that belongs to one operand only is kept
+        output = "".join(index for index in set(inputs) if inputs.count(index) == 1)
     if "." in inputs:
         raise UnsupportedOp(f"expected an einsum of two activations without dots, got {node.args['equation']!r}")
-    terms, lone = inputs.split(","), 1
-    for number, term in enumerate(terms):
-        sizes = dict(zip(term, _shape(node, ledger, ("tensors", number)), strict=True))
-        lone *= math.prod(size for index, size in sizes.items() if index not in terms[1 - number] + output)
-    return up(math.sqrt(lone))
+    sizes = [
+        dict(zip(term, _shape(node, ledger, ("tensors", number)), strict=True))
+        for number, term in enumerate(inputs.split(","))
+    ]
+    # An axis of length one that stands against a longer one is as good as none.
+    lone = (
+        size
+        for own, other in (sizes, sizes[::-1])
+        for index, size in own.items()
+        if index not in output and other.get(index, 1) == 1
+    )
+    return up(math.sqrt(math.prod(lone)))

@@ -99,7 +99,7 @@ def root_mean_square(node: Node, ledger: Ledger, vector: str, root: str) -> Uppe
     if size is None or size.op != "mean.dim" or not _is_sum(shifted, size) or not size.args["keepdim"]:
         return None
     square, own = _read(nodes, size.args["self"]), node.args[vector]
-    if square is None or ledger.shape_of(node, vector) != tuple(node.shape):
+    if square is None or not isinstance(own, Ref) or ledger.shape_of(node, vector) != tuple(node.shape):
         return None
     by_itself = square.op == "mul.Tensor" and square.args["other"] == square.args["self"]
     by_power = square.op == "pow.Tensor_Scalar" and square.args["exponent"] == 2

@@ -134,7 +134,8 @@ def instance_norm(
 
 
 def _channel_groups(node: Node, x: Range, groups: int, weight: Any, bias: Any, eps: float) -> Range:
-    flat = standardised(Range(x.low.reshape(1, groups, -1), x.high.reshape(1, groups, -1)), eps, centred=True)
+    grouped = (x.low.shape[0], groups, -1)  # windows may lie along the first axis
+    flat = standardised(Range(x.low.reshape(grouped), x.high.reshape(grouped)), eps, centred=True)
     shape = (1, -1, *(1,) * (x.low.ndim - 2))
     weight, bias = (None if constant is None else constant.reshape(shape) for constant in (weight, bias))
     return _affine(Range(flat.low.reshape(node.shape), flat.high.reshape(node.shape)), weight, bias)
