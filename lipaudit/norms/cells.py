@@ -33,6 +33,7 @@ _PER_TAP = 8
 """Cells per axis at first, for each tap but one."""
 _LANDSCAPE = 32
 _PLACES = 8
+_STEPS = 6
 
 
 def lattice_norm(conv: Conv, *, most: float) -> float | None:
@@ -85,7 +86,7 @@ def _halves(cells: torch.Tensor, axes: list[int]) -> torch.Tensor:
 def _peak(symbols: Symbols, conv: Conv, axes: list[int]) -> float:
     """About the largest eigenvalue of all Gram matrices, from below: the highest places of the landscape."""
     sizes = [_LANDSCAPE if axis in axes else 1 for axis in range(len(conv.stride))]
-    heights = landscape(conv, sizes).amax(0)
+    heights = landscape(conv, sizes, steps=_STEPS).amax(0)
     places = heights.flatten().topk(min(_PLACES, heights.numel())).indices
     index = 2 * torch.stack(torch.unravel_index(places, heights.shape), dim=1)
     return largest_eigenvalue(GramMatrices(symbols, index, sizes), torch.arange(len(index), device=symbols.device))

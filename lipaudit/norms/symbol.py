@@ -66,7 +66,7 @@ class Symbols:
         """Bound of what the weights being inexact themselves adds to ||F||."""
 
     def largest_norm(self, index: torch.Tensor, sizes: Sequence[int]) -> float:
-        """Bound of max ||F(theta)|| over theta = pi index / size and over the groups, of the unscaled symbol.
+        """Bound of max ||F(theta)|| over theta = pi index / size and over the groups, of the scaled symbol.
 
         Quick if frequencies of large norm come first.
         """

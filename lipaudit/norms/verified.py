@@ -30,6 +30,8 @@ from lipaudit.rounding import TINY, UNIT, gamma, up
 _CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
 """Memory of one part of a batch: little enough for the caches of a CPU, enough to keep a GPU busy."""
 _ESTIMATE_STEPS = 8
+_LARGE_SIDE = 256
+_LANCZOS_STEPS = 28
 
 
 class Batch(Protocol):
@@ -78,7 +80,7 @@ def prove(batch: Batch, numbers: torch.Tensor, rho: float = 0.0) -> float:
     """
     slack, tries = 1e-10, 60 + len(numbers)
     if rho == 0.0:  # a positive start, so that only zero matrices pass with zero
-        rho = max(largest_eigenvalue(batch, numbers[:1]) * (1 + slack), TINY)
+        rho = max(largest_eigenvalue(batch, numbers[:1], quickly=True) * (1 + slack), TINY)
     while len(numbers) and tries:
         numbers = numbers[~holds(batch, numbers, rho)]
         if len(numbers):
@@ -104,23 +106,48 @@ def holds(batch: Batch, numbers: torch.Tensor, rho: float) -> torch.Tensor:
         complete = (info == 0) & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1).real.sum(-1))
         return complete.flatten(1).all(1) if complete.ndim > 1 else complete
 
-    parts = numbers.split(max(1, _CHUNK_BYTES[numbers.device.type] // (16 * math.prod(batch.shape))))
-    workers = torch.get_num_threads()
-    if numbers.is_cuda or workers == 1 or len(numbers) <= 1:
+    largest = max(1, _CHUNK_BYTES[numbers.device.type] // (16 * math.prod(batch.shape)))
+    workers = 1 if numbers.is_cuda else torch.get_num_threads()
+    rounds = -(-len(numbers) // (largest * workers))
+    parts = numbers.chunk(max(1, rounds * workers))  # of one size, so that all workers end together
+    if workers == 1 or len(numbers) <= 1:
         return torch.cat([completes(part) for part in parts])
-    if len(parts) < workers:
-        parts = numbers.chunk(workers)
     # LAPACK factorises the matrices of a batch one after the other in one thread, so the parts go to several.
     done = torch.cat(list(_pool(workers).map(completes, parts)))
     torch.set_num_threads(workers)  # what the workers set is also the default of threads to come
     return done
 
 
-def largest_eigenvalue(batch: Batch, numbers: torch.Tensor) -> float:
-    """About the largest eigenvalue of the matrices of those numbers. Proves nothing."""
+def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = False) -> float:
+    """About the largest eigenvalue of the matrices of those numbers; `quickly`: or one below it. Proves nothing."""
     gram = torch.empty(len(numbers), *batch.shape, dtype=batch.dtype, device=numbers.device)
     batch.fill(numbers, gram)
+    if quickly and gram.shape[-1] >= _LARGE_SIDE:
+        found = [_by_lanczos(matrix) for matrix in gram.flatten(0, -3)]
+        if all(value is not None for value in found):
+            return max(value for value in found if value is not None)
     return float(torch.linalg.eigvalsh(gram)[..., -1].max())
+
+
+def _by_lanczos(gram: torch.Tensor) -> float | None:
+    """An eigenvalue near the top, by Lanczos iteration kept orthogonal; None if it takes too many steps."""
+    basis = gram.new_empty(_LANCZOS_STEPS + 1, len(gram))
+    basis[0] = _start(len(gram), gram[None])[0, :, 0]
+    basis[0] /= torch.linalg.vector_norm(basis[0])
+    tridiagonal = torch.zeros(_LANCZOS_STEPS + 1, _LANCZOS_STEPS + 1, dtype=torch.float64)
+    for step in range(_LANCZOS_STEPS):
+        new = gram @ basis[step]
+        tridiagonal[step, step] = float(torch.vdot(basis[step], new).real)
+        for _ in range(2):  # twice is enough
+            new -= (basis[: step + 1].conj() @ new) @ basis[: step + 1]
+        beta = float(torch.linalg.vector_norm(new))
+        if step % 4 == 3 or beta == 0.0:
+            values, vectors = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
+            if beta * float(vectors[-1, -1].abs()) <= 1e-10 * float(values[-1]):
+                return float(values[-1])
+        basis[step + 1] = new / beta
+        tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = beta
+    return None
 
 
 class _Products:

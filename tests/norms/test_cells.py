@@ -83,7 +83,7 @@ def test_gram_matrices_from_the_autocorrelation(shape: tuple[int, ...], stride: 
 def test_the_landscape_shows_where_the_symbol_is_large() -> None:
     torch.manual_seed(0)
     conv = Conv(torch.rand(4, 3, 3, 3).double() * 1e200, (8, 8), (2, 2), ((1, 1), (1, 1)), (1, 1))
-    heights = landscape(conv, (8, 8))[0]
+    heights = landscape(conv, (8, 8), steps=6)[0]
     symbols = Symbols(conv)
     index = torch.cartesian_prod(torch.arange(0, 16, 2), torch.arange(0, 16, 2))
     norms = torch.linalg.matrix_norm(symbols.symbols(index, (8, 8))[:, 0], ord=2).reshape(8, 8)
@@ -95,7 +95,7 @@ def test_the_landscape_shows_where_the_symbol_is_large() -> None:
 def test_the_landscape_is_the_norm_where_channels_are_few_and_close_where_many(out: int, groups: int) -> None:
     torch.manual_seed(1)
     conv = Conv(torch.randn(out, 12, 3, 2).double(), (9, 7), (1, 1), ((1, 1), (1, 0)), (1, 1), groups)
-    heights = landscape(conv, (9, 7))
+    heights = landscape(conv, (9, 7), steps=12)
     symbols = Symbols(conv)
     index = torch.cartesian_prod(torch.arange(0, 18, 2), torch.arange(0, 14, 2))
     norms = torch.linalg.matrix_norm(symbols.symbols(index, (9, 7)), ord=2).T.reshape(groups, 9, 7)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import mpmath
 import pytest
 import torch
@@ -46,10 +48,10 @@ def test_a_wrong_guess_cannot_make_the_bound_wrong(monkeypatch: pytest.MonkeyPat
     truth = float(torch.linalg.svdvals(matrices).max())
     answers = iter([guess])
     right = verified.largest_eigenvalue
-    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch: next(answers, 1.0) * right(*batch))
+    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch, **how: next(answers, 1.0) * right(*batch, **how))
     assert truth <= verified.largest_singular_value(matrices) <= truth * (1 + 1e-8)
 
-    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch: guess * right(*batch))
+    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch, **how: guess * right(*batch, **how))
     assert truth <= verified.largest_singular_value(matrices)
 
 
@@ -77,3 +79,16 @@ def test_refusals() -> None:
         dense_norm(torch.tensor([[float("nan")]]))
     with pytest.raises(ValueError, match="floating-point"):
         dense_norm(torch.zeros(2, 2, dtype=torch.int64))
+
+
+def test_an_eigenvalue_of_a_large_matrix_is_found_quickly_or_not_at_all() -> None:
+    torch.manual_seed(0)
+    side = 300
+    peaked = torch.randn(side, side, dtype=torch.complex128)
+    peaked = peaked @ peaked.mH / side + 20 * torch.eye(side)[:, :1] @ torch.eye(side)[:1]
+    flat = torch.diag(torch.linspace(1, 2, side, dtype=torch.complex128))
+    found = verified._by_lanczos(peaked)
+    assert found is not None
+    assert math.isclose(found, float(torch.linalg.eigvalsh(peaked)[-1]), rel_tol=1e-9)
+    assert verified._by_lanczos(flat) is None
+    assert verified._by_lanczos(torch.eye(side, dtype=torch.complex128)) == pytest.approx(1.0, rel=1e-12)
