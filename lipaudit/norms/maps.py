@@ -298,13 +298,24 @@ def schur_test(linear: LinearMap, device: torch.device | None = None) -> float:
 
     Source: the Schur test; in matrix form ||A||_2^2 <= ||A||_1 ||A||_inf.
     """
-    positive = linear.absolute()
-    ones = torch.ones(linear.input_shape, dtype=torch.float64, device=device)
-    rows = positive.apply(ones)
-    columns = adjoint(positive, torch.ones_like(rows))
+    rows, columns = _absolute_sums(linear.absolute(), device)
     if not rows.numel():
         return 0.0
     row, column = float(rows.max()), float(columns.max())
     # Both sums carry at most terms (rows) or all outputs touching an entry (columns) roundings.
     slack = gamma(2 * (linear.terms + rows.numel())) + 2 * linear.relative_error + 8 * UNIT
     return up(math.sqrt(row) * math.sqrt(column) * (1 + slack)) + (TINY if row else 0.0)
+
+
+def _absolute_sums(positive: LinearMap, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of all rows and of all columns of a map without negative entries."""
+    ones = torch.ones(positive.input_shape, dtype=torch.float64, device=device)
+    if not isinstance(positive, Conv):
+        rows = positive.apply(ones)
+        return rows, adjoint(positive, torch.ones_like(rows))
+    # Channels can be summed first: those that an output reads, and those that read an input.
+    weight = positive.weight
+    read = replace(positive, weight=weight.sum(1, keepdim=True), groups=1)
+    reading = weight.unflatten(0, (positive.groups, -1)).sum(1).flatten(0, 1)[None]
+    rows = read.apply(ones[:, :1])
+    return rows, adjoint(replace(positive, weight=reading, groups=1), torch.ones_like(rows[:, :1]))
