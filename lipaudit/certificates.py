@@ -26,7 +26,6 @@ from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.roundoff import local_error
 from lipaudit.errors import BadThreat, LipauditError, RuleError
 from lipaudit.graph import Node, evaluate
-from lipaudit.norms.maps import LinearMap, schur_test
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import Certificate
 from lipaudit.rounding import down, up
@@ -61,16 +60,22 @@ def certify(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     device: str | torch.device | None = None,
+    domain: tuple[float, float] | None = None,
     progress: Progress | None = None,
 ) -> Certificates:
     """Certified L2 radii of `inputs` (n, ...), in their own units.
 
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
-    of a misclassified sample is 0). Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
+    of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
+    said of inputs in the domain only; networks with products of activations, attention and the like need one.
+    Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
     points = check_inputs(inputs)
-    composition = compose(module, tuple(points.shape[1:]), method=method, progress=progress)
+    if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
+        reached = f"{float(points.min()):g} to {float(points.max()):g}"
+        raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
+    composition = compose(module, tuple(points.shape[1:]), domain=domain, method=method, progress=progress)
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
     return certify_with(composition, points, answers, progress=progress)
 
@@ -112,10 +117,9 @@ class ErrorRecursion:
 
     def __init__(self, composition: Composition) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
-        # Inside a merged step, the error of an early map passes through the maps after it.
-        self.after = {step: self._factors(parts) for step, parts in self.ledger.parts.items()}
+        self.growth = self.ledger.growth()
         self.last = self.ledger.settle(self.head).step
-        self.covered = {node for step in self.after.values() for node, _ in step}
+        self.covered = {node for step in self.growth.values() for node, _ in step}
 
     def __call__(self, x: torch.Tensor) -> tuple[list[float], float]:
         """The logits and the error bound."""
@@ -135,21 +139,13 @@ class ErrorRecursion:
         for line in self.ledger.lines:
             before = [errors[step] for step in line.inputs]
             passed = _LAWS[line.law](before)
-            added = sum(local.get(node, 0.0) * factor for node, factor in self.after[line.step])
+            added = sum(local.get(node, 0.0) * factor for node, factor in self.growth[line.step])
             # One upward step per operation above; few terms, so a relative 1e-12 covers them all.
             errors[line.step] = (line.upper.value * passed + added) * (1 + 1e-12)
         # Factors that were read off ranges hold only while errors stay within their room (value.py).
         error = errors[self.last]
         trusted = math.isfinite(error) and all(e <= self.ledger.room for e in errors.values())
         return logits, error if trusted else math.inf
-
-    def _factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
-        factors, factor = [], 1.0
-        for position, (node, linear) in reversed(list(enumerate(parts))):
-            factors.append((node.name, factor))
-            if linear is not None and position > 0:
-                factor = up(factor * schur_test(linear, self.ledger.device))
-        return factors
 
 
 _LAWS = {

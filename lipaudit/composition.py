@@ -109,7 +109,7 @@ def compose(
     progress.start("layer bounds", len(graph.nodes))
     ledger = Ledger(graph, device, method=method, progress=progress, domain=domain)
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger)[graph.output]
+        head = walk(graph, RULES, Value(INPUT), ledger)
         logits = ledger.settle(head)
         pairs = pairwise(head, ledger)
     total = ledger.so_far[logits.step]

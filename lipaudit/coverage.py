@@ -205,7 +205,7 @@ def network_bound(graph: Graph) -> tuple[float, bool]:
     """log10 of a proved bound, and whether it holds in `DOMAIN` only; nothing is measured from below."""
     ledger = Ledger(graph, torch.device("cpu"), method=METHOD, measure=False, domain=DOMAIN)
     with torch.no_grad():
-        logits = ledger.settle(walk(graph, RULES, Value(INPUT), ledger)[graph.output])
+        logits = ledger.settle(walk(graph, RULES, Value(INPUT), ledger))
     log10 = log10_up(ledger.so_far[logits.step])
     if math.isnan(log10) or log10 == math.inf:
         raise NotLipschitz(f"expected a finite bound, got 10^{log10}")

@@ -14,7 +14,7 @@ import lipaudit
 from lipaudit.certificates import ErrorRecursion, certify_with
 from lipaudit.composition import compose
 from lipaudit.domains import roundoff
-from lipaudit.errors import BadThreat
+from lipaudit.errors import BadThreat, NotLipschitz
 from lipaudit.graph import evaluate
 
 
@@ -154,3 +154,24 @@ def test_the_jump_of_softplus_at_its_threshold_is_not_certified_away() -> None:
     below, above = model(x)[0], model(x + 1e-12)[0]
     assert below[0] - below[1] > 0 > above[0] - above[1]
     assert lipaudit.certify(model, x).radius[0] == 0.0
+
+
+class Gated(nn.Module):
+    """A product of two activations: it has a bound only where the inputs are bounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.value, self.gate, self.head = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.value(x) * torch.sigmoid(self.gate(x)))
+
+
+def test_products_of_activations_are_certified_in_the_domain_that_is_given() -> None:
+    model, x = Gated().eval(), torch.tensor([[0.2, 0.9, 0.4]])
+    with pytest.raises(NotLipschitz, match=r"domain=\(0, 1\)"):
+        lipaudit.certify(model, x)
+    assert lipaudit.certify(model, x, domain=(0, 1)).radius[0] > 0
+    with pytest.raises(BadThreat, match=r"expected inputs in the domain \[0, 1\], got entries from 0.4 to 1.8"):
+        lipaudit.certify(model, 2 * x, domain=(0, 1))

@@ -45,23 +45,29 @@ def check_signature(op: str, function: Rule) -> None:
         raise RuleError(f"rule for {op}: expected the arguments {expected}, got {names}")
 
 
-def walk(graph: Graph, rules: Rules, start: V, ledger: Any) -> dict[str, V]:
-    """The abstract value of every node, from `start` for the network input.
+def walk(graph: Graph, rules: Rules, start: V, ledger: Any, after: Callable[[Node, V], None] | None = None) -> V:
+    """The abstract value of the logits, from `start` for the network input; others are freed after their last reader.
 
-    Raises `UnsupportedOp` naming every operation without a rule; an error raised by a rule is given the layer
-    and the source line here, once.
+    `after` sees each node with its value. Raises `UnsupportedOp` naming every operation without a rule; an error raised
+    by a rule is given the layer and the source line here, once.
     """
     _refuse_unknown(graph, rules)
     values: dict[str, V] = {"input": start}
+    last = {name: reader.name for reader in graph.nodes for name in reader.refs()}
     for node in graph.nodes:
         arguments = {name: _lookup(value, values) for name, value in node.args.items()}
         try:
             values[node.name] = rules[node.op](node, ledger, **arguments)
+            if after is not None:
+                after(node, values[node.name])
         except (NotLipschitz, UnsupportedOp) as error:
             raise type(error)(f"{error} ({where(node)})") from None
         except (ValueError, TypeError, RuntimeError) as error:
             raise LipauditError(f"{node.op}: {error} ({where(node)})") from error
-    return values
+        for name in set(node.refs()):
+            if last[name] == node.name and name != graph.output:
+                del values[name]
+    return values[graph.output]
 
 
 def where(node: Node) -> str:

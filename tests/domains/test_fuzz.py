@@ -143,7 +143,7 @@ def bounds(graph: Graph) -> tuple[float, torch.Tensor]:
     """The network bound and those of the class pairs."""
     ledger = Ledger(graph, torch.device("cpu"), domain=(0.0, 1.0), measure=False)
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger)[graph.output]
+        head = walk(graph, RULES, Value(INPUT), ledger)
         whole = ledger.so_far[ledger.settle(head).step]
         return narrow_up(whole), torch.tensor(pairwise(head, ledger), dtype=torch.float64)
 

@@ -35,10 +35,11 @@ def add(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
     if not isinstance(other, Value):
         return shifted(node, ledger, self, "self", other)
     if not isinstance(self, Value):
-        if abs(alpha) == 1:
+        factor = alpha if node.op.startswith("add") else -alpha
+        if factor == 1:
             return shifted(node, ledger, other, "other", self)
         refuse_undefined(self)
-        return scale(node, ledger, other, "other", as_factor(alpha, ledger))
+        return scale(node, ledger, other, "other", as_factor(factor, ledger))
     if minus_tanh(node, ledger):
         return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "x - tanh(x): slope tanh(x)^2"))
     left = stretched(node, ledger, self, "self")
@@ -53,7 +54,7 @@ def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: A
         return shifted(node, ledger, other, "other", self)
     if not isinstance(other, Value):
         refuse_undefined(other)
-        return scale(node, ledger, self, "self", as_factor(alpha, ledger))
+        return scale(node, ledger, self, "self", as_factor(-alpha, ledger))
     left = stretched(node, ledger, other, "other")
     right = stretched(node, ledger, self, "self", abs(float(alpha)))
     return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))

@@ -36,11 +36,11 @@ from lipaudit.domains.walk import Rules
 from lipaudit.errors import NotLipschitz
 from lipaudit.graph import Graph, Node
 from lipaudit.norms import norm_bound
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge
+from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge, schur_test
 from lipaudit.norms.power import lower_bound
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import Law, LayerBound, Upper
-from lipaudit.rounding import WIDE, log10_up, wide, wide_sqrt
+from lipaudit.rounding import WIDE, log10_up, up, wide, wide_sqrt
 
 if TYPE_CHECKING:
     from lipaudit.domains.ranges import Range
@@ -167,6 +167,21 @@ class Ledger:
             self._ranges = ranges(self.graph, *self.domain, keep)
         read = node.args[argument] if number is None else node.args[argument][number]
         return self._ranges[read.name]
+
+    def growth(self) -> dict[str, list[tuple[str, float]]]:
+        """For each step the operations it consists of, with how far a rounding error made there grows within the step.
+
+        In a merged step, the error of an early map passes through the maps after it (their Schur tests).
+        """
+        return {step: self._factors(parts) for step, parts in self.parts.items()}
+
+    def _factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
+        factors, factor = [], 1.0
+        for position, (node, linear) in reversed(list(enumerate(parts))):
+            factors.append((node.name, factor))
+            if linear is not None and position > 0:
+                factor = up(factor * schur_test(linear, self.device))
+        return factors
 
     def settle(self, value: Value) -> Value:
         """The same tensor with every pending map bounded and on the ledger."""

@@ -1,0 +1,43 @@
+"""The local domain: what the network does to a small L2 ball around one input, as affine forms.
+
+`margins` is what it is for: bounds of the logit differences over the ball, from which local radii follow.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lipaudit.domains.lipschitz import RULES
+from lipaudit.domains.lipschitz.value import Ledger
+from lipaudit.domains.walk import walk
+from lipaudit.domains.zonotope.form import Form, ball
+from lipaudit.domains.zonotope.ledger import LocalLedger, TooWide
+from lipaudit.rounding import gamma, up
+
+__all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins"]
+
+
+def logits_over(whole: Ledger, x: torch.Tensor, radius: float, *, room_for: int, backwards: bool = True) -> Form:
+    """The logits, (1, classes), over all inputs within `radius` (L2) of `x`, which has no batch axis.
+
+    `whole` is the ledger of the network bound. Raises `NotLipschitz` or `UnsupportedOp` for an operation without a
+    local rule, `TooWide` if more than `room_for` rows were needed.
+    """
+    ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=room_for, backwards=backwards)
+    with torch.no_grad():
+        start = ledger.start(ball(x.to(whole.device)[None], radius))
+        return ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
+
+
+def margins(logits: Form, label: int) -> list[float]:
+    """Lower bounds of logit `label` minus each other logit over the ball, rounded down: one linear form for each."""
+    found = []
+    for other in range(logits.centre.shape[1]):
+        if other != label:
+            centre = logits.centre[0, label] - logits.centre[0, other]
+            rows = logits.rows[:, 0, label] - logits.rows[:, 0, other]
+            reach = float(Form(centre, rows, logits.inputs).reach) * (1 + 1e-12)
+            lost = up(2.0**0.5) * logits.remainder * (1 + 1e-12)
+            size = float(logits.centre.abs().max() + logits.reach.max())
+            found.append(float(centre) - reach - lost - gamma(8) * size)
+    return found

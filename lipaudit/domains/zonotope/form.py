@@ -1,0 +1,71 @@
+"""The abstract value of the local domain: an affine form over an L2 ball of inputs.
+
+Note [Affine forms]
+    Of every input x + d, ||d||_2 <= r, a tensor of the network is
+        z = centre + sum_i rows[i] u_i + rest,   ||(u_0 .. u_(n-1))||_2 <= 1, |u_i| <= 1 for i >= n,
+        ||rest||_2 <= remainder.
+    The first n rows belong to the coordinates of d / r; each of the others to one symbol, an unknown of one entry of
+    one nonlinear operation. All tensors share the unknowns, so that what two of them have in common cancels when one
+    is subtracted from the other. A form with fewer rows does not depend on the later symbols.
+    The remainder is for roundings alone: it grows with the layer bounds, as in Note [Error recursion] of roundoff.py.
+
+Source: affine arithmetic (L. de Figueiredo and J. Stolfi, 1997); for networks, zonotopes after G. Singh et al., Fast
+and Effective Robustness Certification, NeurIPS 2018, here with an L2 ball in the first n unknowns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from lipaudit.domains.zonotope.steps import Start, Step
+from lipaudit.rounding import TINY, gamma
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """See Note [Affine forms]."""
+
+    centre: torch.Tensor
+    """Float64, of the tensor's shape."""
+    rows: torch.Tensor
+    """(rows, *shape of the tensor)."""
+    inputs: int
+    """n, the number of rows that share the L2 ball."""
+    remainder: float = 0.0
+    """Without what the linear maps since the last bounded step added."""
+    loose: float = 0.0
+    """With it, these maps counted by their Schur tests: crude, for terms that are as good as nothing."""
+    step: Step | None = None
+    """How it came about; None where nobody will ask."""
+
+    @cached_property
+    def reach(self) -> torch.Tensor:
+        """How far each entry may be from the centre, the remainder aside: rounded up."""
+        ball, symbols = self.rows[: self.inputs], self.rows[self.inputs :]
+        reach = torch.linalg.vector_norm(ball, dim=0)
+        if len(symbols):
+            reach = reach + torch.linalg.vector_norm(symbols, ord=1, dim=0)
+        return reach * (1 + 2 * gamma(len(self.rows) + 8)) + TINY
+
+    def range(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What each entry lies between, rounded outward."""
+        reach = (self.reach + self.remainder) * (1 + gamma(4))
+        slack = gamma(2) * (self.centre.abs() + reach)
+        return self.centre - reach - slack, self.centre + reach + slack
+
+    def padded(self, count: int) -> torch.Tensor:
+        """The rows, with zeros for the symbols that came later: `count` in all."""
+        missing = count - len(self.rows)
+        if not missing:
+            return self.rows
+        return torch.cat([self.rows, self.rows.new_zeros(missing, *self.rows.shape[1:])])
+
+
+def ball(x: torch.Tensor, radius: float) -> Form:
+    """The form of the input itself: all x + d with ||d||_2 <= radius; `x` has a leading axis of one."""
+    centre = x.double()
+    rows = torch.eye(centre.numel(), dtype=torch.float64, device=x.device) * radius
+    return Form(centre, rows.reshape(-1, *centre.shape), centre.numel(), step=Start(radius))

@@ -1,0 +1,330 @@
+"""Affine forms through a captured network, by the rules of the Lipschitz domain.
+
+Note [Two domains, one table]
+    A rule for a linear operation hands a `LinearMap` to `ledger.pend`. The global ledger collects these maps and bounds
+    them; this one also runs them on the rows of a form. So whatever is linear has one rule for both. A nonlinear
+    operation comes to `ledger.record`; what it does to forms stands in `BANDS`, `POOLS` and `JOINS`, and an operation
+    in none of them is refused: there the local certificate ends, the global one does not.
+
+Note [Roundings of forms]
+    All arithmetic is float64. What centre and rows lose in one operation, over all inputs of the ball, is at most
+    gamma(terms) |A| (|centre| + reach) entry by entry, as in Note [Error recursion] of roundoff.py; the L2 norm of that
+    joins the remainder, and the remainder grows by the bounds of the global ledger: a line of it bounds the same
+    linear map here, and the slopes of a band are slopes of the function.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from lipaudit.domains.lipschitz.value import Ledger, Value, merged
+from lipaudit.domains.roundoff import EXACT
+from lipaudit.domains.roundoff import RULES as ROUNDINGS
+from lipaudit.domains.zonotope.bands import BANDS
+from lipaudit.domains.zonotope.form import Form
+from lipaudit.domains.zonotope.pools import POOLS
+from lipaudit.domains.zonotope.steps import Banded, Chosen, Joined, Mapped, Step, Summed, lower_bounds
+from lipaudit.errors import LipauditError, NotLipschitz, RuleError
+from lipaudit.graph import Node, Ref, call
+from lipaudit.norms.maps import Gather, LinearMap, Pad, schur_test
+from lipaudit.results import Law, Upper
+from lipaudit.rounding import TINY, gamma
+
+NEGLIGIBLE = 1e-11
+"""Errors of a band below this share of an entry's size get no symbol; they join the remainder."""
+
+_CHUNK_ENTRIES = 2**24
+
+
+LOWER_LINES = ("relu.default",)
+"""Operations that lie above every line through 0 of a slope between 0 and 1."""
+
+
+class TooWide(LipauditError):
+    """The forms need more rows than there is room for: the ball is too large for this method."""
+
+
+@dataclass(frozen=True)
+class Tracked(Value):
+    """A value of the Lipschitz domain that carries its affine form along."""
+
+    form: Form = field(kw_only=True)
+    stretched: bool = field(default=False, kw_only=True)
+    """Whether a factor is on its way to a sum, which sees to it itself."""
+
+
+@dataclass
+class LocalLedger(Ledger):
+    """Runs the Lipschitz rules on forms; `whole` is the ledger of the network bound, `room_for` the most rows."""
+
+    whole: Ledger = field(kw_only=True)
+    room_for: int = field(kw_only=True)
+    backwards: bool = field(default=True, kw_only=True)
+    """Whether ranges are sharpened backwards where a sign is open."""
+    rows: int = field(default=0, init=False)
+    centres: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    _local: dict[str, float] = field(default_factory=dict, init=False)
+    _entered: dict[str, Form] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._uppers = {line.step: line.upper.value for line in self.whole.lines}
+        self._growth = self.whole.growth()
+        self._nodes = {node.name: node for node in self.graph.nodes}
+
+    def start(self, form: Form) -> Tracked:
+        """The network input, all of the ball."""
+        self.rows, self.centres = len(form.rows), {"input": form.centre}
+        return Tracked("input", form=form)
+
+    def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
+        assert isinstance(value, Tracked)
+        if value.stretched:
+            raise NotLipschitz(f"expected operations that have a local rule, got {node.op}")
+        self._entered.setdefault(node.name, value.form)
+        form = self._through(node, value.form, linear)
+        pending = super().pend(node, value, linear)
+        assert isinstance(pending, Tracked)
+        return replace(pending, form=replace(form, remainder=pending.form.remainder))
+
+    def settle(self, value: Value) -> Tracked:
+        assert isinstance(value, Tracked)
+        step, remainder = value.step, value.form.remainder
+        for link in merged(value.chain):
+            name = link.parts[-1][0].name
+            if name in self._uppers:  # else it only moves entries
+                added = sum(self._local.get(part, 0.0) * factor for part, factor in self._growth[name])
+                remainder, step = (self._uppers[name] * remainder + added) * (1 + 1e-12), name
+        return Tracked(step, pieces=value.pieces, form=replace(value.form, remainder=remainder, loose=remainder))
+
+    def scaled(self, node: Node, value: Value, upper: Upper) -> Value:
+        form = self.settle(value).form
+        remainder = form.remainder * upper.value * (1 + 1e-15)
+        return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder), stretched=True)
+
+    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
+        del exact
+        forms = [self.settle(value).form for value in inputs]
+        remainder = _LAWS[law]([form.remainder for form in forms]) * upper.value
+        if node.op in BANDS:
+            form, lost = self._within_band(node, forms[0], upper.value)
+        elif node.op in POOLS:
+            form, lost = self._pooled(node, forms[0])
+        elif node.op in JOINS:
+            form, lost = self._joined(node, forms)
+        else:
+            raise NotLipschitz(f"expected operations that have a local rule, got {node.op}")
+        self.centres[node.name] = form.centre
+        remainder = (remainder + lost) * (1 + 1e-12)
+        return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder))
+
+    def check(self, node: Node, value: Value) -> None:
+        """Hold the maps of a linear operation against what it does: a rule may be right about norms and wrong here."""
+        before = self._entered.pop(node.name, None)
+        if before is None:
+            return
+        assert isinstance(value, Tracked)
+        form, some = value.form, slice(0, 8)
+        if not bool(torch.isfinite(form.centre).all()):
+            raise NotLipschitz(f"expected finite activations for a local certificate, got others from {node.op}")
+        moved = {ref: self._centre(ref) + before.rows[some].sum(0) for ref in set(node.refs())}
+        args = {name: self._resolved(arg, moved) for name, arg in node.args.items()}
+        off = (call(node, args) - form.centre - form.rows[some].sum(0)).abs()
+        close = 1e-9 * (form.centre.abs() + form.reach).max() + TINY if off.numel() else 0.0
+        if len(moved) != 1 or not bool((off <= close).all()):
+            raise RuleError(f"the rule of {node.op} hands on a map that is not what the operation does")
+
+    def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
+        del argument, number
+        raise NotLipschitz(f"expected operations that have a local rule, got {node.op}, which needs ranges")
+
+    def _through(self, node: Node, form: Form, linear: LinearMap) -> Form:
+        rows = _applied(linear, form.rows)
+        moved = linear.absolute().apply(form.reach)
+        lost = (gamma(linear.terms + 4) + linear.relative_error) * float(torch.linalg.vector_norm(moved)) * (1 + 1e-6)
+        given = self._given(node)
+        centre = call(node, given)
+        eta = None if node.op in EXACT else ROUNDINGS[node.op](node, given, centre)
+        if node.name not in self.centres:  # a node may consist of several maps; its shifts are in its centre
+            lost += 0.0 if eta is None else float(torch.linalg.vector_norm(eta)) * (1 + 1e-6)
+            self._local[node.name] = 0.0
+        self.centres[node.name] = centre
+        self._local[node.name] += lost + TINY
+        loose = (schur_test(linear, self.device) * form.loose + lost) * (1 + 1e-12) + TINY
+        after = Form(centre, rows, form.inputs, loose=loose)
+        last = rows.shape[1:] == centre.shape
+        moved = linear.absolute().apply(form.reach + form.loose)
+        return replace(after, step=Mapped((form.step,), linear, moved, eta if last else None, after.reach + loose))
+
+    def _given(self, node: Node) -> dict[str, Any]:
+        """The arguments of the node, with centres for what depends on the input."""
+        return {name: self._resolved(value) for name, value in node.args.items()}
+
+    def _resolved(self, value: Any, instead: Mapping[str, torch.Tensor] = MappingProxyType({})) -> Any:
+        if isinstance(value, Ref):
+            return instead[value.name] if value.name in instead else self._centre(value.name)
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return value.double()
+        return [self._resolved(v, instead) for v in value] if isinstance(value, list) else value
+
+    def _centre(self, name: str) -> torch.Tensor:
+        if name not in self.centres:  # its rule handed on what it read: nothing was moved
+            node = self._nodes[name]
+            self.centres[name] = call(node, self._given(node))
+        return self.centres[name]
+
+    def _within_band(self, node: Node, form: Form, steepest: float) -> tuple[Form, float]:
+        """f(z) for a function of one entry, with one symbol more for each entry that is not straight there."""
+        low, high = self._sharpened(form)
+        band = BANDS[node.op](node, self._given(node), low, high, steepest)
+        reach = torch.maximum(high - form.centre, form.centre - low)
+        steep = band.slope.abs().clamp_min(1.0) if node.op in LOWER_LINES else band.slope.abs()
+        size = steep * (form.centre.abs() + reach) + band.shift.abs()
+        lost = gamma(6) * float(torch.linalg.vector_norm(size))
+        before, centre = form, band.slope * form.centre + band.shift
+        form, small = self._with_symbols(Form(centre, form.rows * band.slope, form.inputs), band.error)
+        ends = {"low": low, "high": high} if node.op in LOWER_LINES else {}
+        step = Banded((before.step,), band, before.centre, size, form.reach + before.remainder + lost, **ends)
+        return replace(form, step=step), lost + small + TINY
+
+    def _sharpened(self, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
+        """The range of a form; of entries whose sign is open, backwards as well, and the better of the two."""
+        low, high = (end.contiguous() for end in form.range())
+        places = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+        if not self.backwards or not len(places):
+            return low, high
+        found = []
+        for part in places.split(max(1, _CHUNK_ENTRIES // form.centre.numel() // 8)):
+            c = form.centre.new_zeros(2 * len(part), form.centre.numel())
+            number = torch.arange(len(part), device=part.device)
+            c[number, part], c[number + len(part), part] = 1.0, -1.0
+            below = lower_bounds(form.step, c.reshape(-1, *form.centre.shape))
+            found.append(torch.stack([below[: len(part)], -below[len(part) :]]))
+        below, above = torch.cat(found, dim=1) + form.centre.flatten()[places]
+        slack = gamma(4) * (form.centre.abs() + form.reach).flatten()[places]
+        low.view(-1)[places] = torch.maximum(low.view(-1)[places], below - slack)
+        high.view(-1)[places] = torch.minimum(high.view(-1)[places], above + slack)
+        return low, high
+
+    def _with_symbols(self, form: Form, error: torch.Tensor) -> tuple[Form, float]:
+        """The form off by at most `error` in each entry: a symbol for what is not negligible, the rest as its norm."""
+        worth = error > NEGLIGIBLE * (form.centre.abs() + form.reach)
+        places = worth.flatten().nonzero().flatten()
+        small = float(torch.linalg.vector_norm(error.masked_fill(worth, 0.0))) * (1 + 1e-6)
+        if not len(places):
+            return form, small
+        first, self.rows = self.rows, self.rows + len(places)
+        if self.rows > self.room_for:
+            raise TooWide(f"expected at most {self.room_for} rows, got {self.rows}")
+        rows = torch.cat([form.rows, form.rows.new_zeros(self.rows - len(form.rows), *form.rows.shape[1:])])
+        rows.flatten(1)[torch.arange(first, self.rows, device=places.device), places] = error.flatten()[places]
+        return replace(form, rows=rows), small
+
+    def _pooled(self, node: Node, form: Form) -> tuple[Form, float]:
+        pooled, half, places = POOLS[node.op](node, form)
+        size = pooled.centre.abs() + pooled.reach + half
+        lost = gamma(6) * float(torch.linalg.vector_norm(size))
+        after, small = self._with_symbols(pooled, half)
+        far = after.reach + 64 * form.remainder  # an entry lies in no more windows than that, squared
+        step = Chosen((form.step,), places, tuple(form.centre.shape), half, size, far)
+        return replace(after, step=step), lost + small + TINY
+
+    def _joined(self, node: Node, forms: Sequence[Form]) -> tuple[Form, float]:
+        given = self._given(node)
+        centre = call(node, given)
+        eta = torch.zeros_like(centre) if node.op in EXACT else ROUNDINGS[node.op](node, given, centre)
+        count = max(len(form.rows) for form in forms)
+        rows, step = JOINS[node.op](node, forms, [form.padded(count) for form in forms])
+        form = Form(centre, rows, forms[0].inputs)
+        rounding = eta if node.op in EXACT else eta + gamma(6) * _sizes(node, forms)
+        form = replace(form, step=step(rounding, form.reach))
+        return form, float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
+
+
+_LAWS = {
+    "scale": lambda parts: parts[0],
+    "sum": sum,
+    "root_sum_squares": lambda parts: math.hypot(*parts),
+    "max": lambda parts: math.hypot(*parts),
+}
+
+
+Joint = tuple[torch.Tensor, Callable[[torch.Tensor, torch.Tensor], Step]]
+"""The rows, and the step, which is still to be told its rounding and its reach."""
+
+
+def _added(node: Node, forms: Sequence[Form], rows: Sequence[torch.Tensor]) -> Joint:
+    """The sum or difference of two operands that depend on the input: the one that `alpha` belongs to comes last."""
+    if len(rows) != 2:
+        raise NotLipschitz(f"expected a sum of two activations, got another use of {node.op}")
+    first, second = (r.reshape(len(r), *(1,) * (len(node.shape) + 1 - r.ndim), *r.shape[1:]) for r in rows)
+    factor = _second_factor(node)
+    parents, shapes = tuple(form.step for form in forms), tuple(tuple(form.centre.shape) for form in forms)
+    return first + second * factor, partial(Summed, parents, (1.0, factor), shapes)
+
+
+def _second_factor(node: Node) -> float:
+    alpha = float(node.args["alpha"])
+    return alpha if node.op.startswith("add") else -alpha
+
+
+def _sizes(node: Node, forms: Sequence[Form]) -> torch.Tensor:
+    """How large the terms of a sum may be, entry by entry."""
+    first, second = (form.centre.abs() + form.reach for form in forms)
+    return first + abs(_second_factor(node)) * second
+
+
+def _concatenated(node: Node, forms: Sequence[Form], rows: Sequence[torch.Tensor]) -> Joint:
+    """Concatenation; constants have rows of zeros."""
+    stacked, moving = node.op.startswith("stack"), iter(rows)
+    axis = node.args["dim"] % len(node.shape)
+    parts, places, start = [], [], 0
+    for part in node.args["tensors"]:
+        moves = isinstance(part, Ref)
+        parts.append(next(moving) if moves else rows[0].new_zeros(len(rows[0]), *part.shape))
+        length = 1 if stacked else parts[-1].shape[axis + 1]
+        places += [(start, length)] if moves else []
+        start += length
+    joined = torch.stack(parts, axis + 1) if stacked else torch.cat(parts, axis + 1)
+    parents = tuple(form.step for form in forms)
+
+    def step(rounding: torch.Tensor, reach: torch.Tensor) -> Step:
+        del rounding  # nothing is computed
+        return Joined(parents, axis, tuple(places), stacked, reach)
+
+    return joined, step
+
+
+JOINS: dict[str, Callable[[Node, Sequence[Form], Sequence[torch.Tensor]], Joint]] = {
+    "add.Tensor": _added,
+    "sub.Tensor": _added,
+    "rsub.Tensor": _added,
+    "cat.default": _concatenated,
+    "stack.default": _concatenated,
+}
+"""Operation -> the rows of its output from the forms of its operands: all of them linear."""
+
+
+def _applied(linear: LinearMap, rows: torch.Tensor) -> torch.Tensor:
+    """The map on every row, some rows at a time."""
+    written_for_one = isinstance(linear, (Gather, Pad))
+    first = linear.apply(rows[0])
+    out = rows.new_empty(len(rows), *first.shape)
+    step = max(1, _CHUNK_ENTRIES // max(1, first.numel(), rows[0].numel()))
+    for start in range(0, len(rows), step):
+        part = rows[start : start + step]
+        if written_for_one or rows.shape[1] != 1:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that vmap has no rule for an operation and takes the rows one by one
+                out[start : start + step] = torch.func.vmap(linear.apply)(part)
+        else:
+            out[start : start + step] = linear.apply(part[:, 0])[:, None]
+    return out

@@ -1,0 +1,230 @@
+"""How a form came about, step by step, so that linear functions of it can be bounded backwards.
+
+Note [Backwards]
+    Let D be how far a tensor is from its centre. Every step bounds <c, D_out> from below, for all inputs of the ball,
+    by <c', D_in> + constant, with c' linear in c but for the choice of a line where the operation is bent: where c is
+    positive, f lies above its lower line, where it is negative, f lies below its upper line. At the input D is in the
+    ball of radius r, so that <c, D> >= -r ||c||_2. Taken one after the other from the last to the first, the steps turn
+    <c, D_out> into a number. Lines may be chosen anew each time, for each c, which forms cannot.
+    Roundings: centres are off by eta (roundoff.py), which costs |c| eta; what the products with c lose is at most
+    gamma(n) <|c|, |A| reach>, with reach how far the form says that D_in goes.
+
+Source: backward linear bounds are H. Zhang et al., Efficient Neural Network Robustness Certification with General
+Activation Functions (CROWN), NeurIPS 2018; choosing the lower line of ReLU by gradients is K. Xu et al., Fast and
+Complete (alpha-CROWN), ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from lipaudit.domains.zonotope.bands import Band
+from lipaudit.norms.maps import Conv, Dense, Identity, LinearMap, Scale, Transposed, adjoint
+from lipaudit.rounding import TINY, gamma
+
+_NUMBERS = itertools.count()
+
+
+class Step(Protocol):
+    """One step: `c` has the shape (rows, *shape of the tensor)."""
+
+    number: int
+    """Grows from step to step."""
+    parents: tuple[Step, ...]
+    reach: torch.Tensor | None
+    """How far the entries may be from their centre; for the rounding of sums of c. None where nothing is added."""
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """c' for each parent, and the constants, (rows,)."""
+
+
+def _number() -> int:
+    return next(_NUMBERS)
+
+
+@dataclass(frozen=True, eq=False)
+class Start:
+    """The input itself."""
+
+    radius: float
+    parents: tuple[Step, ...] = ()
+    reach: torch.Tensor | None = None
+    number: int = field(default_factory=_number)
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        length = torch.linalg.vector_norm(c.reshape(len(c), -1), dim=1)
+        return [], -self.radius * length * (1 + 2 * gamma(c[0].numel() + 8)) - TINY
+
+
+@dataclass(frozen=True, eq=False)
+class Mapped:
+    """A linear map, then a constant shift."""
+
+    parents: tuple[Step]
+    linear: LinearMap
+    moved: torch.Tensor
+    """|A| reach of the operand."""
+    lost: torch.Tensor | None
+    """How far the computed centre may be off, entry by entry."""
+    reach: torch.Tensor
+    number: int = field(default_factory=_number)
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        error = (gamma(self.linear.terms + 4) + self.linear.relative_error) * self.moved
+        error = error if self.lost is None else error + self.lost
+        return [transposed(self.linear, c)], -_against(c, error)
+
+
+@dataclass(frozen=True, eq=False)
+class Banded:
+    """A function of one entry, in its band; for ReLU with lower lines of any slope through 0 as well."""
+
+    parents: tuple[Step]
+    band: Band
+    centre: torch.Tensor
+    """Of the operand."""
+    size: torch.Tensor
+    """At least |slope z| + |shift|, whatever line is taken."""
+    reach: torch.Tensor
+    low: torch.Tensor | None = None
+    high: torch.Tensor | None = None
+    """Range of the operand of a ReLU."""
+    number: int = field(default_factory=_number)
+    chosen: list[torch.Tensor] = field(default_factory=list)
+    """Empty, or one tensor: slopes of the lower lines of a ReLU, between 0 and 1, (rows of c, *shape)."""
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        band = self.band
+        rounding = gamma(8) * (self.size + band.error)
+        if self.low is None or self.high is None:
+            return [c * band.slope], -_against(c, band.error + rounding)
+        open_sign = (self.low < 0) & (self.high > 0)
+        alpha = self.chosen[0] if self.chosen else self.least_area()
+        lower = torch.where(open_sign, alpha, band.slope)
+        above = c.clamp_min(0.0)
+        # Seen from the centre slope z + shift, the lower line z -> lower z is lower by this at z = centre:
+        drop = torch.where(open_sign, band.slope * self.centre + band.shift - lower * self.centre, band.error)
+        below = c.clamp_max(0.0)
+        slope = above * lower + below * band.slope
+        constant = (below * band.error - above * drop).reshape(len(c), -1).sum(1)
+        return [slope], constant - _against(c, rounding + gamma(8 + c[0].numel()) * (drop.abs() + band.error))
+
+    def least_area(self) -> torch.Tensor:
+        """Lower lines of slope 0 or 1, whichever leaves less between the lines."""
+        assert self.low is not None
+        assert self.high is not None
+        return (self.high > -self.low).double()
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """One entry of each window, plus something between 0 and twice `half`; the centre has `half` in it."""
+
+    parents: tuple[Step]
+    places: torch.Tensor
+    shape: tuple[int, ...]
+    """Of the operand."""
+    half: torch.Tensor
+    size: torch.Tensor
+    reach: torch.Tensor
+    number: int = field(default_factory=_number)
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        flat = c.new_zeros(len(c), math.prod(self.shape)).index_add(1, self.places, c.flatten(1))
+        windows = 64  # an entry lies in no more windows than this; their sum rounds
+        error = self.half + gamma(windows) * (self.size + self.half)
+        return [flat.reshape(len(c), *self.shape)], -_against(c, error)
+
+
+@dataclass(frozen=True, eq=False)
+class Summed:
+    """A sum of operands times factors, stretched to one shape."""
+
+    parents: tuple[Step, ...]
+    factors: tuple[float, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    error: torch.Tensor
+    reach: torch.Tensor
+    number: int = field(default_factory=_number)
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        parts = [
+            (c * factor).sum_to_size(len(c), *(1,) * (c.ndim - 1 - len(shape)), *shape).reshape(len(c), *shape)
+            for factor, shape in zip(self.factors, self.shapes, strict=True)
+        ]
+        return parts, -_against(c, self.error)
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """A concatenation: (start, length) of each operand along `axis`, which does not count the rows."""
+
+    parents: tuple[Step, ...]
+    axis: int
+    places: tuple[tuple[int, int], ...]
+    stacked: bool
+    reach: torch.Tensor
+    number: int = field(default_factory=_number)
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        parts = [c.narrow(self.axis + 1, start, length) for start, length in self.places]
+        parts = [part.squeeze(self.axis + 1) for part in parts] if self.stacked else parts
+        return parts, c.new_zeros(len(c))
+
+
+def lower_bounds(step: Step, c: torch.Tensor) -> torch.Tensor:
+    """Lower bounds of <c, D> over the ball for each row of `c`, D being how far the tensor is from its centre."""
+    waiting: dict[int, tuple[Step, torch.Tensor]] = {step.number: (step, c)}
+    total, sizes, count = c.new_zeros(len(c)), c.new_zeros(len(c)), 0
+    while waiting:
+        step, c = waiting.pop(max(waiting))
+        parts, constants = step.back(c)
+        total, sizes, count = total + constants, sizes + constants.abs(), count + 1
+        for parent, part in zip(step.parents, parts, strict=True):
+            if parent.number in waiting:
+                part = waiting[parent.number][1] + part
+                if parent.reach is not None:
+                    total = total - gamma(4) * _against(part, parent.reach)
+            waiting[parent.number] = (parent, part)
+    return total - gamma(2 * count + 8) * sizes
+
+
+def ancestors(step: Step) -> list[Step]:
+    """The step and all that it goes back to."""
+    found: dict[int, Step] = {}
+    waiting = [step]
+    while waiting:
+        step = waiting.pop()
+        if step.number not in found:
+            found[step.number] = step
+            waiting.extend(step.parents)
+    return list(found.values())
+
+
+def transposed(linear: LinearMap, c: torch.Tensor) -> torch.Tensor:
+    """A^T on every row."""
+    match linear:
+        case Identity():
+            return c
+        case Scale() if linear.factor.ndim <= len(linear.input_shape):
+            return c * linear.factor
+        case Dense():
+            return c @ linear.weight
+        case Conv() if linear.padding_mode == "zeros" and c.shape[1] == 1 and all(a >= b for a, b in linear.padding):
+            return Transposed(linear).apply(c[:, 0])[:, None]
+        case Transposed() if c.shape[1] == 1:
+            return linear.conv.apply(c[:, 0])[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that vmap has no rule for an operation and takes the rows one by one
+        return torch.func.vmap(lambda one: adjoint(linear, one))(c)
+
+
+def _against(c: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
+    """<|c|, error>, rounded up."""
+    return (c.abs() * error).reshape(len(c), -1).sum(1) * (1 + 2 * gamma(c[0].numel() + 8))

@@ -1,0 +1,117 @@
+"""Local radii: how far the affine forms of `domains/zonotope` carry around one sample.
+
+Note [Local certificates]
+    A radius is certified if, over the whole ball, every difference f_y - f_j has a positive lower bound: from the
+    affine forms of the logits, or backwards through the network with the lower lines of ReLU chosen by gradient
+    ascent. Bisection only chooses which radii are tried; each one that is returned was proved.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from lipaudit.composition import Composition
+from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins
+from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
+from lipaudit.rounding import gamma
+
+LARGEST_ROWS_BYTES = 6 * 2**30
+"""Memory of the rows of one tensor, at most."""
+ASCENT_STEPS = 20
+_LEARNING_RATE = 0.2
+_DOUBLINGS = 40
+
+
+@dataclass(frozen=True)
+class Search:
+    """How hard to look: the radii between which a pass and a failure lie are at most a factor `precision` apart."""
+
+    precision: float = 1.1
+    backwards: bool = True
+    ascent_steps: int = ASCENT_STEPS
+
+
+def local_radius(
+    composition: Composition, x: torch.Tensor, label: int, *, start: float, search: Search | None = None
+) -> float:
+    """A radius within which no input has another top class than `label`; 0 if none was found.
+
+    `x` has no batch axis. `start` is where the search begins. Raises `NotLipschitz` or `UnsupportedOp` where an
+    operation has no local rule.
+    """
+    search = search or Search()
+    proved, failed = 0.0, math.inf
+    radius = start
+    for _ in range(_DOUBLINGS):
+        if holds_within(composition, x, label, radius, search):
+            proved = radius
+        else:
+            failed = radius
+        if proved and failed / proved <= search.precision:
+            break
+        if not proved:
+            radius = failed / 4
+        elif failed == math.inf:
+            radius = proved * 2
+        else:
+            radius = math.sqrt(proved * failed)
+        if not sys.float_info.min < radius < sys.float_info.max:
+            break
+    return proved
+
+
+def holds_within(composition: Composition, x: torch.Tensor, label: int, radius: float, search: Search) -> bool:
+    """Whether it is proved that every input within `radius` of `x` has the top class `label`."""
+    try:
+        logits = logits_over(composition.ledger, x, radius, room_for=_room(composition), backwards=search.backwards)
+    except TooWide:
+        return False
+    found = torch.tensor(margins(logits, label))
+    others = torch.tensor([j for j in range(logits.centre.shape[1]) if j != label])
+    open_ones = others[~(found > 0)].tolist()
+    if not open_ones:
+        return True
+    if not search.backwards or not bool((logits.centre[0, label] > logits.centre[0, open_ones]).all()):
+        return False
+    return _backwards(logits, label, open_ones, search.ascent_steps)
+
+
+def _room(composition: Composition) -> int:
+    largest = max(math.prod(node.shape) for node in composition.graph.nodes)
+    return LARGEST_ROWS_BYTES // (8 * largest)
+
+
+def _backwards(logits: Form, label: int, others: list[int], steps: int) -> bool:
+    """Whether lower lines can be found with which every difference to `others` stays positive."""
+    c = logits.centre.new_zeros(len(others), *logits.centre.shape)
+    c[:, 0, label] = 1.0
+    c[torch.arange(len(others)), 0, others] = -1.0
+    gaps = (c * logits.centre).flatten(1).sum(1)
+    gaps = gaps - gamma(4) * logits.centre.abs().max()
+    bent = [step for step in ancestors(logits.step) if isinstance(step, Banded) and step.low is not None]
+    slopes = [step.least_area().expand(len(c), *step.low.shape).clone() for step in bent]
+    rates = [torch.zeros_like(slope) for slope in slopes]
+    for step, slope in zip(bent, slopes, strict=True):
+        step.chosen[:] = [slope]
+    try:
+        for _ in range(steps):
+            for slope in slopes:
+                slope.requires_grad_(True)
+            with torch.enable_grad():
+                bounds = gaps + lower_bounds(logits.step, c)
+            if bool((bounds > 0).all()):
+                return True
+            gradients = torch.autograd.grad(bounds.sum(), slopes, allow_unused=True)
+            for slope, gradient, rate in zip(slopes, gradients, rates, strict=True):
+                slope.requires_grad_(False)
+                if gradient is not None:
+                    rate.mul_(0.9).add_(gradient.square(), alpha=0.1)
+                    slope.add_(_LEARNING_RATE * gradient / (rate.sqrt() + 1e-30)).clamp_(0.0, 1.0)
+        return False
+    finally:
+        for step in bent:
+            step.chosen.clear()
