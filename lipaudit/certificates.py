@@ -14,7 +14,8 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.roundoff import local_error
 from lipaudit.errors import BadThreat, LipauditError, RuleError
 from lipaudit.graph import Node, evaluate
+from lipaudit.local import BUDGET, LocalRadii, local_radii
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import Certificate
 from lipaudit.rounding import down, up
@@ -56,7 +58,8 @@ def certify(
     inputs: torch.Tensor | np.ndarray,
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    method: str = "best",
+    method: Literal["best", "global", "local"] = "best",
+    norms: str = "best",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     device: str | torch.device | None = None,
@@ -68,6 +71,8 @@ def certify(
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
     of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
     said of inputs in the domain only; networks with products of activations, attention and the like need one.
+    `method`: "global" radii come from Lipschitz bounds (layer norms by `norms`); "local" adds those from affine forms
+    around each sample, which may take minutes each, and takes the larger; "best" does so as far as a minute allows.
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
@@ -75,9 +80,12 @@ def certify(
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
-    composition = compose(module, tuple(points.shape[1:]), domain=domain, method=method, progress=progress)
+    composition = compose(module, tuple(points.shape[1:]), domain=domain, method=norms, progress=progress)
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
-    return certify_with(composition, points, answers, progress=progress)
+    found = certify_with(composition, points, answers, progress=progress)
+    if method == "global":
+        return found
+    return with_local_radii(found, composition, points, budget=None if method == "local" else BUDGET)[0]
 
 
 def certify_with(
@@ -110,6 +118,24 @@ def certify_with(
         rows=tuple(rows),
         rounding=largest,
     )
+
+
+def with_local_radii(
+    certificates: Certificates,
+    composition: Composition,
+    points: torch.Tensor,
+    *,
+    budget: float | None,
+    progress: Progress | None = None,
+) -> tuple[Certificates, LocalRadii]:
+    """The certificates with the larger of both radii for each sample, and what came of the search for local ones."""
+    labels = [row.label for row in certificates.rows]
+    local = local_radii(composition, points, labels, certificates.radius.tolist(), budget=budget, progress=progress)
+    rows = tuple(
+        replace(row, radius=radius, method="local") if radius > row.radius else row
+        for row, radius in zip(certificates.rows, local.radius, strict=True)
+    )
+    return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows), local
 
 
 class ErrorRecursion:

@@ -6,7 +6,7 @@ import datetime
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -14,13 +14,21 @@ from torch import nn
 
 from lipaudit import facts
 from lipaudit.adapters import as_module
-from lipaudit.certificates import PROMISE_R, Certificates, certify_with, check_inputs, check_labels
+from lipaudit.certificates import (
+    PROMISE_R,
+    Certificates,
+    certify_with,
+    check_inputs,
+    check_labels,
+    with_local_radii,
+)
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, largest_slope
 from lipaudit.errors import BadThreat
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate
+from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import (
     Audit,
@@ -28,6 +36,7 @@ from lipaudit.results import (
     ModelFacts,
     Rate,
     Samples,
+    Skip,
     Threat,
     Verdict,
 )
@@ -35,6 +44,7 @@ from lipaudit.sizing import batch_for
 from lipaudit.thumbnails import thumbnails
 
 DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
+Local = Literal["auto", "on", "off"]
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
 
@@ -46,6 +56,7 @@ def audit(
     eps: Sequence[str | float] = DEFAULT_EPS,
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
+    local: Local = "auto",
     seed: int = 0,
     device: str | None = None,
     mean: Sequence[float] | None = None,
@@ -64,7 +75,8 @@ def audit(
 
     `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, in
     [0, 1]; `eps` are L2 budgets ("36/255" or numbers); `attacks` is a preset or a list of names, "none" for none;
-    `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`).
+    `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`); `local`
+    radii are looked for around as many images as a minute allows ("auto"), around all ("on"), or not at all ("off").
     Raises `BadThreat` for inputs or budgets that make no sense, and the errors of `bound`.
     """
     progress = progress or Silent()
@@ -78,6 +90,8 @@ def audit(
     clock.mark("layer bounds")
     certificates = certify_with(composition, points, answers, progress=progress)
     clock.mark("certificates")
+    certificates, skipped = _locally(certificates, composition, points, local, progress)
+    clock.mark("local radii")
     evidence = _attack(
         module,
         composition,
@@ -116,6 +130,7 @@ def audit(
         samples=samples,
         attacks=evidence.records,
         findings=(),
+        skipped=skipped,
         warnings=(*warnings, *evidence.flags),
         thumbnails=thumbnails(points, evidence.perturbed, samples),
         timing=clock.seconds,
@@ -123,6 +138,20 @@ def audit(
         config=dict(config or {}),
     )
     return conclude(draft)
+
+
+def _locally(
+    certificates: Certificates, composition: Composition, points: torch.Tensor, local: Local, progress: Progress
+) -> tuple[Certificates, tuple[Skip, ...]]:
+    """The certificates with local radii where there are larger ones, and why some images were left out."""
+    if local == "off":
+        return certificates, ()
+    budget = BUDGET if local == "auto" else None
+    certificates, found = with_local_radii(certificates, composition, points, budget=budget, progress=progress)
+    if not found.why_not:
+        return certificates, ()
+    how = f"{found.tried} tried" if found.tried else "none"
+    return certificates, (Skip(f"local radii: {how}", found.why_not),)
 
 
 def conclude(draft: Audit) -> Audit:
@@ -268,4 +297,5 @@ def _samples(index: Sequence[int], answers: Sequence[int], certificates: Certifi
         adversarial_prediction=tuple(witness[k].prediction if k in witness else None for k in rows),
         attack=tuple(witness[k].attack if k in witness else None for k in rows),
         attacked=evidence.attacked,
+        method=tuple(row.method for row in certificates.rows),
     )

@@ -277,6 +277,8 @@ class Samples:
     attack: tuple[str | None, ...]
     """Which attack found it."""
     attacked: tuple[bool, ...]
+    method: tuple[str, ...] = ()
+    """Where the radius comes from: "global" (Lipschitz bounds) or "local" (affine forms around the image)."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from lipaudit.cli.options import (
     FILE,
     attack_options,
     data_options,
+    local_options,
     model_options,
     norm_options,
     output_options,
@@ -92,6 +93,7 @@ def commands(session: Session, verbose: int) -> None:
 @model_options
 @data_options
 @norm_options
+@local_options
 @attack_options
 @output_options
 @click.pass_obj

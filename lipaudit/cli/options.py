@@ -109,6 +109,16 @@ norm_options = _together(
     click.option("--tight", is_flag=True, help="Small maps with their real borders: tighter bounds, for minutes."),
 )
 
+local_options = _together(
+    click.option(
+        "--local",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Radii around each image, too: as many as a minute allows, all, none.",
+    ),
+)
+
 data_options = _together(
     click.option("--data-dir", type=FILE, metavar="DIR", help="Folder of the data set instead of the cache."),
     click.option(

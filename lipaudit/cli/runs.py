@@ -24,7 +24,7 @@ Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""
 
 LOADING = ("checkpoint", "mean", "std", "random_weights", "offline", "seed")
-SETTINGS = (*LOADING, "num_classes", "input_shape", "data_dir", "batch_size", "time_limit", "tight")
+SETTINGS = (*LOADING, "num_classes", "input_shape", "data_dir", "batch_size", "time_limit", "tight", "local")
 
 
 def check(chosen: Chosen) -> None:
@@ -69,6 +69,7 @@ def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> A
         eps=eps,
         attacks=attacks,
         norms="tight" if chosen["tight"] else "all",
+        local=chosen["local"],
         seed=chosen["seed"],
         device=device,
         time_limit=chosen["time_limit"],

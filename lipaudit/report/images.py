@@ -114,7 +114,8 @@ def _order(audit: Audit) -> str:
 
 def _radius(audit: Audit, row: int) -> str:
     if measures.holds(audit):
-        return number(audit.samples.radius[row])
+        local = audit.samples.method and audit.samples.method[row] == "local"
+        return f"{number(audit.samples.radius[row])}{' (local)' if local else ''}"
     return "withdrawn" if audit.verdict.integrity == "INVALID" else "none"
 
 

@@ -1,0 +1,150 @@
+"""Local radii: never beyond what changes the answer, at least as far as the global ones where it matters."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import lipaudit
+from lipaudit import zoo
+from lipaudit.certificates import certify_with, with_local_radii
+from lipaudit.composition import compose
+from lipaudit.graph import evaluate
+from lipaudit.local import Search, holds_within, local_radii, local_radius
+
+
+def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = nn.Sequential(
+        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+    )
+    with torch.no_grad():
+        for layer in layers[::2]:
+            layer.weight.mul_(2.0)
+    return layers.eval().requires_grad_(False)
+
+
+def crossing(model: nn.Module, x: torch.Tensor, label: int, rays: int = 4000) -> float:
+    """The distance at which the answer changes along the worst of many rays, to about 1e-12: exact on each ray.
+
+    Along a ray a ReLU network has straight pieces. They are found by halving until an interval is straight.
+    """
+    angles = torch.arange(rays, dtype=torch.float64) * (2 * math.pi / rays)
+    directions = torch.stack([angles.cos(), angles.sin()], 1)
+
+    def gap(distance: torch.Tensor) -> torch.Tensor:
+        logits = model(x + directions * distance[:, None])
+        others = logits.clone()
+        others[:, label] = -math.inf
+        return logits[:, label] - others.amax(1)
+
+    changed = torch.full((rays,), math.inf, dtype=torch.float64)
+    for step in torch.linspace(0.005, 2.0, 400, dtype=torch.float64):
+        fell = (gap(step.expand(rays)) <= 0) & changed.isinf()
+        changed[fell] = step
+    low, high = (changed - 0.005).clamp_min(0.0), changed.clone()
+    for _ in range(50):
+        middle = (low + high) / 2
+        fell = gap(middle.nan_to_num(posinf=3.0)) <= 0
+        high, low = torch.where(fell, middle, high), torch.where(fell, low, middle)
+    return float(high.min())
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_radius_reaches_the_boundary_of_a_small_network(seed: int) -> None:
+    model = network(seed)
+    composition = compose(model, (2,))
+    x = torch.randn(2, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    label = int(evaluate(composition.graph, x).argmax())
+    truth = crossing(model.double(), x, label)
+    found = {}
+    for name, search in {
+        "plain": Search(ascent_steps=0, precision=1.01),
+        "ascent": Search(precision=1.01),
+        "all": Search(backwards=True, precision=1.01),
+    }.items():
+        found[name] = local_radius(composition, x, label, start=0.01, search=search)
+        assert 0 < found[name] <= truth
+    assert found["plain"] <= found["ascent"] * 1.02 <= found["all"] * 1.02**2
+    assert found["all"] >= 0.2 * min(truth, 1.0)
+
+
+def test_a_wrong_label_and_a_radius_beyond_the_boundary_never_hold() -> None:
+    composition = compose(network(0), (2,))
+    x = torch.zeros(2, dtype=torch.float64)
+    wrong = int(evaluate(composition.graph, x).argmin())
+    assert not holds_within(composition, x, wrong, 1e-9, Search())
+    assert local_radius(composition, x, wrong, start=0.1) == 0.0
+    right = int(evaluate(composition.graph, x).argmax())
+    assert not holds_within(composition, x, right, 1e6, Search())
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[torch.Tensor, list[int], object]:
+    _, _, images, labels = zoo.digits_split()
+    model = zoo.load("digits-cnn")
+    return torch.from_numpy(images[:6]), labels[:6].tolist(), compose(model, (1, 8, 8))
+
+
+def test_an_ordinary_network_is_certified_much_farther(digits: tuple) -> None:
+    images, labels, composition = digits
+    whole = certify_with(composition, images, labels)
+    better, search = with_local_radii(whole, composition, images, budget=None)
+    assert search.tried == 6
+    assert search.why_not == ""
+    assert all(row.method == "local" for row in better.rows)
+    assert (better.radius > 5 * whole.radius).all()
+    generator = torch.Generator().manual_seed(0)
+    for x, row in zip(images.double(), better.rows, strict=True):
+        d = torch.randn(64, *x.shape, generator=generator, dtype=torch.float64)
+        d = d / d.flatten(1).norm(dim=1)[:, None, None, None] * row.radius * (1 - 1e-12)
+        assert all(int(evaluate(composition.graph, x + one).argmax()) == row.label for one in d)
+
+
+def test_time_is_a_limit(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, composition = digits
+    clock = iter(float(k) for k in range(1000))
+    monkeypatch.setattr("lipaudit.local.time.monotonic", lambda: next(clock))
+    search = Search(ascent_steps=0, precision=4.0)
+    some = local_radii(composition, images, labels, [1e-3] * 6, budget=14.0, search=search)
+    assert 1 <= some.tried < 6
+    assert some.why_not.startswith(f"{some.tried} of 6 images took")
+    none = local_radii(composition, images, labels, [1e-3] * 6, budget=2.0, search=search)
+    assert none.tried == 0
+    assert "one image would take about" in none.why_not
+    assert none.radius == (0.0,) * 6
+
+
+def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, labels, composition = digits
+    attention = compose(nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)).eval(), (1, 8, 8))
+    assert (
+        "expected operations that have a local rule, got" in local_radii(attention, images, labels, [1.0] * 6).why_not
+    )
+    assert local_radii(composition, images, labels, [0.0] * 6).tried == 0
+    monkeypatch.setattr("lipaudit.local.LARGEST_ROWS_BYTES", 2**16)
+    assert "a ball in 64 dimensions needs more than" in local_radii(composition, images, labels, [1.0] * 6).why_not
+
+
+def test_certify_takes_the_larger_radius_and_names_it(digits: tuple) -> None:
+    images, labels, _ = digits
+    model = zoo.load("digits-cnn")
+    whole = lipaudit.certify(model, images[:2], labels[:2], method="global")
+    best = lipaudit.certify(model, images[:2], labels[:2])
+    assert [row.method for row in whole.rows] == ["global"] * 2
+    assert [row.method for row in best.rows] == ["local"] * 2
+    assert (best.radius > whole.radius).all()
+
+
+def test_an_audit_holds_local_radii_against_attacks(digits: tuple) -> None:
+    images, labels, _ = digits
+    model = zoo.load("digits-cnn")
+    audit = lipaudit.audit(model, images[:3], labels[:3], attacks="quick", local="on")
+    assert audit.samples.method == ("local",) * 3
+    assert audit.verdict.integrity == "SOUND"
+    off = lipaudit.audit(model, images[:3], labels[:3], attacks="none", local="off")
+    assert off.samples.method == ("global",) * 3
+    assert "(local)" in audit.to_html()
