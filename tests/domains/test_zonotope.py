@@ -16,7 +16,7 @@ from torch.nn import functional
 from lipaudit.composition import compose
 from lipaudit.domains import zonotope
 from lipaudit.domains.zonotope.bands import BANDS, CURVES
-from lipaudit.domains.zonotope.ledger import JOINS
+from lipaudit.domains.zonotope.joins import JOINS
 from lipaudit.domains.zonotope.pools import POOLS
 from lipaudit.domains.zonotope.steps import lower_bounds
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp

@@ -281,13 +281,6 @@ class Ledger:
         return step_name
 
 
-def disjoint(values: Sequence[Value]) -> bool:
-    """Whether the values are functions of pieces of one tensor that have no entry in common."""
-    forks = [{piece.fork: piece.entries for piece in value.pieces} for value in values]
-    common = set.intersection(*(set(fork) for fork in forks)) if forks else set()
-    return any(int(sum(fork[name].int() for fork in forks).max()) <= 1 for name in common)
-
-
 def _joined(pieces: Sequence[tuple[Piece, ...]]) -> tuple[Piece, ...]:
     """What is common to all: the forks of which each is a function, with the entries of any."""
     forks = [{piece.fork: piece.entries for piece in some} for some in pieces]

@@ -17,9 +17,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -30,8 +29,9 @@ from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.roundoff import RULES as ROUNDINGS
 from lipaudit.domains.zonotope.bands import BANDS
 from lipaudit.domains.zonotope.form import Form
+from lipaudit.domains.zonotope.joins import JOINS, sizes
 from lipaudit.domains.zonotope.pools import POOLS
-from lipaudit.domains.zonotope.steps import Banded, Chosen, Joined, Mapped, Step, Summed, lower_bounds
+from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped, lower_bounds
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
 from lipaudit.graph import Node, Ref, call
 from lipaudit.norms.maps import Gather, LinearMap, Pad, schur_test
@@ -244,8 +244,9 @@ class LocalLedger(Ledger):
         count = max(len(form.rows) for form in forms)
         rows, step = JOINS[node.op](node, forms, [form.padded(count) for form in forms])
         form = Form(centre, rows, forms[0].inputs)
-        rounding = eta if node.op in EXACT else eta + gamma(6) * _sizes(node, forms)
-        form = replace(form, step=step(rounding, form.reach))
+        rounding = eta if node.op in EXACT else eta + gamma(6) * sizes(node, forms)
+        far = form.reach + sum(each.remainder for each in forms)
+        form = replace(form, step=step(rounding, far))
         return form, float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
 
 
@@ -255,62 +256,6 @@ _LAWS = {
     "root_sum_squares": lambda parts: math.hypot(*parts),
     "max": lambda parts: math.hypot(*parts),
 }
-
-
-Joint = tuple[torch.Tensor, Callable[[torch.Tensor, torch.Tensor], Step]]
-"""The rows, and the step, which is still to be told its rounding and its reach."""
-
-
-def _added(node: Node, forms: Sequence[Form], rows: Sequence[torch.Tensor]) -> Joint:
-    """The sum or difference of two operands that depend on the input: the one that `alpha` belongs to comes last."""
-    if len(rows) != 2:
-        raise NotLipschitz(f"expected a sum of two activations, got another use of {node.op}")
-    first, second = (r.reshape(len(r), *(1,) * (len(node.shape) + 1 - r.ndim), *r.shape[1:]) for r in rows)
-    factor = _second_factor(node)
-    parents, shapes = tuple(form.step for form in forms), tuple(tuple(form.centre.shape) for form in forms)
-    return first + second * factor, partial(Summed, parents, (1.0, factor), shapes)
-
-
-def _second_factor(node: Node) -> float:
-    alpha = float(node.args["alpha"])
-    return alpha if node.op.startswith("add") else -alpha
-
-
-def _sizes(node: Node, forms: Sequence[Form]) -> torch.Tensor:
-    """How large the terms of a sum may be, entry by entry."""
-    first, second = (form.centre.abs() + form.reach for form in forms)
-    return first + abs(_second_factor(node)) * second
-
-
-def _concatenated(node: Node, forms: Sequence[Form], rows: Sequence[torch.Tensor]) -> Joint:
-    """Concatenation; constants have rows of zeros."""
-    stacked, moving = node.op.startswith("stack"), iter(rows)
-    axis = node.args["dim"] % len(node.shape)
-    parts, places, start = [], [], 0
-    for part in node.args["tensors"]:
-        moves = isinstance(part, Ref)
-        parts.append(next(moving) if moves else rows[0].new_zeros(len(rows[0]), *part.shape))
-        length = 1 if stacked else parts[-1].shape[axis + 1]
-        places += [(start, length)] if moves else []
-        start += length
-    joined = torch.stack(parts, axis + 1) if stacked else torch.cat(parts, axis + 1)
-    parents = tuple(form.step for form in forms)
-
-    def step(rounding: torch.Tensor, reach: torch.Tensor) -> Step:
-        del rounding  # nothing is computed
-        return Joined(parents, axis, tuple(places), stacked, reach)
-
-    return joined, step
-
-
-JOINS: dict[str, Callable[[Node, Sequence[Form], Sequence[torch.Tensor]], Joint]] = {
-    "add.Tensor": _added,
-    "sub.Tensor": _added,
-    "rsub.Tensor": _added,
-    "cat.default": _concatenated,
-    "stack.default": _concatenated,
-}
-"""Operation -> the rows of its output from the forms of its operands: all of them linear."""
 
 
 def _applied(linear: LinearMap, rows: torch.Tensor) -> torch.Tensor:
