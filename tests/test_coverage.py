@@ -319,3 +319,19 @@ def test_every_operation_of_the_zoo_has_a_rule(choice: Choice) -> None:
 def test_small_models_have_finite_bounds(family: str) -> None:
     (row,) = survey(choices(["timm"], [family]))
     assert (row.outcome, row.reason) == ("bounded", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(timm.list_models("test_*")))
+def test_no_slope_of_a_network_with_harmful_weights_exceeds_its_bound(name: str) -> None:
+    """timm's small test networks, whole architectures all: each parameter at another scale, some switched off."""
+    model = timm.create_model(name, num_classes=5).eval()
+    generator = torch.Generator().manual_seed(len(name))
+    shape = (3, *timm.data.resolve_model_data_config(model)["input_size"][1:])
+    for harm in (0.0, 1.0):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                scale = 10 ** (harm * (2 * torch.rand((), generator=generator) - 1))
+                parameter.mul_(scale * (torch.rand((), generator=generator) > 0.05 * harm))
+        log10, _ = coverage.network_bound(coverage.capture(model, shape))
+        assert coverage.steepest(model, shape) <= log10
