@@ -19,7 +19,7 @@ import torch
 from lipaudit.composition import Composition
 from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins
 from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
-from lipaudit.errors import NotLipschitz, UnsupportedOp
+from lipaudit.errors import LipauditError
 from lipaudit.progress import Progress, Silent
 from lipaudit.rounding import gamma
 
@@ -88,9 +88,14 @@ def local_radii(
                     why_not = f"one image would take about {estimate:.0f} s"
                     break
             found[row] = local_radius(
-                composition, points[row], labels[row], start=max(start, 2 * known[row]), search=search
+                composition,
+                points[row],
+                labels[row],
+                start=max(start, 2 * known[row]),
+                search=search,
+                deadline=math.inf if budget is None else began + budget,
             )
-        except (NotLipschitz, UnsupportedOp) as error:
+        except LipauditError as error:
             why_not = str(error)
             break
         start, tried = found[row], tried + 1
@@ -100,17 +105,26 @@ def local_radii(
 
 
 def local_radius(
-    composition: Composition, x: torch.Tensor, label: int, *, start: float, search: Search | None = None
+    composition: Composition,
+    x: torch.Tensor,
+    label: int,
+    *,
+    start: float,
+    search: Search | None = None,
+    deadline: float = math.inf,
 ) -> float:
     """A radius within which no input has another top class than `label`; 0 if none was found.
 
-    `x` has no batch axis. `start` is where the search begins. Raises `NotLipschitz` or `UnsupportedOp` where an
+    `x` has no batch axis. `start` is where the search begins; it ends at the first attempt after the `deadline` of
+    `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an
     operation has no local rule.
     """
     search = search or Search()
     proved, failed = 0.0, math.inf
     radius = start
     for _ in range(_ATTEMPTS):
+        if time.monotonic() > deadline:
+            break
         if holds_within(composition, x, label, radius, search):
             proved = radius
         else:

@@ -181,6 +181,8 @@ def _together(bounds: torch.Tensor, lead: tuple[int, ...], grouped: bool) -> flo
     largest = float(bounds.max())
     if largest == 0.0:
         return 0.0  # constant operands may be zero throughout
+    if not math.isfinite(largest):
+        raise NotLipschitz("expected the operands of an attention to have bounds within float64, got larger ones")
     squares = (bounds / largest).square()
     if grouped and lead[-1] != squares.shape[-1]:
         squares = squares.unflatten(-1, (lead[-1], -1)).sum(-1)

@@ -149,7 +149,7 @@ def _curve(
     steepness = (slope - slopes[0]) * (slopes[1] - slope) / (slopes[1] - slopes[0]) * 2 * half
     error = torch.minimum(curvature / 2 * half.square(), steepness)
     # Of the chord through computed values: their errors, and roundings; a slope that was clamped is off by rounding.
-    error = error + (chord - slope).abs() * half + below + above
+    error = error + 2 * ((chord - slope).abs() * half + below + above)
     shift = (at_low + at_high) / 2 - slope * ((low + high) / 2)
     sizes = at_low.abs() + at_high.abs() + slope.abs() * (low.abs() + high.abs()) + shift.abs()
     return Band(slope, shift, error * (1 + gamma(16)) + gamma(16) * sizes + TINY)

@@ -64,6 +64,8 @@ def _windows(node: Node, form: Form) -> torch.Tensor:
         values = [values] if isinstance(values, int) else list(values)  # type: ignore[arg-type]
         return tuple(values * 2 if len(values) == 1 else values)
 
+    if form.centre.ndim != 4:
+        raise NotLipschitz(f"expected {node.op} of images with channels, got shape {tuple(form.centre.shape)}")
     if node.args["ceil_mode"]:
         raise NotLipschitz(f"expected {node.op} without ceil_mode for a local certificate, got ceil_mode=True")
     kernel, pads, dilation = (spread(node.args[name]) for name in ("kernel_size", "padding", "dilation"))
