@@ -53,7 +53,8 @@ def samples(n: int, seed: int, median_radius: float, tightness: float, clean: fl
         )  # fmt: skip
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
-    return Samples(*(tuple(column) for column in columns))
+    columns = tuple(tuple(column) for column in columns)
+    return Samples(*columns, method=("global",) * len(columns[0]))
 
 
 def rates(columns: Samples, eps: Iterable[str], proved: bool) -> tuple[Rate, ...]:

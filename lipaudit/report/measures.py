@@ -63,6 +63,11 @@ def median_radius(audit: Audit) -> float | None:
     return median([audit.samples.radius[row] for row in correct_rows(audit)])
 
 
+def local_rows(audit: Audit) -> int:
+    """How many radii come from the affine forms around the image, being larger than those of the Lipschitz bounds."""
+    return sum(method == "local" for method in audit.samples.method)
+
+
 def log10_ratio(audit: Audit, row: int) -> float | None:
     """log10 of smallest distance over certified radius, negative for a contradiction; None without both."""
     distance, radius = audit.samples.distance[row], audit.samples.radius[row]

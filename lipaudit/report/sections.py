@@ -208,7 +208,9 @@ def _radius_tile(audit: Audit) -> Tile:
     if audit.verdict.integrity == "UNPROVED":
         return Tile("none", "median certified radius", "no certificate was issued")
     radius = measures.median_radius(audit)
-    return Tile(number(radius), "median certified radius", "L2, of correctly classified images")
+    local = measures.local_rows(audit)
+    where = f", {local} by affine forms around the image" if local else ""
+    return Tile(number(radius), "median certified radius", f"L2, of correctly classified images{where}")
 
 
 def _contradiction_tile(audit: Audit) -> Tile:

@@ -68,7 +68,9 @@ def _head(audit: Audit) -> list[Line]:
     if audit.bound is not None and measures.holds(audit):
         radius = number(measures.median_radius(audit))
         bound = number_from_log10(audit.bound.log10)
-        lines.append((Span(f"Lipschitz bound {bound} · median certified radius {radius}"),))
+        local = measures.local_rows(audit)
+        where = f" ({local} local)" if local else ""
+        lines.append((Span(f"Lipschitz bound {bound} · median certified radius {radius}{where}"),))
     return lines
 
 

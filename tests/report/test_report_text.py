@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 
 import audits
 import pytest
@@ -80,3 +81,12 @@ def test_markdown_shows_verdict_rates_and_loud_checks() -> None:
     assert "| 36/255 = 0.141 | 0.0% (0.0–0.7%) | 29.1% (25.3–33.2%) |" in text
     assert "| fail | LA102 |" in text
     assert "LA001" not in text
+
+
+def test_local_radii_are_counted() -> None:
+    audit = audits.strong()
+    count = len(audit.samples.radius)
+    some = replace(audit, samples=replace(audit.samples, method=("local", "local", *("global",) * (count - 2))))
+    assert "(2 local)" in to_text(some)
+    assert "(2 local)" not in to_text(audit)
+    assert "2 by affine forms around the image" in some.to_html()
