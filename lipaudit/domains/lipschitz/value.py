@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
@@ -33,7 +33,7 @@ import torch
 
 from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
-from lipaudit.errors import NotLipschitz
+from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.graph import Graph, Node
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge, schur_test
@@ -106,15 +106,20 @@ class Ledger:
     """The range of the entries of the network input; without it, operations that need one are refused."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
-    _ranges: dict[str, Range] | None = None
+    _ranges: Iterator[tuple[str, Range]] | None = None
+    _kept: dict[str, Range] = field(default_factory=dict)
+    _last_bounded: dict[str, str] = field(default_factory=dict)
+    """By node: the last operation that asks for its range."""
     _settled: dict[tuple[str, ...], str] = field(default_factory=dict)
     _users: dict[str, int] = field(init=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
+    _places: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         self._users = self.graph.users()
         self._shapes = {node.name: node.shape for node in self.graph.nodes}
         self._shapes[INPUT] = (1, *self.graph.input_shape)
+        self._places = {node.name: place for place, node in enumerate(self.graph.nodes)}
 
     @property
     def used_domain(self) -> bool:
@@ -160,13 +165,24 @@ class Ledger:
                 f"{node.op} has a bound only where its inputs are bounded; give the range of the network input, "
                 "domain=(0, 1) for pixels"
             )
-        from lipaudit.domains.ranges import ranges
+        from lipaudit.domains.ranges import walk_ranges
 
         if self._ranges is None:
-            keep = {name for each in self.graph.nodes for name in each.refs() if each.op in BOUNDED}
-            self._ranges = ranges(self.graph, *self.domain, keep)
-        read = node.args[argument] if number is None else node.args[argument][number]
-        return self._ranges[read.name]
+            self._ranges = walk_ranges(self.graph, *self.domain)
+            readers = ((name, each.name) for each in self.graph.nodes if each.op in BOUNDED for name in each.refs())
+            self._last_bounded = dict(readers)
+        read = (node.args[argument] if number is None else node.args[argument][number]).name
+        while read not in self._kept:
+            name, found = next(self._ranges, ("", None))
+            if found is None:
+                raise RuleError(f"{node.op} asks for a range that no operation of its kind was to ask for any more")
+            if name in self._last_bounded:
+                self._kept[name] = found
+        found = self._kept[read]
+        # The walk comes by in the order of the graph: what no later node asks for is not needed any more.
+        place = self._places[node.name]
+        self._kept = {name: r for name, r in self._kept.items() if self._places[self._last_bounded[name]] >= place}
+        return found
 
     def growth(self) -> dict[str, list[tuple[str, float]]]:
         """For each step the operations it consists of, with how far a rounding error made there grows within the step.

@@ -8,7 +8,7 @@ vectors where an operation bounds it by construction (layer norm, softmax, x / |
 from __future__ import annotations
 
 import math
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from typing import Any
 
 import torch
@@ -19,13 +19,28 @@ from lipaudit.domains.walk import _refuse_unknown, where
 from lipaudit.errors import BadThreat, LipauditError, NotLipschitz, UnsupportedOp
 from lipaudit.graph import Graph, Node, Ref
 
-__all__ = ["RANGES", "Range", "arithmetic", "normalising", "pointwise", "ranges", "structural", "weighted"]
+__all__ = [
+    "RANGES",
+    "Range",
+    "arithmetic",
+    "normalising",
+    "pointwise",
+    "ranges",
+    "structural",
+    "walk_ranges",
+    "weighted",
+]
 
 
 def ranges(graph: Graph, low: float, high: float, keep: Container[str]) -> dict[str, Range]:
-    """The ranges of the nodes in `keep` (and of "input") for all inputs whose entries lie in [low, high].
+    """The ranges of the nodes in `keep` (and of "input"), as `walk_ranges` yields them."""
+    return {name: found for name, found in walk_ranges(graph, low, high) if name in keep}
 
-    They hold for exact arithmetic and for evaluation in float64. Every other range is freed after its last reader.
+
+def walk_ranges(graph: Graph, low: float, high: float) -> Iterator[tuple[str, Range]]:
+    """The range of "input", then of one node after the other, for all inputs whose entries lie in [low, high].
+
+    They hold for exact arithmetic and for evaluation in float64. Each is freed here after its last reader.
     Raises `UnsupportedOp` naming every operation without a rule, `BadThreat` if [low, high] is not an interval.
     """
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
@@ -35,16 +50,16 @@ def ranges(graph: Graph, low: float, high: float, keep: Container[str]) -> dict[
     last = {name: reader.name for reader in graph.nodes for name in reader.refs()}
     shape, device = (1, *graph.input_shape), _device(graph)
     box = (torch.full(shape, end, dtype=torch.float64, device=device) for end in (low, high))
-    values, kept = {"input": Range(*box)}, {}
-    with torch.no_grad():
-        for node in graph.nodes:
+    values = {"input": Range(*box)}
+    yield "input", values["input"]
+    for node in graph.nodes:
+        with torch.no_grad():
             values[node.name] = _checked(node, _apply(node, nodes, values))
-            for name in {*node.refs(), node.name}:
-                if name in keep:
-                    kept[name] = values[name]
-                if last.get(name, node.name) == node.name:
-                    del values[name]
-    return kept
+        found = values[node.name]
+        for name in {*node.refs(), node.name}:
+            if last.get(name, node.name) == node.name:
+                del values[name]
+        yield node.name, found
 
 
 def _apply(node: Node, nodes: dict[str, Node], values: dict[str, Range]) -> Range:
