@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from lipaudit.composition import Composition
-from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins
+from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, seconds_of_a_pass
 from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
 from lipaudit.errors import LipauditError
 from lipaudit.progress import Progress, Silent
@@ -82,8 +82,7 @@ def local_radii(
             break
         try:
             if budget is not None and not tried:
-                logits_over(composition.ledger, points[row], known[row], room_for=room, backwards=search.backwards)
-                estimate = (time.monotonic() - began) * _USUAL_ATTEMPTS
+                estimate = seconds_of_a_pass(composition.ledger, points[row]) * _USUAL_ATTEMPTS
                 if estimate > budget:
                     why_not = f"one image would take about {estimate:.0f} s"
                     break
@@ -95,6 +94,9 @@ def local_radii(
                 search=search,
                 deadline=math.inf if budget is None else began + budget,
             )
+        except TooWide:
+            why_not = "the bound of the rounding errors leaves too many signs open, whatever the radius"
+            break
         except LipauditError as error:
             why_not = str(error)
             break

@@ -12,6 +12,7 @@ import lipaudit
 from lipaudit import zoo
 from lipaudit.certificates import certify_with, with_local_radii
 from lipaudit.composition import compose
+from lipaudit.domains.zonotope import seconds_of_a_pass
 from lipaudit.graph import evaluate
 from lipaudit.local import Search, holds_within, local_radii, local_radius
 
@@ -108,12 +109,15 @@ def test_time_is_a_limit(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None
     images, labels, composition = digits
     clock = iter(float(k) for k in range(1000))
     monkeypatch.setattr("lipaudit.local.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("lipaudit.local._USUAL_ATTEMPTS", 1)
+    monkeypatch.setattr("lipaudit.local.seconds_of_a_pass", lambda *_: 0.5)
     search = Search(ascent_steps=0, precision=4.0)
     some = local_radii(composition, images, labels, [1e-3] * 6, budget=5.0, search=search)
     assert 1 <= some.tried < 6
     assert some.why_not.startswith(f"{some.tried} of 6 images took")
-    none = local_radii(composition, images, labels, [1e-3] * 6, budget=1.0, search=search)
+    monkeypatch.undo()
+    assert 1e-3 < seconds_of_a_pass(composition.ledger, images[0]) < 30
+    monkeypatch.setattr("lipaudit.local.seconds_of_a_pass", lambda *_: 30.0)
+    none = local_radii(composition, images, labels, [1e-3] * 6, budget=60.0, search=search)
     assert none.tried == 0
     assert "one image would take about" in none.why_not
     assert none.radius == (0.0,) * 6

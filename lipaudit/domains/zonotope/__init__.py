@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
+
 import torch
 
 from lipaudit.domains.lipschitz import RULES
@@ -14,7 +17,10 @@ from lipaudit.domains.zonotope.form import Form, ball
 from lipaudit.domains.zonotope.ledger import LocalLedger, TooWide
 from lipaudit.rounding import gamma, up
 
-__all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins"]
+__all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins", "seconds_of_a_pass"]
+
+_TIMED_ROWS = 16
+_FEW_OPEN = 500
 
 
 def logits_over(whole: Ledger, x: torch.Tensor, radius: float, *, room_for: int, backwards: bool = True) -> Form:
@@ -27,6 +33,20 @@ def logits_over(whole: Ledger, x: torch.Tensor, radius: float, *, room_for: int,
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius))
         return ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
+
+
+def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
+    """About how long `logits_over` takes at least, from the time of a few of its rows. Raises what it raises.
+
+    `TooWide` means that forms of no radius will do: the bound of the rounding errors alone leaves many signs open.
+    """
+    ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=_TIMED_ROWS + _FEW_OPEN, backwards=False)
+    start = ball(x.to(whole.device)[None], 0.0)
+    few = replace(start, rows=start.rows[:_TIMED_ROWS], inputs=min(_TIMED_ROWS, start.inputs))
+    began = time.monotonic()
+    with torch.no_grad():
+        walk(whole.graph, RULES, ledger.start(few), ledger, ledger.check)
+    return (time.monotonic() - began) * start.inputs / few.inputs
 
 
 def margins(logits: Form, label: int) -> list[float]:
