@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -335,3 +336,12 @@ def test_no_slope_of_a_network_with_harmful_weights_exceeds_its_bound(name: str)
                 parameter.mul_(scale * (torch.rand((), generator=generator) > 0.05 * harm))
         log10, _ = coverage.network_bound(coverage.capture(model, shape))
         assert coverage.steepest(model, shape) <= log10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("LIPAUDIT_ALL_VARIANTS" not in os.environ, reason="takes 20 minutes: LIPAUDIT_ALL_VARIANTS=1")
+def test_every_structural_variant_is_captured_and_has_a_rule_for_every_operation() -> None:
+    """What `lipaudit models --coverage --variants` prints; CI holds the representatives of the families to it."""
+    rows = list(survey(variants(), meta=True))
+    assert len(rows) >= 360
+    assert [row for row in rows if row.outcome != "covered"] == []
