@@ -24,7 +24,7 @@ from torch import nn
 from lipaudit.adapters import as_module
 from lipaudit.composition import Composition, compose, on_device
 from lipaudit.domains.lipschitz.value import INPUT
-from lipaudit.domains.roundoff import local_error
+from lipaudit.domains.roundoff import LAWS, local_error
 from lipaudit.errors import BadThreat, LipauditError, RuleError
 from lipaudit.graph import Node, evaluate
 from lipaudit.local import BUDGET, LocalRadii, local_radii
@@ -164,7 +164,7 @@ class ErrorRecursion:
         errors = {INPUT: 0.0}
         for line in self.ledger.lines:
             before = [errors[step] for step in line.inputs]
-            passed = _LAWS[line.law](before)
+            passed = LAWS[line.law](before)
             added = sum(local.get(node, 0.0) * factor for node, factor in self.growth[line.step])
             # One upward step per operation above; few terms, so a relative 1e-12 covers them all.
             errors[line.step] = (line.upper.value * passed + added) * (1 + 1e-12)
@@ -172,14 +172,6 @@ class ErrorRecursion:
         error = errors[self.last]
         trusted = math.isfinite(error) and all(e <= self.ledger.room for e in errors.values())
         return logits, error if trusted else math.inf
-
-
-_LAWS = {
-    "scale": lambda errors: errors[0],
-    "sum": sum,
-    "root_sum_squares": lambda errors: math.hypot(*errors),
-    "max": lambda errors: math.hypot(*errors),  # the branches' own roundings are not pieces of one error
-}
 
 
 def _certificate(

@@ -135,9 +135,8 @@ def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:
     distances = _row_distances(merged(head.chain), classes)
     if distances is None:
         return tuple(tuple(0.0 if i == j else most for j in range(classes)) for i in range(classes))
-    bound = narrow_up(base)
     if classes > _FEW_CLASSES:
-        products = torch.tensor(distances, dtype=torch.float64) * bound
+        products = torch.tensor(distances, dtype=torch.float64) * narrow_up(base)
         products = torch.nextafter(products, torch.full_like(products, math.inf)).nan_to_num(nan=math.inf)
         return tuple(map(tuple, products.clamp_max(most).fill_diagonal_(0.0).tolist()))
     return tuple(

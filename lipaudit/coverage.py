@@ -22,7 +22,7 @@ from lipaudit.capture import capture, outline
 from lipaudit.crosscheck.slope import largest_slope
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT
-from lipaudit.domains.walk import _refuse_unknown, walk
+from lipaudit.domains.walk import refuse_unknown, walk
 from lipaudit.errors import CaptureError, LoadError, NotLipschitz, UnsupportedOp
 from lipaudit.graph import Graph
 from lipaudit.progress import Progress, Silent
@@ -175,7 +175,7 @@ def _row(choice: Choice, meta: bool, slopes: bool) -> Row:
         graph = outline(module, shape) if meta else capture(module, shape)
         operations = len(graph.nodes)
         if meta:
-            _refuse_unknown(graph, RULES)
+            refuse_unknown(graph, RULES)
         else:
             log10, needs_domain = network_bound(graph)
             del graph

@@ -269,7 +269,7 @@ def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     verdict = _verdict(audit, integrity)
     if integrity == "INVALID":
         code = ExitCode.INTEGRITY
-    elif integrity == "UNPROVED" or unfinished(audit) or audit.skipped:
+    elif integrity == "UNPROVED" or unfinished(audit) or any(s.asked for s in audit.skipped):
         code = ExitCode.INCOMPLETE
     else:
         code = ExitCode.DONE

@@ -31,6 +31,7 @@ ASCENT_STEPS = 20
 _LEARNING_RATE = 0.2
 _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
+_ENOUGH_WITHOUT_GAIN = 16
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,15 @@ def local_radii(
     if coordinates >= room:
         return LocalRadii(tuple(found), 0, f"a ball in {coordinates} dimensions needs more than {room} rows of memory")
     progress.start("local radii", len(rows))
+    gained = 0
     began, start = time.monotonic(), 0.0
     for row in rows:
         seconds = time.monotonic() - began
         if budget is not None and tried and seconds * (tried + 1) / tried > budget:
             why_not = f"{tried} of {len(rows)} images took {seconds:.0f} s"
+            break
+        if budget is not None and tried == _ENOUGH_WITHOUT_GAIN and not gained:
+            why_not = f"the first {tried} of {len(rows)} images gained nothing over the global radius"
             break
         try:
             if budget is not None and not tried:
@@ -91,6 +96,7 @@ def local_radii(
                 points[row],
                 labels[row],
                 start=max(start, 2 * known[row]),
+                known=known[row],
                 search=search,
                 deadline=math.inf if budget is None else began + budget,
             )
@@ -100,7 +106,7 @@ def local_radii(
         except LipauditError as error:
             why_not = str(error)
             break
-        start, tried = found[row], tried + 1
+        start, tried, gained = found[row], tried + 1, gained + (found[row] > 0)
         progress.advance(note=f"{found[row]:.3g}")
     progress.finish(f"{tried} of {len(rows)} images")
     return LocalRadii(tuple(found), tried, why_not)
@@ -112,17 +118,17 @@ def local_radius(
     label: int,
     *,
     start: float,
+    known: float = 0.0,
     search: Search | None = None,
     deadline: float = math.inf,
 ) -> float:
-    """A radius within which no input has another top class than `label`; 0 if none was found.
+    """A radius above `known` within which no input has another top class than `label`; 0 if none was found.
 
     `x` has no batch axis. `start` is where the search begins; it ends at the first attempt after the `deadline` of
-    `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an
-    operation has no local rule.
+    `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an operation has no local rule.
     """
     search = search or Search()
-    proved, failed = 0.0, math.inf
+    proved, failed = known, math.inf
     radius = start
     for _ in range(_ATTEMPTS):
         if time.monotonic() > deadline:
@@ -133,15 +139,10 @@ def local_radius(
             failed = radius
         if proved and failed / proved <= search.precision:
             break
-        if not proved:
-            radius = failed / 4
-        elif failed == math.inf:
-            radius = proved * 2
-        else:
-            radius = math.sqrt(proved * failed)
+        radius = proved * 2 if failed == math.inf else max(failed / 4, math.sqrt(proved * failed))
         if not sys.float_info.min < radius < sys.float_info.max:
             break
-    return proved
+    return proved if proved > known else 0.0
 
 
 def holds_within(composition: Composition, x: torch.Tensor, label: int, radius: float, search: Search) -> bool:
@@ -161,7 +162,9 @@ def holds_within(composition: Composition, x: torch.Tensor, label: int, radius: 
 
 
 def _room(composition: Composition) -> int:
-    largest = max(math.prod(node.shape) for node in composition.graph.nodes)
+    """How many rows there is memory for: the input has as many as it has coordinates, each as large as itself."""
+    shapes = [composition.graph.input_shape, *(node.shape for node in composition.graph.nodes)]
+    largest = max(math.prod(shape) for shape in shapes)
     return LARGEST_ROWS_BYTES // (8 * largest)
 
 

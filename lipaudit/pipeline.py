@@ -151,7 +151,7 @@ def _locally(
     if not found.why_not:
         return certificates, ()
     how = f"{found.tried} tried" if found.tried else "none"
-    return certificates, (Skip(f"local radii: {how}", found.why_not),)
+    return certificates, (Skip(f"local radii: {how}", found.why_not, asked=local == "on"),)
 
 
 def conclude(draft: Audit) -> Audit:

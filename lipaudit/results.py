@@ -296,10 +296,12 @@ class Thumbnail:
 
 @dataclass(frozen=True)
 class Skip:
-    """Something that was asked for and not done."""
+    """Something that was not done."""
 
     what: str
     why: str
+    asked: bool = True
+    """Whether somebody asked for it; what is only tried where it is affordable leaves no audit incomplete."""
 
 
 @dataclass(frozen=True)

@@ -210,6 +210,13 @@ def test_a_real_audit_of_a_small_network(call: Call, pair: list[object]) -> None
     assert report["verdict"]["integrity"] == "SOUND"
 
 
+@pytest.mark.slow
+def test_the_first_command_of_the_readme_ends_well(call: Call) -> None:
+    result = call("run", "--samples", "4", "--attacks", "quick")
+
+    assert result.code == 0, result.err
+
+
 # --- refusals
 
 

@@ -130,6 +130,10 @@ def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.Monk
         "expected operations that have a local rule, got" in local_radii(attention, images, labels, [1.0] * 6).why_not
     )
     assert local_radii(composition, images, labels, [0.0] * 6).tried == 0
+    large = compose(nn.Sequential(nn.AvgPool2d(32), nn.Flatten(), nn.Linear(48, 3)).eval(), (3, 128, 128))
+    image = torch.rand(1, 3, 128, 128)
+    assert "a ball in 49152 dimensions" in local_radii(large, image, [0], [1.0]).why_not  # 18 GiB of rows of the input
+    assert seconds_of_a_pass(large.ledger, image[0]) < 60
     monkeypatch.setattr("lipaudit.local.LARGEST_ROWS_BYTES", 2**16)
     assert "a ball in 64 dimensions needs more than" in local_radii(composition, images, labels, [1.0] * 6).why_not
 
@@ -142,6 +146,18 @@ def test_certify_takes_the_larger_radius_and_names_it(digits: tuple) -> None:
     assert [row.method for row in whole.rows] == ["global"] * 2
     assert [row.method for row in best.rows] == ["local"] * 2
     assert (best.radius > whole.radius).all()
+
+
+def test_only_what_was_asked_for_leaves_an_audit_incomplete() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1)).eval()
+    images = torch.rand(4, 1, 8, 8)
+    labels = model(images).argmax(1)
+    automatic = lipaudit.audit(model, images, labels, attacks="none", local="auto")
+    assert "local rule" in automatic.skipped[0].why
+    assert (automatic.status, automatic.exit_code) == ("complete", 0)
+    asked = lipaudit.audit(model, images, labels, attacks="none", local="on")
+    assert (asked.status, asked.exit_code) == ("partial", 5)
 
 
 def test_an_audit_holds_local_radii_against_attacks(digits: tuple) -> None:

@@ -14,7 +14,7 @@ and its output that returns the tensor of local errors), and an operation in nei
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ import torch
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node, Ref, call
 from lipaudit.registry import Registry
+from lipaudit.results import Law
 from lipaudit.rounding import TINY, gamma
 
 LocalError = Callable[[Node, Mapping[str, Any], torch.Tensor], torch.Tensor]
@@ -54,6 +55,14 @@ EXACT = frozenset(
     }
 )  # fmt: skip
 """Operations that only select, move, compare or change signs."""
+
+LAWS: Mapping[Law, Callable[[Sequence[float]], float]] = {
+    "scale": lambda errors: errors[0],
+    "sum": sum,
+    "root_sum_squares": lambda errors: math.hypot(*errors),
+    "max": lambda errors: math.hypot(*errors),  # the branches' own roundings are not pieces of one error
+}
+"""How the errors of its inputs join in a step of the ledger, by its law; see Note [Error recursion]."""
 
 _LIBRARY = 32
 """Roundings charged to one call of a transcendental function: its library error (a few units in the last place)

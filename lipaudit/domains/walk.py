@@ -51,7 +51,7 @@ def walk(graph: Graph, rules: Rules, start: V, ledger: Any, after: Callable[[Nod
     `after` sees each node with its value. Raises `UnsupportedOp` naming every operation without a rule; an error raised
     by a rule is given the layer and the source line here, once.
     """
-    _refuse_unknown(graph, rules)
+    refuse_unknown(graph, rules)
     values: dict[str, V] = {"input": start}
     last = {name: reader.name for reader in graph.nodes for name in reader.refs()}
     for node in graph.nodes:
@@ -75,7 +75,8 @@ def where(node: Node) -> str:
     return f"layer {node.layer or '<top>'}, {node.source or 'source unknown'}"
 
 
-def _refuse_unknown(graph: Graph, rules: Rules) -> None:
+def refuse_unknown(graph: Graph, rules: Rules) -> None:
+    """Raise `UnsupportedOp` naming every operation of the graph that the table has no rule for."""
     unknown: dict[str, list[Node]] = {}
     for node in graph.nodes:
         if node.op not in rules:

@@ -106,7 +106,7 @@ def landscape(conv: Conv, sizes: Sequence[int], *, steps: int) -> torch.Tensor:
     """
     axes = tuple(range(-len(sizes), 0))
     largest = max(float(conv.weight.abs().max()), 1e-290)
-    around = _Torus(conv, sizes, largest)
+    around = Torus(replace(conv, weight=conv.weight / largest, padding_mode="zeros"), sizes, range(len(sizes)))
 
     def waves_of(image: torch.Tensor) -> torch.Tensor:
         return torch.fft.rfftn(image.unflatten(1, (conv.groups, -1))[0], dim=axes)
@@ -174,20 +174,30 @@ def _largest_of_tridiagonal(diagonal: Sequence[torch.Tensor], beside: Sequence[t
     return high
 
 
-class _Torus:
-    """The convolution of images of a whole torus, scaled, in single precision."""
+class Torus:
+    """A convolution with some of its axes on a twisted torus, as a linear map in single precision: for guesses.
 
-    def __init__(self, conv: Conv, sizes: Sequence[int], scale: float) -> None:
-        image = tuple(n * s for n, s in zip(sizes, conv.stride, strict=True))
-        weight = (conv.weight / scale).float()
-        self.conv = replace(conv, weight=weight, input_size=image, padding=((0, 0),) * len(image), padding_mode="zeros")
+    `sizes` are the places of the output along each axis; the `twist` of an axis is 1 where what leaves at one end comes
+    back with the other sign. Weights of moderate size are expected, and no padding but zeros.
+    """
+
+    def __init__(self, conv: Conv, sizes: Sequence[int], axes: Sequence[int], twist: Sequence[int] = ()) -> None:
+        size, pads = list(conv.input_size), list(conv.padding)
+        self.around = []
+        for axis, bit in zip(axes, twist or [0] * len(axes), strict=True):
+            period = sizes[axis] * conv.stride[axis]
+            reach = period + conv.dilation[axis] * (conv.kernel_size[axis] - 1)
+            places = torch.arange(reach, device=conv.weight.device)
+            sign = torch.ones(reach, device=conv.weight.device)
+            sign[(places // period) % 2 == 1] = -1.0
+            column = sign.reshape(-1, *(1,) * (len(size) - 1 - axis))
+            self.around.append((2 + axis, places % period, column if bit else None))
+            size[axis], pads[axis] = period, (0, 0)
+        self.conv = replace(conv, weight=conv.weight.float(), input_size=tuple(size), padding=tuple(pads))
         self.input_shape = self.conv.input_shape
-        self.sources = [
-            torch.arange(n + d * (k - 1), device=weight.device) % n
-            for n, d, k in zip(image, conv.dilation, conv.kernel_size, strict=True)
-        ]
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        for axis, source in enumerate(self.sources, start=2):
-            x = x.index_select(axis, source)
+        for axis, places, sign in self.around:
+            x = x.index_select(axis, places)
+            x = x if sign is None else x * sign
         return self.conv.apply(x)

@@ -22,7 +22,7 @@ from dataclasses import replace
 import torch
 
 from lipaudit.norms.maps import Conv
-from lipaudit.norms.power import lanczos
+from lipaudit.norms.power import Torus, lanczos
 from lipaudit.norms.symbol import PHASE_ERROR, Symbols, half_grid
 from lipaudit.norms.torus import torus, torus_bound
 from lipaudit.norms.verified import holds, proof_error, prove
@@ -92,7 +92,11 @@ def _bound(conv: Conv, sizes: list[int], exact: tuple[int, ...]) -> tuple[float,
     largest = float(conv.weight.abs().max())
     exponent = min(1000, max(-1000, math.frexp(largest)[1]))
     conv = replace(conv, weight=conv.weight * 2.0 ** (-exponent // 2) * 2.0 ** (-exponent - (-exponent // 2)))
-    twists = {twist: _estimate(_Torus(conv, sizes, others, twist)) for twist in _twists(others)}
+    largest = float(conv.weight.abs().max())
+    guessed = replace(conv, weight=conv.weight / largest)
+    twists = {
+        twist: largest * lanczos(Torus(guessed, sizes, others, twist), _LANCZOS_STEPS) for twist in _twists(others)
+    }
     twist = min(twists, key=twists.__getitem__)
     batch = _BorderedGrams(conv, sizes, exact, twist)
     numbers = torch.arange(batch.count, device=conv.weight.device)
@@ -116,37 +120,6 @@ def _proved(batch: _BorderedGrams, numbers: torch.Tensor, guess: float) -> float
 
 def _twists(others: list[int]) -> Iterator[tuple[int, ...]]:
     return itertools.product((0, 1), repeat=len(others))
-
-
-def _estimate(torus: _Torus) -> float:
-    return torus.largest * lanczos(torus, _LANCZOS_STEPS)
-
-
-class _Torus:
-    """The convolution with some axes on a twisted torus, as a linear map in single precision: for the guess."""
-
-    def __init__(self, conv: Conv, sizes: list[int], others: list[int], twist: tuple[int, ...]) -> None:
-        self.largest = float(conv.weight.abs().max())
-        self.conv = replace(conv, weight=(conv.weight / self.largest).float())
-        size = list(conv.input_size)
-        pads = list(conv.padding)
-        self.around = []
-        for axis, bit in zip(others, twist, strict=True):
-            period = sizes[axis] * conv.stride[axis]
-            reach = period + conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-            places = torch.arange(reach, device=conv.weight.device)
-            sign = torch.ones(reach, device=conv.weight.device)
-            sign[(places // period) % 2 == 1] = -1.0 if bit else 1.0
-            self.around.append((2 + axis, places % period, sign.reshape(-1, *(1,) * (len(size) - 1 - axis))))
-            size[axis], pads[axis] = period, (0, 0)
-        self.conv = replace(self.conv, input_size=tuple(size), padding=tuple(pads))
-        self.input_shape = (1, conv.weight.shape[1] * conv.groups, *size)
-        self.dtype = torch.float32
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor:
-        for axis, places, sign in self.around:
-            x = x.index_select(axis, places) * sign
-        return self.conv.apply(x)
 
 
 class _BorderedGrams:

@@ -202,7 +202,8 @@ def _short(value: Any) -> str:
 def _check(audit: Audit) -> None:
     """What the types cannot say: columns of one length, rows that exist, budgets that are numbers."""
     lengths = {field.name: len(getattr(audit.samples, field.name)) for field in fields(audit.samples)}
-    lengths = {name: length for name, length in lengths.items() if length or name != "method"}  # 1.0 had no such column
+    if not lengths["method"]:  # older files have no such column
+        del lengths["method"]
     if len(set(lengths.values())) > 1:
         raise ReportError(f"result.samples: expected columns of one length, got {lengths}")
     if any(not 0 <= thumbnail.sample < lengths["index"] for thumbnail in audit.thumbnails):

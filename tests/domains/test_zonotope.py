@@ -196,6 +196,25 @@ def test_margins_hold_and_backwards_is_never_wrong(activation: nn.Module) -> Non
                 assert bound <= float(lowest(network, x, radius, c[other])) + 1e-12
 
 
+@pytest.mark.parametrize("descending", [False, True])
+def test_a_sort_of_pairs_is_as_tight_as_can_be(descending: bool) -> None:
+    class Pairs(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sort(x.view(len(x), 2, 2), dim=1, descending=descending).values.flatten(1)
+
+    composition = compose(Pairs().eval(), (4,))
+    x = torch.tensor([0.5, 2.0, 0.4, -3.0], dtype=torch.float64)  # pairs: (0.5, 0.4) may swap, (2, -3) may not
+    logits = zonotope.logits_over(composition.ledger, x, 0.2, room_for=ROOM)
+    smaller, larger = (2, 0) if descending else (0, 2)
+    swap = 0.2 * 2**0.5 - 0.1  # the largest difference of two entries in the ball, less their distance
+    width = logits.range()[1] - logits.range()[0]
+    assert float(width[0, larger]) == pytest.approx(0.4 + swap)
+    assert float(width[0, larger + 1]) == pytest.approx(0.4)
+    assert float(logits.range()[1][0, larger]) == pytest.approx(0.7 + swap)
+    assert float(logits.range()[0][0, smaller]) == pytest.approx(0.2 - swap)
+    assert float(logits.range()[1][0, smaller]) == pytest.approx(0.6)
+
+
 def test_symbols_that_cancel_cancel() -> None:
     """relu(x) - relu(x) is zero, and forms know it."""
 

@@ -27,10 +27,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import TYPE_CHECKING
 
 import torch
 
+from lipaudit.domains.ranges import Range, walk_ranges
 from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
 from lipaudit.errors import NotLipschitz, RuleError
@@ -41,9 +41,6 @@ from lipaudit.norms.power import lower_bound
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import Law, LayerBound, Upper
 from lipaudit.rounding import WIDE, log10_up, up, wide, wide_sqrt
-
-if TYPE_CHECKING:
-    from lipaudit.domains.ranges import Range
 
 RULES = Rules("Lipschitz rule")
 
@@ -165,8 +162,6 @@ class Ledger:
                 f"{node.op} has a bound only where its inputs are bounded; give the range of the network input, "
                 "domain=(0, 1) for pixels"
             )
-        from lipaudit.domains.ranges import walk_ranges
-
         if self._ranges is None:
             self._ranges = walk_ranges(self.graph, *self.domain)
             readers = ((name, each.name) for each in self.graph.nodes if each.op in BOUNDED for name in each.refs())

@@ -15,7 +15,7 @@ import torch
 
 from lipaudit.domains.ranges import arithmetic, normalising, pointwise, structural, weighted
 from lipaudit.domains.ranges.value import RANGES, Range
-from lipaudit.domains.walk import _refuse_unknown, where
+from lipaudit.domains.walk import refuse_unknown, where
 from lipaudit.errors import BadThreat, LipauditError, NotLipschitz, UnsupportedOp
 from lipaudit.graph import Graph, Node, Ref
 
@@ -45,7 +45,7 @@ def walk_ranges(graph: Graph, low: float, high: float) -> Iterator[tuple[str, Ra
     """
     if not (math.isfinite(low) and math.isfinite(high) and low <= high):
         raise BadThreat(f"expected an input range low <= high of finite numbers, got [{low}, {high}]")
-    _refuse_unknown(graph, RANGES)
+    refuse_unknown(graph, RANGES)
     nodes = {node.name: node for node in graph.nodes}
     last = {name: reader.name for reader in graph.nodes for name in reader.refs()}
     shape, device = (1, *graph.input_shape), _device(graph)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 
 import torch
 
@@ -41,12 +40,11 @@ def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
     `TooWide` means that forms of no radius will do: the bound of the rounding errors alone leaves many signs open.
     """
     ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=_TIMED_ROWS + _FEW_OPEN, backwards=False)
-    start = ball(x.to(whole.device)[None], 0.0)
-    few = replace(start, rows=start.rows[:_TIMED_ROWS], inputs=min(_TIMED_ROWS, start.inputs))
+    few = ball(x.to(whole.device)[None], 0.0, _TIMED_ROWS)
     began = time.monotonic()
     with torch.no_grad():
         walk(whole.graph, RULES, ledger.start(few), ledger, ledger.check)
-    return (time.monotonic() - began) * start.inputs / few.inputs
+    return (time.monotonic() - began) * x.numel() / few.inputs
 
 
 def margins(logits: Form, label: int) -> list[float]:

@@ -64,8 +64,12 @@ class Form:
         return torch.cat([self.rows, self.rows.new_zeros(missing, *self.rows.shape[1:])])
 
 
-def ball(x: torch.Tensor, radius: float) -> Form:
-    """The form of the input itself: all x + d with ||d||_2 <= radius; `x` has a leading axis of one."""
+def ball(x: torch.Tensor, radius: float, rows: int | None = None) -> Form:
+    """The form of the input itself: all x + d with ||d||_2 <= radius; `x` has a leading axis of one.
+
+    With fewer `rows` than coordinates only the first ones move: for measuring time, no certificate.
+    """
     centre = x.double()
-    rows = torch.eye(centre.numel(), dtype=torch.float64, device=x.device) * radius
-    return Form(centre, rows.reshape(-1, *centre.shape), centre.numel(), step=Start(radius))
+    count = centre.numel() if rows is None else min(rows, centre.numel())
+    moves = torch.eye(count, centre.numel(), dtype=torch.float64, device=x.device) * radius
+    return Form(centre, moves.reshape(-1, *centre.shape), count, step=Start(radius))

@@ -15,7 +15,6 @@ Note [Roundings of forms]
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 
 from lipaudit.domains.lipschitz.value import Ledger, Value, merged
-from lipaudit.domains.roundoff import EXACT
+from lipaudit.domains.roundoff import EXACT, LAWS
 from lipaudit.domains.roundoff import RULES as ROUNDINGS
 from lipaudit.domains.zonotope.bands import BANDS
 from lipaudit.domains.zonotope.form import Form
@@ -88,7 +87,7 @@ class LocalLedger(Ledger):
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
         assert isinstance(value, Tracked)
         if value.stretched:
-            raise NotLipschitz(f"expected operations that have a local rule, got {node.op}")
+            raise _without_rule(node)
         self._entered.setdefault(node.name, value.form)
         form = self._through(node, value.form, linear)
         pending = super().pend(node, value, linear)
@@ -113,7 +112,7 @@ class LocalLedger(Ledger):
     def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
         del exact
         forms = [self.settle(value).form for value in inputs]
-        remainder = _LAWS[law]([form.remainder for form in forms]) * upper.value
+        remainder = LAWS[law]([form.remainder for form in forms]) * upper.value
         if node.op in BANDS:
             form, lost = self._within_band(node, forms[0], upper.value)
         elif node.op in POOLS:
@@ -121,7 +120,7 @@ class LocalLedger(Ledger):
         elif node.op in JOINS:
             form, lost = self._joined(node, forms)
         else:
-            raise NotLipschitz(f"expected operations that have a local rule, got {node.op}")
+            raise _without_rule(node)
         self.centres[node.name] = form.centre
         remainder = (remainder + lost) * (1 + 1e-12)
         return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder))
@@ -144,11 +143,12 @@ class LocalLedger(Ledger):
 
     def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
         del argument, number
-        raise NotLipschitz(f"expected operations that have a local rule, got {node.op}, which needs ranges")
+        raise _without_rule(node)
 
     def _through(self, node: Node, form: Form, linear: LinearMap) -> Form:
         rows = _applied(linear, form.rows)
-        moved = linear.absolute().apply(form.reach)
+        positive = linear.absolute()
+        moved = positive.apply(form.reach)
         lost = (gamma(linear.terms + 4) + linear.relative_error) * float(torch.linalg.vector_norm(moved)) * (1 + 1e-6)
         given = self._given(node)
         centre = call(node, given)
@@ -161,8 +161,8 @@ class LocalLedger(Ledger):
         loose = (schur_test(linear, self.device) * form.loose + lost) * (1 + 1e-12) + TINY
         after = Form(centre, rows, form.inputs, loose=loose)
         last = rows.shape[1:] == centre.shape
-        moved = linear.absolute().apply(form.reach + form.loose)
-        return replace(after, step=Mapped((form.step,), linear, moved, eta if last else None, after.reach + loose))
+        far = positive.apply(form.reach + form.loose)
+        return replace(after, step=Mapped((form.step,), linear, far, eta if last else None, after.reach + loose))
 
     def _given(self, node: Node) -> dict[str, Any]:
         """The arguments of the node, with centres for what depends on the input."""
@@ -250,12 +250,8 @@ class LocalLedger(Ledger):
         return form, float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
 
 
-_LAWS = {
-    "scale": lambda parts: parts[0],
-    "sum": sum,
-    "root_sum_squares": lambda parts: math.hypot(*parts),
-    "max": lambda parts: math.hypot(*parts),
-}
+def _without_rule(node: Node) -> NotLipschitz:
+    return NotLipschitz(f"expected operations that have a local rule, got {node.op}")
 
 
 def _applied(linear: LinearMap, rows: torch.Tensor) -> torch.Tensor:

@@ -124,7 +124,7 @@ class Banded:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """One entry of each window, plus something between 0 and twice `half`; the centre has `half` in it."""
+    """One entry of the operand for each of the output, shifted by a constant, give or take `half`."""
 
     parents: tuple[Step]
     places: torch.Tensor
