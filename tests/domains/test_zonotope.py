@@ -18,9 +18,11 @@ from lipaudit.domains import zonotope
 from lipaudit.domains.zonotope.bands import BANDS, CURVES
 from lipaudit.domains.zonotope.joins import JOINS
 from lipaudit.domains.zonotope.pools import POOLS
+from lipaudit.domains.zonotope.rows import applied, transposed
 from lipaudit.domains.zonotope.steps import lower_bounds
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
 from lipaudit.graph import evaluate
+from lipaudit.norms.maps import Conv, adjoint
 
 ROOM = 100_000
 RADII = (0.0, 1e-3, 0.3, 3.0)
@@ -253,10 +255,27 @@ def test_inexact_weights_widen_the_form() -> None:
 def test_a_map_that_is_not_the_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sign makes no difference to a norm, so the Lipschitz domain would never notice."""
     composition = compose(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), (3,))
-    right = zonotope.ledger._applied
-    monkeypatch.setattr(zonotope.ledger, "_applied", lambda linear, rows: -right(linear, rows))
+    right = zonotope.ledger.applied
+    monkeypatch.setattr(zonotope.ledger, "applied", lambda linear, rows: -right(linear, rows))
     with pytest.raises(LipauditError, match=r"linear.default hands on a map that is not what the operation does"):
         zonotope.logits_over(composition.ledger, torch.ones(3), 0.1, room_for=ROOM)
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("padding", [((0, 0), (0, 0)), ((2, 1), (0, 3))])
+@pytest.mark.parametrize(
+    ("kernel", "dilation"), [((3, 2), (1, 1)), ((1, 1), (1, 1)), ((2, 3), (2, 1)), ((2, 2), (1, 2))]
+)
+def test_many_rows_at_once_are_the_same_as_one(stride, padding, kernel, dilation) -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 3, *kernel, generator=generator, dtype=torch.float64)
+    conv = Conv(weight, (7, 8), stride, padding, dilation)
+    rows = torch.randn(150, 1, 3, 7, 8, generator=generator, dtype=torch.float64)
+    one_by_one = torch.stack([conv.apply(row) for row in rows])
+    assert float((applied(conv, rows) - one_by_one).abs().max()) < 1e-13
+    c = torch.randn(150, *one_by_one.shape[1:], generator=generator, dtype=torch.float64)
+    back = torch.stack([adjoint(conv, row) for row in c])
+    assert float((transposed(conv, c) - back).abs().max()) < 1e-13
 
 
 def test_padding_with_infinity_is_refused_by_name() -> None:

@@ -21,7 +21,12 @@ from functools import cached_property
 import torch
 
 from lipaudit.domains.zonotope.steps import Start, Step
-from lipaudit.rounding import TINY, gamma
+from lipaudit.rounding import gamma
+
+_CHUNK_ENTRIES = 2**19
+
+_LOST_IN_SQUARES = 1e-150
+"""More than what squares lose by underflow, after the root."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,14 +46,21 @@ class Form:
     step: Step | None = None
     """How it came about; None where nobody will ask."""
 
+    within: torch.Tensor | None = None
+    """The reach, where it is known without looking at all rows."""
+
     @cached_property
     def reach(self) -> torch.Tensor:
         """How far each entry may be from the centre, the remainder aside: rounded up."""
-        ball, symbols = self.rows[: self.inputs], self.rows[self.inputs :]
-        reach = torch.linalg.vector_norm(ball, dim=0)
-        if len(symbols):
-            reach = reach + torch.linalg.vector_norm(symbols, ord=1, dim=0)
-        return reach * (1 + 2 * gamma(len(self.rows) + 8)) + TINY
+        if self.within is not None:
+            return self.within
+        ball, symbols = self.rows.new_zeros(2, *self.rows.shape[1:])
+        part = max(1, _CHUNK_ENTRIES // max(1, self.centre.numel()))
+        for rows in self.rows[: self.inputs].split(part):
+            ball += (rows * rows).sum(0)
+        for rows in self.rows[self.inputs :].split(part):
+            symbols += rows.abs().sum(0)
+        return (ball.sqrt() + symbols) * (1 + 2 * gamma(len(self.rows) + 8)) + _LOST_IN_SQUARES
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What each entry lies between, rounded outward."""

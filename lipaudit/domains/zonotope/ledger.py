@@ -15,7 +15,6 @@ Note [Roundings of forms]
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -30,10 +29,11 @@ from lipaudit.domains.zonotope.bands import BANDS
 from lipaudit.domains.zonotope.form import Form
 from lipaudit.domains.zonotope.joins import JOINS, sizes
 from lipaudit.domains.zonotope.pools import POOLS
+from lipaudit.domains.zonotope.rows import applied
 from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped, lower_bounds
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
 from lipaudit.graph import Node, Ref, call
-from lipaudit.norms.maps import Gather, LinearMap, Pad, schur_test
+from lipaudit.norms.maps import LinearMap, schur_test
 from lipaudit.results import Law, Upper
 from lipaudit.rounding import TINY, gamma
 
@@ -146,7 +146,7 @@ class LocalLedger(Ledger):
         raise _without_rule(node)
 
     def _through(self, node: Node, form: Form, linear: LinearMap) -> Form:
-        rows = _applied(linear, form.rows)
+        rows = applied(linear, form.rows)
         positive = linear.absolute()
         moved = positive.apply(form.reach)
         lost = (gamma(linear.terms + 4) + linear.relative_error) * float(torch.linalg.vector_norm(moved)) * (1 + 1e-6)
@@ -159,10 +159,13 @@ class LocalLedger(Ledger):
         self.centres[node.name] = centre
         self._local[node.name] += lost + TINY
         loose = (schur_test(linear, self.device) * form.loose + lost) * (1 + 1e-12) + TINY
-        after = Form(centre, rows, form.inputs, loose=loose)
+        # A map of one term per entry scales what each row adds.
+        within = moved * (1 + gamma(8) + linear.relative_error) + TINY if linear.terms == 1 else None
+        reach = Form(centre, rows, form.inputs, within=within).reach
         last = rows.shape[1:] == centre.shape
         far = positive.apply(form.reach + form.loose)
-        return replace(after, step=Mapped((form.step,), linear, far, eta if last else None, after.reach + loose))
+        step = Mapped((form.step,), linear, far, eta if last else None, reach + loose)
+        return Form(centre, rows, form.inputs, loose=loose, within=reach, step=step)
 
     def _given(self, node: Node) -> dict[str, Any]:
         """The arguments of the node, with centres for what depends on the input."""
@@ -190,7 +193,8 @@ class LocalLedger(Ledger):
         size = steep * (form.centre.abs() + reach) + band.shift.abs()
         lost = gamma(6) * float(torch.linalg.vector_norm(size))
         before, centre = form, band.slope * form.centre + band.shift
-        form, small = self._with_symbols(Form(centre, form.rows * band.slope, form.inputs), band.error)
+        within = (band.slope.abs() * form.reach + band.error) * (1 + gamma(8)) + TINY
+        form, small = self._with_symbols(Form(centre, form.rows, form.inputs, within=within), band.error, band.slope)
         ends = {"low": low, "high": high} if node.op in LOWER_LINES else {}
         step = Banded((before.step,), band, before.centre, size, form.reach + before.remainder + lost, **ends)
         return replace(form, step=step), lost + small + TINY
@@ -214,25 +218,33 @@ class LocalLedger(Ledger):
         high.view(-1)[places] = torch.minimum(high.view(-1)[places], above + slack)
         return low, high
 
-    def _with_symbols(self, form: Form, error: torch.Tensor) -> tuple[Form, float]:
-        """The form off by at most `error` in each entry: a symbol for what is not negligible, the rest as its norm."""
-        worth = error > NEGLIGIBLE * (form.centre.abs() + form.reach)
+    def _with_symbols(self, form: Form, error: torch.Tensor, slope: torch.Tensor | None = None) -> tuple[Form, float]:
+        """The form off by at most `error` in each entry: a symbol for what is not negligible, and the norm of the rest.
+
+        Its rows are first multiplied by `slope`; `form.within` is already that of the result.
+        """
+        assert form.within is not None
+        worth = error > NEGLIGIBLE * (form.centre.abs() + form.within)
         places = worth.flatten().nonzero().flatten()
         small = float(torch.linalg.vector_norm(error.masked_fill(worth, 0.0))) * (1 + 1e-6)
-        if not len(places):
-            return form, small
-        first, self.rows = self.rows, self.rows + len(places)
+        first, before = self.rows, len(form.rows)
+        if len(places):
+            self.rows += len(places)
         if self.rows > self.room_for:
             raise TooWide(f"expected at most {self.room_for} rows, got {self.rows}")
-        rows = torch.cat([form.rows, form.rows.new_zeros(self.rows - len(form.rows), *form.rows.shape[1:])])
-        rows.flatten(1)[torch.arange(first, self.rows, device=places.device), places] = error.flatten()[places]
+        rows = form.rows.new_empty(self.rows if len(places) else before, *form.rows.shape[1:])
+        torch.mul(form.rows, 1.0 if slope is None else slope, out=rows[:before])
+        rows[before:] = 0.0
+        rows.flatten(1)[torch.arange(first, first + len(places), device=places.device), places] = error.flatten()[
+            places
+        ]
         return replace(form, rows=rows), small
 
     def _pooled(self, node: Node, form: Form) -> tuple[Form, float]:
         pooled, half, places = POOLS[node.op](node, form)
         size = pooled.centre.abs() + pooled.reach + half
         lost = gamma(6) * float(torch.linalg.vector_norm(size))
-        after, small = self._with_symbols(pooled, half)
+        after, small = self._with_symbols(replace(pooled, within=(pooled.reach + half) * (1 + gamma(4))), half)
         far = after.reach + 64 * form.remainder  # an entry lies in no more windows than that, squared
         step = Chosen((form.step,), places, tuple(form.centre.shape), half, size, far)
         return replace(after, step=step), lost + small + TINY
@@ -244,6 +256,7 @@ class LocalLedger(Ledger):
         count = max(len(form.rows) for form in forms)
         rows, step = JOINS[node.op](node, forms, [form.padded(count) for form in forms])
         form = Form(centre, rows, forms[0].inputs)
+        form = replace(form, within=form.reach)
         rounding = eta if node.op in EXACT else eta + gamma(6) * sizes(node, forms)
         far = form.reach + sum(each.remainder for each in forms)
         form = replace(form, step=step(rounding, far))
@@ -252,20 +265,3 @@ class LocalLedger(Ledger):
 
 def _without_rule(node: Node) -> NotLipschitz:
     return NotLipschitz(f"expected operations that have a local rule, got {node.op}")
-
-
-def _applied(linear: LinearMap, rows: torch.Tensor) -> torch.Tensor:
-    """The map on every row, some rows at a time."""
-    written_for_one = isinstance(linear, (Gather, Pad))
-    first = linear.apply(rows[0])
-    out = rows.new_empty(len(rows), *first.shape)
-    step = max(1, _CHUNK_ENTRIES // max(1, first.numel(), rows[0].numel()))
-    for start in range(0, len(rows), step):
-        part = rows[start : start + step]
-        if written_for_one or rows.shape[1] != 1:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that vmap has no rule for an operation and takes the rows one by one
-                out[start : start + step] = torch.func.vmap(linear.apply)(part)
-        else:
-            out[start : start + step] = linear.apply(part[:, 0])[:, None]
-    return out

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import warnings
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
 from lipaudit.domains.zonotope.bands import Band
-from lipaudit.norms.maps import Conv, Dense, Identity, LinearMap, Scale, Transposed, adjoint
+from lipaudit.domains.zonotope.rows import transposed
+from lipaudit.norms.maps import LinearMap
 from lipaudit.rounding import TINY, gamma
 
 _NUMBERS = itertools.count()
@@ -76,7 +76,8 @@ class Mapped:
     number: int = field(default_factory=_number)
 
     def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        error = (gamma(self.linear.terms + 4) + self.linear.relative_error) * self.moved
+        # An entry of A^T c sums at most as many terms as c has entries.
+        error = (gamma(self.linear.terms + c[0].numel() + 4) + self.linear.relative_error) * self.moved
         error = error if self.lost is None else error + self.lost
         return [transposed(self.linear, c)], -_against(c, error)
 
@@ -205,24 +206,6 @@ def ancestors(step: Step) -> list[Step]:
             found[step.number] = step
             waiting.extend(step.parents)
     return list(found.values())
-
-
-def transposed(linear: LinearMap, c: torch.Tensor) -> torch.Tensor:
-    """A^T on every row."""
-    match linear:
-        case Identity():
-            return c
-        case Scale() if linear.factor.ndim <= len(linear.input_shape):
-            return c * linear.factor
-        case Dense():
-            return c @ linear.weight
-        case Conv() if linear.padding_mode == "zeros" and c.shape[1] == 1 and all(a >= b for a, b in linear.padding):
-            return Transposed(linear).apply(c[:, 0])[:, None]
-        case Transposed() if c.shape[1] == 1:
-            return linear.conv.apply(c[:, 0])[:, None]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that vmap has no rule for an operation and takes the rows one by one
-        return torch.func.vmap(lambda one: adjoint(linear, one))(c)
 
 
 def _against(c: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
