@@ -126,11 +126,13 @@ def with_local_radii(
     points: torch.Tensor,
     *,
     budget: float | None,
+    most: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[Certificates, LocalRadii]:
     """The certificates with the larger of both radii for each sample, and what came of the search for local ones."""
     labels = [row.label for row in certificates.rows]
-    local = local_radii(composition, points, labels, certificates.radius.tolist(), budget=budget, progress=progress)
+    known = certificates.radius.tolist()
+    local = local_radii(composition, points, labels, known, budget=budget, most=most, progress=progress)
     rows = tuple(
         replace(row, radius=radius, method="local") if radius > row.radius else row
         for row, radius in zip(certificates.rows, local.radius, strict=True)

@@ -20,6 +20,7 @@ from lipaudit.composition import Composition
 from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, seconds_of_a_pass
 from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
 from lipaudit.errors import LipauditError
+from lipaudit.formatting import duration
 from lipaudit.progress import Progress, Silent
 from lipaudit.rounding import gamma
 
@@ -32,6 +33,13 @@ _LEARNING_RATE = 0.2
 _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
+_STRIDE = 8.0
+_FEW_ROWS = 4096
+_MORE_ROWS = 3
+"""Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
+given up: such radii do not pass, and they take longest."""
+_HOPELESS = 10.0
+"""Differences of logits whose lower bound is below minus this times their value are not tried backwards."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +48,8 @@ class Search:
 
     precision: float = 1.15
     """The last radius that passed and the first that failed are at most this factor apart."""
-    backwards: bool = False
-    """Whether ranges inside the network are sharpened backwards: several times slower, 5 to 10 % farther."""
+    backwards: bool = True
+    """Whether, where forms alone fail, ranges inside the network are sharpened backwards: a few times slower."""
     ascent_steps: int = ASCENT_STEPS
 
 
@@ -61,36 +69,39 @@ def local_radii(
     known: Sequence[float],
     *,
     budget: float | None = BUDGET,
+    most: int | None = None,
     search: Search | None = None,
     progress: Progress | None = None,
 ) -> LocalRadii:
     """Local radii of the samples whose `known` (global) radius is positive, as many as fit into `budget` seconds.
 
-    None for no limit. An operation without a local rule or an input too large for memory are reasons, not errors.
+    None for no limit; of at most the first `most` of them. An operation without a local rule or an input too large for
+    memory are reasons, not errors.
     """
     progress, search = progress or Silent(), search or Search()
-    found, tried, why_not = [0.0] * len(points), 0, ""
+    found, tried, gained, why_not = [0.0] * len(points), 0, 0, ""
     rows = [row for row, radius in enumerate(known) if radius > 0]
     coordinates, room = points[0].numel(), _room(composition)
     if coordinates >= room:
         return LocalRadii(tuple(found), 0, f"a ball in {coordinates} dimensions needs more than {room} rows of memory")
-    progress.start("local radii", len(rows))
-    gained = 0
+    wanted = rows[:most]
+    progress.start("local radii", len(wanted))
     began, start = time.monotonic(), 0.0
-    for row in rows:
+    for row in wanted:
         seconds = time.monotonic() - began
         if budget is not None and tried and seconds * (tried + 1) / tried > budget:
-            why_not = f"{tried} of {len(rows)} images took {seconds:.0f} s"
+            why_not = f"{tried} of {len(rows)} images took {duration(seconds)}"
             break
         if budget is not None and tried == _ENOUGH_WITHOUT_GAIN and not gained:
             why_not = f"the first {tried} of {len(rows)} images gained nothing over the global radius"
             break
         try:
-            if budget is not None and not tried:
+            if not tried:
                 estimate = seconds_of_a_pass(composition.ledger, points[row]) * _USUAL_ATTEMPTS
-                if estimate > budget:
-                    why_not = f"one image would take about {estimate:.0f} s"
+                if budget is not None and estimate > budget:
+                    why_not = f"one image would take about {duration(estimate)}"
                     break
+                progress.say(f"local radii: about {duration(estimate)} for an image")
             found[row] = local_radius(
                 composition,
                 points[row],
@@ -106,9 +117,11 @@ def local_radii(
         except LipauditError as error:
             why_not = str(error)
             break
-        start, tried, gained = found[row], tried + 1, gained + (found[row] > 0)
+        start, tried, gained = found[row] or start, tried + 1, gained + (found[row] > 0)
         progress.advance(note=f"{found[row]:.3g}")
     progress.finish(f"{tried} of {len(rows)} images")
+    if not why_not and len(wanted) < len(rows):
+        why_not = f"asked for {len(wanted)} of {len(rows)} images"
     return LocalRadii(tuple(found), tried, why_not)
 
 
@@ -128,37 +141,63 @@ def local_radius(
     `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an operation has no local rule.
     """
     search = search or Search()
-    proved, failed = known, math.inf
-    radius = start
+    proved, failed, room = known, math.inf, max(_FEW_ROWS, _MORE_ROWS * x.numel())
+    # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
+    radius, step = start, (_STRIDE if start < 4 * known else search.precision)
     for _ in range(_ATTEMPTS):
         if time.monotonic() > deadline:
             break
-        if holds_within(composition, x, label, radius, search):
-            proved = radius
+        rows = proof(composition, x, label, radius, search, room)
+        if rows:
+            proved, room = radius, max(_FEW_ROWS, _MORE_ROWS * rows)
         else:
             failed = radius
         if proved and failed / proved <= search.precision:
             break
-        radius = proved * 2 if failed == math.inf else max(failed / 4, math.sqrt(proved * failed))
+        if failed == math.inf:
+            radius = proved * step
+        elif proved == known:
+            radius = max(failed / step, math.sqrt(proved * failed))
+        else:
+            radius = math.sqrt(proved * failed)
+        step *= step
         if not sys.float_info.min < radius < sys.float_info.max:
             break
     return proved if proved > known else 0.0
 
 
-def holds_within(composition: Composition, x: torch.Tensor, label: int, radius: float, search: Search) -> bool:
-    """Whether it is proved that every input within `radius` of `x` has the top class `label`."""
-    try:
-        logits = logits_over(composition.ledger, x, radius, room_for=_room(composition), backwards=search.backwards)
-    except TooWide:
-        return False
-    found = torch.tensor(margins(logits, label))
-    others = torch.tensor([j for j in range(logits.centre.shape[1]) if j != label])
-    open_ones = others[~(found > 0)].tolist()
-    if not open_ones:
-        return True
-    if not search.ascent_steps or not bool((logits.centre[0, label] > logits.centre[0, open_ones]).all()):
-        return False
-    return _backwards(logits, label, open_ones, search.ascent_steps)
+def proof(
+    composition: Composition,
+    x: torch.Tensor,
+    label: int,
+    radius: float,
+    search: Search | None = None,
+    room: int | None = None,
+) -> int:
+    """The rows that a proof took that every input within `radius` of `x` has the top class `label`; 0 if it failed.
+
+    `room` is the most rows, if it is less than there is memory for.
+    """
+    search = search or Search()
+    room = min(_room(composition), room or sys.maxsize)
+    for backwards in (False, True) if search.backwards else (False,):
+        try:
+            logits = logits_over(composition.ledger, x, radius, room_for=room, backwards=backwards)
+        except TooWide:
+            return 0
+        bounds = torch.tensor(margins(logits, label))
+        others = torch.tensor([j for j in range(logits.centre.shape[1]) if j != label])
+        open_ones = others[~(bounds > 0)]
+        if not len(open_ones):
+            return len(logits.rows)
+        gaps = (logits.centre[0, label] - logits.centre[0]).cpu()
+        if not bool((gaps[open_ones] > 0).all()):
+            return 0
+        if search.ascent_steps and _backwards(logits, label, open_ones.tolist(), search.ascent_steps):
+            return len(logits.rows)
+        if not bool((bounds > -_HOPELESS * gaps[others]).all()):
+            return 0
+    return 0
 
 
 def _room(composition: Composition) -> int:

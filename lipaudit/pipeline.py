@@ -57,6 +57,7 @@ def audit(
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
     local: Local = "auto",
+    local_samples: int | None = None,
     seed: int = 0,
     device: str | None = None,
     mean: Sequence[float] | None = None,
@@ -76,7 +77,8 @@ def audit(
     `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, in
     [0, 1]; `eps` are L2 budgets ("36/255" or numbers); `attacks` is a preset or a list of names, "none" for none;
     `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`); `local`
-    radii are looked for around as many images as a minute allows ("auto"), around all ("on"), or not at all ("off").
+    radii are looked for around as many images as a minute allows ("auto"), around all ("on"), or not at all ("off"); of
+    at most `local_samples` images.
     Raises `BadThreat` for inputs or budgets that make no sense, and the errors of `bound`.
     """
     progress = progress or Silent()
@@ -90,7 +92,7 @@ def audit(
     clock.mark("layer bounds")
     certificates = certify_with(composition, points, answers, progress=progress)
     clock.mark("certificates")
-    certificates, skipped = _locally(certificates, composition, points, local, progress)
+    certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress)
     clock.mark("local radii")
     evidence = _attack(
         module,
@@ -141,17 +143,25 @@ def audit(
 
 
 def _locally(
-    certificates: Certificates, composition: Composition, points: torch.Tensor, local: Local, progress: Progress
+    certificates: Certificates,
+    composition: Composition,
+    points: torch.Tensor,
+    local: Local,
+    most: int | None,
+    progress: Progress,
 ) -> tuple[Certificates, tuple[Skip, ...]]:
     """The certificates with local radii where there are larger ones, and why some images were left out."""
     if local == "off":
         return certificates, ()
     budget = BUDGET if local == "auto" else None
-    certificates, found = with_local_radii(certificates, composition, points, budget=budget, progress=progress)
+    certificates, found = with_local_radii(
+        certificates, composition, points, budget=budget, most=most, progress=progress
+    )
     if not found.why_not:
         return certificates, ()
     how = f"{found.tried} tried" if found.tried else "none"
-    return certificates, (Skip(f"local radii: {how}", found.why_not, asked=local == "on"),)
+    complete = local == "auto" or (most is not None and found.tried >= most)
+    return certificates, (Skip(f"local radii: {how}", found.why_not, asked=not complete),)
 
 
 def conclude(draft: Audit) -> Audit:

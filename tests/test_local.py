@@ -14,7 +14,7 @@ from lipaudit.certificates import certify_with, with_local_radii
 from lipaudit.composition import compose
 from lipaudit.domains.zonotope import seconds_of_a_pass
 from lipaudit.graph import evaluate
-from lipaudit.local import Search, holds_within, local_radii, local_radius
+from lipaudit.local import Search, local_radii, local_radius, proof
 
 
 def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3) -> nn.Module:
@@ -63,9 +63,9 @@ def test_no_radius_reaches_the_boundary_of_a_small_network(seed: int) -> None:
     truth = crossing(model.double(), x, label)
     found = {}
     for name, search in {
-        "plain": Search(ascent_steps=0, precision=1.01),
-        "ascent": Search(precision=1.01),
-        "all": Search(backwards=True, precision=1.01),
+        "plain": Search(backwards=False, ascent_steps=0, precision=1.01),
+        "ascent": Search(backwards=False, precision=1.01),
+        "all": Search(precision=1.01),
     }.items():
         found[name] = local_radius(composition, x, label, start=0.01, search=search)
         assert 0 < found[name] <= truth
@@ -77,10 +77,10 @@ def test_a_wrong_label_and_a_radius_beyond_the_boundary_never_hold() -> None:
     composition = compose(network(0), (2,))
     x = torch.zeros(2, dtype=torch.float64)
     wrong = int(evaluate(composition.graph, x).argmin())
-    assert not holds_within(composition, x, wrong, 1e-9, Search())
+    assert not proof(composition, x, wrong, 1e-9)
     assert local_radius(composition, x, wrong, start=0.1) == 0.0
     right = int(evaluate(composition.graph, x).argmax())
-    assert not holds_within(composition, x, right, 1e6, Search())
+    assert not proof(composition, x, right, 1e6)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_time_is_a_limit(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None
     clock = iter(float(k) for k in range(1000))
     monkeypatch.setattr("lipaudit.local.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("lipaudit.local.seconds_of_a_pass", lambda *_: 0.5)
-    search = Search(ascent_steps=0, precision=4.0)
+    search = Search(backwards=False, ascent_steps=0, precision=4.0)
     some = local_radii(composition, images, labels, [1e-3] * 6, budget=5.0, search=search)
     assert 1 <= some.tried < 6
     assert some.why_not.startswith(f"{some.tried} of 6 images took")
@@ -121,6 +121,30 @@ def test_time_is_a_limit(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None
     assert none.tried == 0
     assert "one image would take about" in none.why_not
     assert none.radius == (0.0,) * 6
+
+
+def test_as_many_images_as_were_asked_for(digits: tuple) -> None:
+    images, labels, composition = digits
+    search = Search(backwards=False, ascent_steps=0, precision=4.0)
+    some = local_radii(composition, images, labels, [0.0, 1e-3, 1e-3, 1e-3, 0.0, 0.0], most=2, search=search)
+    assert [radius > 0 for radius in some.radius] == [False, True, True, False, False, False]
+    assert (some.tried, some.why_not) == (2, "asked for 2 of 3 images")
+
+
+def test_many_classes_are_sharpened_too() -> None:
+    """More differences of logits than rows that convolutions take at once."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(net, nn.Flatten(), nn.Linear(48, 200)).eval()
+    x = torch.rand(1, 4, 4)
+    label = int(model(x[None]).argmax())
+    composition = compose(model, (1, 4, 4))
+    plain = Search(backwards=False, ascent_steps=0)
+    assert (
+        0
+        < local_radius(composition, x, label, start=1e-3, search=plain) / plain.precision
+        <= (local_radius(composition, x, label, start=1e-3))
+    )
 
 
 def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None:

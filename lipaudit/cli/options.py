@@ -117,6 +117,7 @@ local_options = _together(
         show_default=True,
         help="Radii around each image, too: as many as a minute allows, all, none.",
     ),
+    click.option("--local-samples", type=click.IntRange(1), metavar="N", help="Of at most so many images."),
 )
 
 data_options = _together(

@@ -24,7 +24,17 @@ Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""
 
 LOADING = ("checkpoint", "mean", "std", "random_weights", "offline", "seed")
-SETTINGS = (*LOADING, "num_classes", "input_shape", "data_dir", "batch_size", "time_limit", "tight", "local")
+SETTINGS = (
+    *LOADING,
+    "num_classes",
+    "input_shape",
+    "data_dir",
+    "batch_size",
+    "time_limit",
+    "tight",
+    "local",
+    "local_samples",
+)
 
 
 def check(chosen: Chosen) -> None:
@@ -70,6 +80,7 @@ def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> A
         attacks=attacks,
         norms="tight" if chosen["tight"] else "all",
         local=chosen["local"],
+        local_samples=chosen["local_samples"],
         seed=chosen["seed"],
         device=device,
         time_limit=chosen["time_limit"],

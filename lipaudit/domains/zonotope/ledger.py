@@ -40,7 +40,9 @@ from lipaudit.rounding import TINY, gamma
 NEGLIGIBLE = 1e-11
 """Errors of a band below this share of an entry's size get no symbol; they join the remainder."""
 
-_CHUNK_ENTRIES = 2**24
+_CHUNK_ENTRIES = 2**18
+_BACKWARDS_ABREAST = 64
+"""Entries whose two ends are bounded together: so few that what a layer needs stays in the cache."""
 
 
 LOWER_LINES = ("relu.default",)
@@ -206,7 +208,7 @@ class LocalLedger(Ledger):
         if not self.backwards or not len(places):
             return low, high
         found = []
-        for part in places.split(max(1, _CHUNK_ENTRIES // form.centre.numel() // 8)):
+        for part in places.split(max(_BACKWARDS_ABREAST, _CHUNK_ENTRIES // form.centre.numel())):
             c = form.centre.new_zeros(2 * len(part), form.centre.numel())
             number = torch.arange(len(part), device=part.device)
             c[number, part], c[number + len(part), part] = 1.0, -1.0

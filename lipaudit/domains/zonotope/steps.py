@@ -108,13 +108,13 @@ class Banded:
         open_sign = (self.low < 0) & (self.high > 0)
         alpha = self.chosen[0] if self.chosen else self.least_area()
         lower = torch.where(open_sign, alpha, band.slope)
-        above = c.clamp_min(0.0)
         # Seen from the centre slope z + shift, the lower line z -> lower z is lower by this at z = centre:
         drop = torch.where(open_sign, band.slope * self.centre + band.shift - lower * self.centre, band.error)
-        below = c.clamp_max(0.0)
-        slope = above * lower + below * band.slope
-        constant = (below * band.error - above * drop).reshape(len(c), -1).sum(1)
-        return [slope], constant - _against(c, rounding + gamma(8 + c[0].numel()) * (drop.abs() + band.error))
+        slope = torch.where(c > 0, lower, band.slope)
+        # -<|below|, error> - <above, drop>, with c = above - |below|.
+        constant = _dot(c, band.error) - _dot(c.clamp_min(0.0), band.error + drop)
+        lost = gamma(8 + c[0].numel()) * (drop.abs() + 3 * band.error)
+        return [slope * c], constant - _against(c, rounding + lost)
 
     def least_area(self) -> torch.Tensor:
         """Lower lines of slope 0 or 1, whichever leaves less between the lines."""
@@ -210,4 +210,11 @@ def ancestors(step: Step) -> list[Step]:
 
 def _against(c: torch.Tensor, error: torch.Tensor) -> torch.Tensor:
     """<|c|, error>, rounded up."""
-    return (c.abs() * error).reshape(len(c), -1).sum(1) * (1 + 2 * gamma(c[0].numel() + 8))
+    return _dot(c.abs(), error) * (1 + 2 * gamma(c[0].numel() + 8))
+
+
+def _dot(c: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """<c, v> for every row of c; `v` is one for all of them or has a row for each."""
+    if v.ndim < c.ndim:
+        return c.reshape(len(c), -1) @ v.expand(c.shape[1:]).flatten()
+    return (c * v).reshape(len(c), -1).sum(1)
