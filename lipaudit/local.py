@@ -34,11 +34,12 @@ _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
 _STRIDE = 8.0
+_COARSE, _LONG = 1.3, 2.0
 _FEW_ROWS = 4096
 _MORE_ROWS = 3
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
-_HOPELESS = 10.0
+_HOPELESS = 3.0
 """Differences of logits whose lower bound is below minus this times their value are not tried backwards."""
 
 
@@ -75,10 +76,11 @@ def local_radii(
 ) -> LocalRadii:
     """Local radii of the samples whose `known` (global) radius is positive, as many as fit into `budget` seconds.
 
-    None for no limit; of at most the first `most` of them. An operation without a local rule or an input too large for
+    None for no limit; of at most the first `most` of them. Where a pass takes long, the search is coarser, unless it is
+    given. An operation without a local rule or an input too large for
     memory are reasons, not errors.
     """
-    progress, search = progress or Silent(), search or Search()
+    progress = progress or Silent()
     found, tried, gained, why_not = [0.0] * len(points), 0, 0, ""
     rows = [row for row, radius in enumerate(known) if radius > 0]
     coordinates, room = points[0].numel(), _room(composition)
@@ -97,7 +99,9 @@ def local_radii(
             break
         try:
             if not tried:
-                estimate = seconds_of_a_pass(composition.ledger, points[row]) * _USUAL_ATTEMPTS
+                one_pass = seconds_of_a_pass(composition.ledger, points[row])
+                search = search or Search(precision=_COARSE if one_pass > _LONG else Search.precision)
+                estimate = one_pass * _USUAL_ATTEMPTS
                 if budget is not None and estimate > budget:
                     why_not = f"one image would take about {duration(estimate)}"
                     break

@@ -6,14 +6,17 @@ A block is built for a shape (no batch axis), an image (C, H, W) or tokens (T, D
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from random import Random
 
 import fuzzed_anything
 import fuzzed_images
 import fuzzed_tokens
 import torch
-from fuzzed_blocks import ANY, IMAGES, TOKENS, Function, Parts, Shape, harm, shape_after
+from fuzzed_blocks import ANY, IMAGES, TOKENS, Function, Parts, Shape, harm, harmed, shape_after
 from torch import nn
+
+from lipaudit.graph import Graph, Node
 
 BLOCKS = sorted({**IMAGES, **TOKENS, **ANY})
 FAMILIES = (fuzzed_anything, fuzzed_images, fuzzed_tokens)
@@ -69,3 +72,13 @@ def fuzzed(seed: int, only: str | None = None) -> Fuzzed:
     head = nn.Linear(math.prod(shape), 3)
     harm(random, [head])
     return Fuzzed(start, functions, [*parts, head], names).eval()
+
+
+def reweighted(graph: Graph, random: Random) -> Graph:
+    """The same operations with other weights and biases."""
+
+    def other(node: Node) -> Node:
+        held = {k: v for k, v in node.args.items() if k in ("weight", "bias") and isinstance(v, torch.Tensor)}
+        return replace(node, args={**node.args, **{k: harmed(random, v.clone()) for k, v in held.items()}})
+
+    return replace(graph, nodes=tuple(other(node) for node in graph.nodes))

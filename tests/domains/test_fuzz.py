@@ -9,13 +9,12 @@ import os
 import time
 import warnings
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 
 import pytest
 import torch
-from fuzzed import BLOCKS, fuzzed
-from fuzzed_blocks import harmed
+from fuzzed import BLOCKS, fuzzed, reweighted
 
 from lipaudit.capture import capture
 from lipaudit.composition import pairwise
@@ -146,16 +145,6 @@ def bounds(graph: Graph) -> tuple[float, torch.Tensor]:
         head = walk(graph, RULES, Value(INPUT), ledger)
         whole = ledger.so_far[ledger.settle(head).step]
         return narrow_up(whole), torch.tensor(pairwise(head, ledger), dtype=torch.float64)
-
-
-def reweighted(graph: Graph, random: Random) -> Graph:
-    """The same operations with other weights and biases."""
-
-    def other(node: Node) -> Node:
-        held = {k: v for k, v in node.args.items() if k in ("weight", "bias") and isinstance(v, torch.Tensor)}
-        return replace(node, args={**node.args, **{k: harmed(random, v.clone()) for k, v in held.items()}})
-
-    return replace(graph, nodes=tuple(other(node) for node in graph.nodes))
 
 
 def examine(seed: int, name: str, tally: Tally) -> None:

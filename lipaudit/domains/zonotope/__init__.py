@@ -18,7 +18,7 @@ from lipaudit.rounding import gamma, up
 
 __all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins", "seconds_of_a_pass"]
 
-_TIMED_ROWS = 16
+_TIMED_ROWS = 128
 _FEW_OPEN = 500
 
 

@@ -1,0 +1,32 @@
+"""Points of a ball, and how low a function gets in it: what local certificates are held against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+
+
+def inside(shape: tuple[int, ...], count: int, generator: torch.Generator) -> torch.Tensor:
+    """Points of the unit ball, most of them on its surface."""
+    points = torch.randn(count, math.prod(shape), generator=generator, dtype=torch.float64)
+    points /= torch.linalg.vector_norm(points, dim=1, keepdim=True) * (1 + 1e-12)
+    points[: count // 4] *= torch.rand(count // 4, 1, generator=generator, dtype=torch.float64)
+    return points.reshape(count, *shape)
+
+
+def lowest(
+    network: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor, radius: float, c: torch.Tensor
+) -> torch.Tensor:
+    """The least value of <c, logits> that projected gradient descent finds in the ball."""
+    d = torch.zeros_like(x)
+    least = (network(x[None])[0] * c).sum().detach()
+    for step in range(12):
+        d.requires_grad_(True)
+        value = (network((x + d)[None])[0] * c).sum()
+        (gradient,) = torch.autograd.grad(value, d)
+        least = torch.minimum(least, value.detach())
+        d = d.detach() - gradient / gradient.norm().clamp_min(1e-300) * radius * 0.7 ** (step // 3)
+        d = d * (radius / d.norm().clamp_min(max(radius, 1e-300))) * (1 - 1e-12)
+    return least

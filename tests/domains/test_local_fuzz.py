@@ -1,0 +1,146 @@
+"""Random networks with harmful weights: no input of a ball leaves its form, no difference falls below its bound.
+
+`LIPAUDIT_FUZZ_SECONDS` gives more time, `LIPAUDIT_FUZZ_SEED` another start. And tiny networks, where the least value
+over a ball is known exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+import warnings
+from collections import Counter
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+import torch
+from balls import inside, lowest
+from fuzzed import BLOCKS, fuzzed, reweighted
+from torch import nn
+
+from lipaudit.capture import capture
+from lipaudit.composition import compose
+from lipaudit.domains import zonotope
+from lipaudit.domains.lipschitz import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.value import INPUT
+from lipaudit.domains.walk import walk
+from lipaudit.domains.zonotope.steps import lower_bounds
+from lipaudit.errors import NotLipschitz, UnsupportedOp
+from lipaudit.graph import Graph, evaluate
+
+SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "16"))
+SEED = int(os.environ.get("LIPAUDIT_FUZZ_SEED", "0"))
+WEIGHTINGS = 3
+ROOM = 20_000
+
+
+@dataclass
+class Tally:
+    """What came of the networks."""
+
+    tested: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    violations: list[str] = field(default_factory=list)
+
+
+def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
+    whole = Ledger(graph, torch.device("cpu"), domain=(0.0, 1.0), measure=False)
+    random, generator = Random(seed), torch.Generator().manual_seed(seed)
+    x = torch.rand(graph.input_shape, generator=generator, dtype=torch.float64)
+    radius, backwards = 10 ** random.uniform(-6, 0.5), random.random() < 0.5
+    try:
+        with torch.no_grad():
+            whole.settle(walk(graph, RULES, Value(INPUT), whole))
+        logits = zonotope.logits_over(whole, x, radius, room_for=ROOM, backwards=backwards)
+    except (NotLipschitz, UnsupportedOp, zonotope.TooWide) as error:
+        tally.refused[f"{type(error).__name__}: {str(error)[:60]}"] += 1
+        return
+    tally.tested += 1
+    low, high = (end[0] for end in logits.range())
+    for d in inside(graph.input_shape, 8, generator):
+        value = evaluate(graph, x + radius * d)
+        if not bool(((low <= value) & (value <= high)).all()):
+            tally.violations.append(f"{title}, radius {radius:.3g}: a value outside its range")
+    c = torch.eye(3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64).roll(1, 0)
+    below = lower_bounds(logits.step, c[:, None]) + c @ logits.centre[0]
+    for label in range(3):
+        try:
+            least = float(lowest(lambda x: evaluate(graph, x[0])[None], x, radius, c[label]))
+        except RuntimeError:  # no gradient reaches the input
+            continue
+        noise = 1e-11 * (1 + float(logits.centre.abs().max()) + float((high - low).max()))
+        if float(below[label]) > least + noise:
+            tally.violations.append(f"{title}, radius {radius:.3g}: {least} below {float(below[label])}")
+
+
+def sweep(seconds: float, seed: int) -> Tally:
+    tally, began = Tally(), time.monotonic()
+    while time.monotonic() - began < seconds:
+        network, random = fuzzed(seed, BLOCKS[seed % len(BLOCKS)]), Random(seed)
+        graph = capture(network, network.shape) if network.names else None
+        for number in range(WEIGHTINGS if graph is not None else 0):
+            judge(graph, f"seed {seed}, {' + '.join(network.names)}, weights {number}", seed + number, tally)
+            graph = reweighted(graph, random)
+        seed += 1
+    return tally
+
+
+@pytest.mark.slow
+def test_no_random_network_leaves_its_forms() -> None:
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tally = sweep(SECONDS, SEED)
+    assert not tally.violations
+    assert tally.tested >= 10
+
+
+def least_of(first: nn.Linear, f: nn.Module, c: torch.Tensor, x: torch.Tensor, radius: float) -> float:
+    """The least value over a disk of <c, network>, for one hidden layer of ReLU and two inputs: exactly.
+
+    Where no ReLU bends the function is straight, so it is least where two bends cross, or a bend and the circle, or
+    where a straight piece falls most steeply out of the disk. Every candidate is in the disk: none is too low.
+    """
+    bends = [(w, float(b)) for w, b in zip(first.weight, first.bias, strict=True)]
+    candidates = [x]
+    for (w, b), (v, a) in itertools.combinations(bends, 2):
+        both = torch.stack([w, v])
+        if abs(float(torch.linalg.det(both))) > 1e-12:
+            candidates.append(torch.linalg.solve(both, -torch.tensor([b, a], dtype=torch.float64)))
+    for w, b in bends:
+        away = -(float(w @ x) + b) / float(w @ w)
+        if abs(away) * float(w.norm()) < radius:
+            along = torch.stack([-w[1], w[0]]) * math.sqrt(radius**2 - away**2 * float(w @ w)) / float(w.norm())
+            candidates += [x + away * w + along, x + away * w - along]
+    for pattern in itertools.product((0.0, 1.0), repeat=len(bends)):
+        slope = (c @ f[2].weight * torch.tensor(pattern, dtype=torch.float64)) @ first.weight
+        if float(slope.norm()) > 0:
+            candidates.append(x - radius * slope / slope.norm())
+    points = torch.stack(candidates)
+    points = points[(points - x).norm(dim=1) <= radius * (1 + 1e-9)]
+    return float((f(points) @ c).min())
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_bounds_are_below_the_exact_least_value(seed: int) -> None:
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval().requires_grad_(False)
+    composition = compose(model, (2,))
+    x = torch.randn(2, dtype=torch.float64)
+    for radius in (1e-3, 0.1, 0.5, 2.0):
+        logits = zonotope.logits_over(composition.ledger, x, radius, room_for=ROOM)
+        for label in range(3):
+            others = [j for j in range(3) if j != label]
+            for bound, other in zip(zonotope.margins(logits, label), others, strict=True):
+                c = torch.zeros(3, dtype=torch.float64)
+                c[label], c[other] = 1.0, -1.0
+                least = least_of(model[0], model, c, x, radius)
+                assert bound <= least + 1e-9 * radius  # candidates are in the disk to 1e-9
+                backwards = lower_bounds(logits.step, c[None, None]) + c @ logits.centre[0]
+                assert float(backwards) <= least + 1e-9 * radius
+                gap = float(c @ logits.centre[0])
+                if radius <= 1e-3 and not bool(((model[0](x)).abs() < 0.01).any()):
+                    assert bound >= least - 1e-9  # nothing bends: the bound is the least value
+                assert least <= gap
