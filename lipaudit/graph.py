@@ -68,15 +68,21 @@ class Graph:
 Visitor = Callable[[Node, dict[str, Any], torch.Tensor], None]
 
 
-def evaluate(graph: Graph, x: torch.Tensor, visit: Visitor | None = None) -> torch.Tensor:
+def evaluate(
+    graph: Graph,
+    x: torch.Tensor,
+    visit: Visitor | None = None,
+    run: Callable[[Node, dict[str, Any]], torch.Tensor] | None = None,
+) -> torch.Tensor:
     """The logits of one sample (`x` without batch axis), computed node by node in the dtype of `x`.
 
-    `visit` sees every node with its resolved arguments and its output (both with a batch axis of one).
+    `visit` sees every node with its resolved arguments and its output (both with a batch axis of one); `run` computes
+    the output instead of `call`.
     """
     values: dict[str, torch.Tensor] = {"input": x[None]}
     for node in graph.nodes:
         arguments = {name: _resolve(value, values, x.dtype) for name, value in node.args.items()}
-        result = call(node, arguments)
+        result = (run or call)(node, arguments)
         if result.is_floating_point() and result.dtype != x.dtype:
             where = f"{node.title} ({node.source})"
             raise CaptureError(f"expected {x.dtype} throughout, got {result.dtype} from {node.op} in {where}")

@@ -11,6 +11,7 @@ from samples import NETWORKS, composed
 from torch import nn
 
 import lipaudit
+from lipaudit import zoo
 from lipaudit.certificates import ErrorRecursion, certify_with
 from lipaudit.composition import compose
 from lipaudit.domains import roundoff
@@ -175,3 +176,20 @@ def test_products_of_activations_are_certified_in_the_domain_that_is_given() -> 
     assert lipaudit.certify(model, x, domain=(0, 1)).radius[0] > 0
     with pytest.raises(BadThreat, match=r"expected inputs in the domain \[0, 1\], got entries from 0.4 to 1.8"):
         lipaudit.certify(model, 2 * x, domain=(0, 1))
+
+
+def test_more_digits_are_taken_where_rounding_costs_a_margin(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, _, images, labels = zoo.digits_split()
+    composition = compose(zoo.load("digits-cnn"), (1, 8, 8))
+    points, answers = torch.from_numpy(images[:3]), labels[:3].tolist()
+    evaluated = ErrorRecursion(composition)
+    for x in points.double():
+        plain, loose = evaluated(x)
+        careful, tight = evaluated(x, careful=True)
+        assert tight < loose / 50
+        assert max(abs(a - b) for a, b in zip(plain, careful, strict=True)) <= loose + tight
+    usual = certify_with(composition, points, answers)
+    monkeypatch.setattr("lipaudit.certificates._HARMLESS", 0.0)
+    better = certify_with(composition, points, answers)
+    assert better.rounding < usual.rounding / 50
+    assert (better.radius >= usual.radius).all()

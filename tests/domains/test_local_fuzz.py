@@ -22,6 +22,7 @@ from fuzzed import BLOCKS, fuzzed, reweighted
 from torch import nn
 
 from lipaudit.capture import capture
+from lipaudit.certificates import ErrorRecursion
 from lipaudit.composition import compose
 from lipaudit.domains import zonotope
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
@@ -35,6 +36,15 @@ SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "16"))
 SEED = int(os.environ.get("LIPAUDIT_FUZZ_SEED", "0"))
 WEIGHTINGS = 3
 ROOM = 20_000
+
+
+@dataclass
+class Parts:
+    """What the error recursion wants of a composition."""
+
+    graph: Graph
+    ledger: Ledger
+    head: Value
 
 
 @dataclass
@@ -53,16 +63,18 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
     radius, backwards = 10 ** random.uniform(-6, 0.5), random.random() < 0.5
     try:
         with torch.no_grad():
-            whole.settle(walk(graph, RULES, Value(INPUT), whole))
+            head = walk(graph, RULES, Value(INPUT), whole)
+            whole.settle(head)
         logits = zonotope.logits_over(whole, x, radius, room_for=ROOM, backwards=backwards)
     except (NotLipschitz, UnsupportedOp, zonotope.TooWide) as error:
         tally.refused[f"{type(error).__name__}: {str(error)[:60]}"] += 1
         return
     tally.tested += 1
     low, high = (end[0] for end in logits.range())
+    evaluated = ErrorRecursion(Parts(graph, whole, head))
     for d in inside(graph.input_shape, 8, generator):
-        value = evaluate(graph, x + radius * d)
-        if not bool(((low <= value) & (value <= high)).all()):
+        value, error = (torch.tensor(found, dtype=torch.float64) for found in evaluated(x + radius * d))
+        if not bool(((low - error <= value) & (value <= high + error)).all()):
             tally.violations.append(f"{title}, radius {radius:.3g}: a value outside its range")
     c = torch.eye(3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64).roll(1, 0)
     below = lower_bounds(logits.step, c[:, None]) + c @ logits.centre[0]

@@ -75,7 +75,17 @@ CURVES: dict[str, tuple[float, tuple[float, float]]] = {
 """Operation -> M >= |f''| and [a, b], its slopes: rounded outward in the ninth digit; tests recompute each."""
 
 
-@BANDS.register(*TURNS)
+@BANDS.register("relu.default")
+def relu(node: Node, arguments: Arguments, low: torch.Tensor, high: torch.Tensor, steepest: float) -> Band:
+    """ReLU: nothing at all happens to what is known to be positive, nor is anything left of what is negative."""
+    band = pieces(node, arguments, low, high, steepest)
+    above, below = low >= 0, high <= 0  # neither, if the range is not a number
+    slope = torch.where(above, 1.0, torch.where(below, 0.0, band.slope))
+    straight = above | below
+    return Band(slope, band.shift.masked_fill(straight, 0.0), band.error.masked_fill(straight, 0.0))
+
+
+@BANDS.register(*(name for name in TURNS if name != "relu.default"))
 def pieces(node: Node, arguments: Arguments, low: torch.Tensor, high: torch.Tensor, steepest: float) -> Band:
     """A function of straight pieces: its chord, and how far the places where pieces meet are off it."""
     at_low, at_high = (_value(node, arguments, end) for end in (low, high))

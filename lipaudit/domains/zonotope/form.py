@@ -4,8 +4,9 @@ Note [Affine forms]
     Of every input x + d, ||d||_2 <= r, a tensor of the network is
         z = centre + sum_i rows[i] u_i + rest,   ||(u_0 .. u_(n-1))||_2 <= 1, |u_i| <= 1 for i >= n,
         ||rest||_2 <= remainder.
-    The first n rows belong to the coordinates of d / r; each of the others to one symbol, an unknown of one entry of
-    one nonlinear operation. All tensors share the unknowns, so that what two of them have in common cancels when one
+    The first n rows belong to the coordinates of d / r. Row n is what the float64 centre is known to be off by, as far
+    as it is known (precise.py): its u is 1. Each of the others belongs to one symbol, an unknown of one entry of one
+    nonlinear operation. All tensors share the unknowns, so that what two of them have in common cancels when one
     is subtracted from the other. A form with fewer rows does not depend on the later symbols.
     The remainder is for roundings alone: it grows with the layer bounds, as in Note [Error recursion] of roundoff.py.
 
@@ -83,5 +84,6 @@ def ball(x: torch.Tensor, radius: float, rows: int | None = None) -> Form:
     """
     centre = x.double()
     count = centre.numel() if rows is None else min(rows, centre.numel())
-    moves = torch.eye(count, centre.numel(), dtype=torch.float64, device=x.device) * radius
+    moves = torch.zeros(count + 1, centre.numel(), dtype=torch.float64, device=x.device)
+    moves[:count].fill_diagonal_(radius)
     return Form(centre, moves.reshape(-1, *centre.shape), count, step=Start(radius))

@@ -31,9 +31,9 @@ def _second_factor(node: Node) -> float:
     return alpha if node.op.startswith("add") else -alpha
 
 
-def sizes(node: Node, forms: Sequence[Form]) -> torch.Tensor:
-    """How large the terms of a sum may be, entry by entry."""
-    first, second = (form.centre.abs() + form.reach for form in forms)
+def reaches(node: Node, forms: Sequence[Form]) -> torch.Tensor:
+    """How far the terms of a sum reach from their centres, added up, entry by entry."""
+    first, second = (form.reach for form in forms)
     return first + abs(_second_factor(node)) * second
 
 

@@ -23,11 +23,12 @@ from typing import Any
 import torch
 
 from lipaudit.domains.lipschitz.value import Ledger, Value, merged
+from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import EXACT, LAWS
 from lipaudit.domains.roundoff import RULES as ROUNDINGS
 from lipaudit.domains.zonotope.bands import BANDS
 from lipaudit.domains.zonotope.form import Form
-from lipaudit.domains.zonotope.joins import JOINS, sizes
+from lipaudit.domains.zonotope.joins import JOINS, reaches
 from lipaudit.domains.zonotope.pools import POOLS
 from lipaudit.domains.zonotope.rows import applied
 from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped, lower_bounds
@@ -153,21 +154,33 @@ class LocalLedger(Ledger):
         moved = positive.apply(form.reach)
         lost = (gamma(linear.terms + 4) + linear.relative_error) * float(torch.linalg.vector_norm(moved)) * (1 + 1e-6)
         given = self._given(node)
-        centre = call(node, given)
-        eta = None if node.op in EXACT else ROUNDINGS[node.op](node, given, centre)
+        centre, rest, eta = self._centred(node, given)
+        last = rows.shape[1:] == centre.shape
         if node.name not in self.centres:  # a node may consist of several maps; its shifts are in its centre
-            lost += 0.0 if eta is None else float(torch.linalg.vector_norm(eta)) * (1 + 1e-6)
+            lost += float(torch.linalg.vector_norm(eta if last else rest.abs() + eta)) * (1 + 1e-6)
             self._local[node.name] = 0.0
+            if last:
+                rows[form.inputs] += rest
         self.centres[node.name] = centre
         self._local[node.name] += lost + TINY
         loose = (schur_test(linear, self.device) * form.loose + lost) * (1 + 1e-12) + TINY
         # A map of one term per entry scales what each row adds.
-        within = moved * (1 + gamma(8) + linear.relative_error) + TINY if linear.terms == 1 else None
+        known = linear.terms == 1 and last
+        within = (moved + rest.abs()) * (1 + gamma(8) + linear.relative_error) + TINY if known else None
         reach = Form(centre, rows, form.inputs, within=within).reach
-        last = rows.shape[1:] == centre.shape
         far = positive.apply(form.reach + form.loose)
-        step = Mapped((form.step,), linear, far, eta if last else None, reach + loose)
+        step = Mapped((form.step,), linear, far, rest.abs() + eta if last else None, reach + loose)
         return Form(centre, rows, form.inputs, loose=loose, within=reach, step=step)
+
+    def _centred(self, node: Node, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The value at the centre, what it is known to be off by, and a bound of what is left."""
+        found = precisely(node, given)
+        if found is not None:
+            # The rest joins a row: one rounding more there.
+            return found.value, found.rest, (found.error + gamma(4) * found.rest.abs()) * (1 + gamma(4))
+        centre = call(node, given)
+        eta = torch.zeros_like(centre) if node.op in EXACT else ROUNDINGS[node.op](node, given, centre)
+        return centre, torch.zeros_like(centre), eta.expand_as(centre)
 
     def _given(self, node: Node) -> dict[str, Any]:
         """The arguments of the node, with centres for what depends on the input."""
@@ -193,6 +206,8 @@ class LocalLedger(Ledger):
         reach = torch.maximum(high - form.centre, form.centre - low)
         steep = band.slope.abs().clamp_min(1.0) if node.op in LOWER_LINES else band.slope.abs()
         size = steep * (form.centre.abs() + reach) + band.shift.abs()
+        straight = (band.error == 0) & (band.shift == 0) & ((band.slope == 0) | (band.slope == 1))
+        size = size.masked_fill(straight, 0.0)  # nothing is computed
         lost = gamma(6) * float(torch.linalg.vector_norm(size))
         before, centre = form, band.slope * form.centre + band.shift
         within = (band.slope.abs() * form.reach + band.error) * (1 + gamma(8)) + TINY
@@ -252,16 +267,17 @@ class LocalLedger(Ledger):
         return replace(after, step=step), lost + small + TINY
 
     def _joined(self, node: Node, forms: Sequence[Form]) -> tuple[Form, float]:
-        given = self._given(node)
-        centre = call(node, given)
-        eta = torch.zeros_like(centre) if node.op in EXACT else ROUNDINGS[node.op](node, given, centre)
+        centre, rest, eta = self._centred(node, self._given(node))
         count = max(len(form.rows) for form in forms)
         rows, step = JOINS[node.op](node, forms, [form.padded(count) for form in forms])
+        rows[forms[0].inputs] += rest
         form = Form(centre, rows, forms[0].inputs)
         form = replace(form, within=form.reach)
-        rounding = eta if node.op in EXACT else eta + gamma(6) * sizes(node, forms)
+        # The rows are added with a rounding each, too.
+        added = torch.zeros_like(centre) if node.op in EXACT else gamma(6) * reaches(node, forms)
+        rounding = eta + added
         far = form.reach + sum(each.remainder for each in forms)
-        form = replace(form, step=step(rounding, far))
+        form = replace(form, step=step(rest.abs() + rounding, far))
         return form, float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
 
 
