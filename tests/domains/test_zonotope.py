@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import mpmath
 import pytest
@@ -253,6 +254,26 @@ def test_many_rows_at_once_are_the_same_as_one(stride, padding, kernel, dilation
     c = torch.randn(150, *one_by_one.shape[1:], generator=generator, dtype=torch.float64)
     back = torch.stack([adjoint(conv, row) for row in c])
     assert float((transposed(conv, c) - back).abs().max()) < 1e-13
+
+
+def test_the_centre_is_known_to_more_digits_than_float64_has() -> None:
+    """Through a product with a constant and a dense layer, against exact rationals."""
+    generator = torch.Generator().manual_seed(0)
+    factor, matrix = (torch.randn(shape, generator=generator) for shape in ((12,), (2, 12)))
+
+    class Scaled(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return functional.linear(x * factor.to(x.dtype), matrix.to(x.dtype))
+
+    x = torch.rand(12, generator=generator, dtype=torch.float64)
+    logits = zonotope.logits_over(compose(Scaled().eval(), (12,)).ledger, x, 0.0, room_for=ROOM)
+    assert logits.remainder < 1e-24
+    products = [Fraction(float(a)) * Fraction(float(v)) for a, v in zip(factor, x, strict=True)]
+    for k in range(2):
+        true = sum(Fraction(float(w)) * p for w, p in zip(matrix[k], products, strict=True))
+        known = Fraction(float(logits.centre[0, k])) + Fraction(float(logits.rows[logits.inputs, 0, k]))
+        assert abs(known - true) <= Fraction(logits.remainder)
+        assert float(logits.rows[logits.inputs, 0, k]) != 0.0
 
 
 def test_padding_with_infinity_is_refused_by_name() -> None:

@@ -75,6 +75,7 @@ class LocalLedger(Ledger):
     centres: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     _local: dict[str, float] = field(default_factory=dict, init=False)
     _entered: dict[str, Form] = field(default_factory=dict, init=False)
+    _rests: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,12 +130,16 @@ class LocalLedger(Ledger):
         return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder))
 
     def check(self, node: Node, value: Value) -> None:
-        """Hold the maps of a linear operation against what it does: a rule may be right about norms and wrong here."""
+        """Hold the maps of a linear operation against what it does: a rule may be right about norms and wrong here.
+
+        All of its maps have been run now, so that what its centre is off by can join its row.
+        """
         before = self._entered.pop(node.name, None)
         if before is None:
             return
         assert isinstance(value, Tracked)
         form, some = value.form, slice(0, 8)
+        form.rows[form.inputs] += self._rests.pop(node.name)
         if not bool(torch.isfinite(form.centre).all()):
             raise NotLipschitz(f"expected finite activations for a local certificate, got others from {node.op}")
         moved = {ref: self._centre(ref) + before.rows[some].sum(0) for ref in set(node.refs())}
@@ -157,17 +162,15 @@ class LocalLedger(Ledger):
         centre, rest, eta = self._centred(node, given)
         last = rows.shape[1:] == centre.shape
         if node.name not in self.centres:  # a node may consist of several maps; its shifts are in its centre
-            lost += float(torch.linalg.vector_norm(eta if last else rest.abs() + eta)) * (1 + 1e-6)
-            self._local[node.name] = 0.0
-            if last:
-                rows[form.inputs] += rest
+            lost += float(torch.linalg.vector_norm(eta)) * (1 + 1e-6)
+            self._local[node.name], self._rests[node.name] = 0.0, rest
         self.centres[node.name] = centre
         self._local[node.name] += lost + TINY
         loose = (schur_test(linear, self.device) * form.loose + lost) * (1 + 1e-12) + TINY
         # A map of one term per entry scales what each row adds.
-        known = linear.terms == 1 and last
-        within = (moved + rest.abs()) * (1 + gamma(8) + linear.relative_error) + TINY if known else None
+        within = moved * (1 + gamma(8) + linear.relative_error) + TINY if linear.terms == 1 else None
         reach = Form(centre, rows, form.inputs, within=within).reach
+        reach = (reach + rest.abs()) * (1 + gamma(2)) if last else reach
         far = positive.apply(form.reach + form.loose)
         step = Mapped((form.step,), linear, far, rest.abs() + eta if last else None, reach + loose)
         return Form(centre, rows, form.inputs, loose=loose, within=reach, step=step)
