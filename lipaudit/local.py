@@ -36,7 +36,7 @@ _ENOUGH_WITHOUT_GAIN = 16
 _STRIDE = 8.0
 _COARSE, _LONG = 1.3, 2.0
 _FEW_ROWS = 4096
-_MORE_ROWS = 3
+_MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
 _HOPELESS = 3.0

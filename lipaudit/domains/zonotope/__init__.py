@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,7 @@ from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.value import Ledger
 from lipaudit.domains.walk import walk
 from lipaudit.domains.zonotope.form import Form, ball
+from lipaudit.domains.zonotope.groups import ends
 from lipaudit.domains.zonotope.ledger import LocalLedger, TooWide
 from lipaudit.rounding import gamma, up
 
@@ -31,7 +33,8 @@ def logits_over(whole: Ledger, x: torch.Tensor, radius: float, *, room_for: int,
     ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=room_for, backwards=backwards)
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius))
-        return ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
+        form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
+        return replace(form, groups=tuple(ledger.groups))
 
 
 def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
@@ -54,8 +57,8 @@ def margins(logits: Form, label: int) -> list[float]:
         if other != label:
             centre = logits.centre[0, label] - logits.centre[0, other]
             rows = logits.rows[:, 0, label] - logits.rows[:, 0, other]
-            reach = float(Form(centre, rows, logits.inputs).reach) * (1 + 1e-12)
+            below, _ = ends(rows[:, None], logits.inputs, logits.groups)
             lost = up(2.0**0.5) * logits.remainder * (1 + 1e-12)
             size = float(logits.centre.abs().max() + logits.reach.max())
-            found.append(float(centre) - reach - lost - gamma(8) * size)
+            found.append(float(centre) - float(below) - lost - gamma(8) * size)
     return found

@@ -18,11 +18,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 
 from lipaudit.domains.zonotope.steps import Start, Step
 from lipaudit.rounding import gamma
+
+if TYPE_CHECKING:
+    from lipaudit.domains.zonotope.groups import Group
 
 _CHUNK_ENTRIES = 2**19
 
@@ -49,6 +53,8 @@ class Form:
 
     within: torch.Tensor | None = None
     """The reach, where it is known without looking at all rows."""
+    groups: tuple[Group, ...] = ()
+    """What is known of symbols together, where somebody will ask: groups.py."""
 
     @cached_property
     def reach(self) -> torch.Tensor:

@@ -28,10 +28,12 @@ from lipaudit.domains.roundoff import EXACT, LAWS
 from lipaudit.domains.roundoff import RULES as ROUNDINGS
 from lipaudit.domains.zonotope.bands import BANDS
 from lipaudit.domains.zonotope.form import Form
+from lipaudit.domains.zonotope.groups import Group, of_relu
 from lipaudit.domains.zonotope.joins import JOINS, reaches
 from lipaudit.domains.zonotope.pools import POOLS
 from lipaudit.domains.zonotope.rows import applied
-from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped, lower_bounds
+from lipaudit.domains.zonotope.sharper import sharpened
+from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
 from lipaudit.graph import Node, Ref, call
 from lipaudit.norms.maps import LinearMap, schur_test
@@ -40,11 +42,6 @@ from lipaudit.rounding import TINY, gamma
 
 NEGLIGIBLE = 1e-11
 """Errors of a band below this share of an entry's size get no symbol; they join the remainder."""
-
-_CHUNK_ENTRIES = 2**18
-_BACKWARDS_ABREAST = 64
-"""Entries whose two ends are bounded together: so few that what a layer needs stays in the cache."""
-
 
 LOWER_LINES = ("relu.default",)
 """Operations that lie above every line through 0 of a slope between 0 and 1."""
@@ -72,6 +69,7 @@ class LocalLedger(Ledger):
     backwards: bool = field(default=True, kw_only=True)
     """Whether ranges are sharpened backwards where a sign is open."""
     rows: int = field(default=0, init=False)
+    groups: list[Group] = field(default_factory=list, init=False)
     centres: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     _local: dict[str, float] = field(default_factory=dict, init=False)
     _entered: dict[str, Form] = field(default_factory=dict, init=False)
@@ -204,7 +202,7 @@ class LocalLedger(Ledger):
 
     def _within_band(self, node: Node, form: Form, steepest: float) -> tuple[Form, float]:
         """f(z) for a function of one entry, with one symbol more for each entry that is not straight there."""
-        low, high = self._sharpened(form)
+        low, high = sharpened(form, self.groups, backwards=self.backwards)
         band = BANDS[node.op](node, self._given(node), low, high, steepest)
         reach = torch.maximum(high - form.centre, form.centre - low)
         steep = band.slope.abs().clamp_min(1.0) if node.op in LOWER_LINES else band.slope.abs()
@@ -212,34 +210,22 @@ class LocalLedger(Ledger):
         straight = (band.error == 0) & (band.shift == 0) & ((band.slope == 0) | (band.slope == 1))
         size = size.masked_fill(straight, 0.0)  # nothing is computed
         lost = gamma(6) * float(torch.linalg.vector_norm(size))
-        before, centre = form, band.slope * form.centre + band.shift
+        before, centre, first = form, band.slope * form.centre + band.shift, self.rows
         within = (band.slope.abs() * form.reach + band.error) * (1 + gamma(8)) + TINY
-        form, small = self._with_symbols(Form(centre, form.rows, form.inputs, within=within), band.error, band.slope)
+        form, small, places = self._with_symbols(
+            Form(centre, form.rows, form.inputs, within=within), band.error, band.slope
+        )
+        if node.op == "relu.default" and len(places):
+            group = of_relu(before, places, (low, high), band, first, self.groups)
+            self.groups += [group] if group else []
         ends = {"low": low, "high": high} if node.op in LOWER_LINES else {}
         step = Banded((before.step,), band, before.centre, size, form.reach + before.remainder + lost, **ends)
         return replace(form, step=step), lost + small + TINY
 
-    def _sharpened(self, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
-        """The range of a form; of entries whose sign is open, backwards as well, and the better of the two."""
-        low, high = (end.contiguous() for end in form.range())
-        places = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
-        if not self.backwards or not len(places):
-            return low, high
-        found = []
-        for part in places.split(max(_BACKWARDS_ABREAST, _CHUNK_ENTRIES // form.centre.numel())):
-            c = form.centre.new_zeros(2 * len(part), form.centre.numel())
-            number = torch.arange(len(part), device=part.device)
-            c[number, part], c[number + len(part), part] = 1.0, -1.0
-            below = lower_bounds(form.step, c.reshape(-1, *form.centre.shape))
-            found.append(torch.stack([below[: len(part)], -below[len(part) :]]))
-        below, above = torch.cat(found, dim=1) + form.centre.flatten()[places]
-        slack = gamma(4) * (form.centre.abs() + form.reach).flatten()[places]
-        low.view(-1)[places] = torch.maximum(low.view(-1)[places], below - slack)
-        high.view(-1)[places] = torch.minimum(high.view(-1)[places], above + slack)
-        return low, high
-
-    def _with_symbols(self, form: Form, error: torch.Tensor, slope: torch.Tensor | None = None) -> tuple[Form, float]:
-        """The form off by at most `error` in each entry: a symbol for what is not negligible, and the norm of the rest.
+    def _with_symbols(
+        self, form: Form, error: torch.Tensor, slope: torch.Tensor | None = None
+    ) -> tuple[Form, float, torch.Tensor]:
+        """The form off by at most `error` in each entry, the norm of what is negligible, and the places with a symbol.
 
         Its rows are first multiplied by `slope`; `form.within` is already that of the result.
         """
@@ -258,13 +244,13 @@ class LocalLedger(Ledger):
         rows.flatten(1)[torch.arange(first, first + len(places), device=places.device), places] = error.flatten()[
             places
         ]
-        return replace(form, rows=rows), small
+        return replace(form, rows=rows), small, places
 
     def _pooled(self, node: Node, form: Form) -> tuple[Form, float]:
         pooled, half, places = POOLS[node.op](node, form)
         size = pooled.centre.abs() + pooled.reach + half
         lost = gamma(6) * float(torch.linalg.vector_norm(size))
-        after, small = self._with_symbols(replace(pooled, within=(pooled.reach + half) * (1 + gamma(4))), half)
+        after, small, _ = self._with_symbols(replace(pooled, within=(pooled.reach + half) * (1 + gamma(4))), half)
         far = after.reach + 64 * form.remainder  # an entry lies in no more windows than that, squared
         step = Chosen((form.step,), places, tuple(form.centre.shape), half, size, far)
         return replace(after, step=step), lost + small + TINY
