@@ -77,8 +77,17 @@ CURVES: dict[str, tuple[float, tuple[float, float]]] = {
 
 @BANDS.register("relu.default")
 def relu(node: Node, arguments: Arguments, low: torch.Tensor, high: torch.Tensor, steepest: float) -> Band:
+    """ReLU: see `rectified`."""
+    del node, arguments, steepest  # it has no other arguments
+    return rectified(low, high)
+
+
+def rectified(low: torch.Tensor, high: torch.Tensor) -> Band:
     """ReLU: nothing at all happens to what is known to be positive, nor is anything left of what is negative."""
-    band = pieces(node, arguments, low, high, steepest)
+    exact = torch.zeros_like(low)
+    points = (low, high, torch.minimum(torch.maximum(exact, low), high))
+    slope = _chord(low, high, low.clamp_min(0.0), high.clamp_min(0.0)).clamp(0.0, 1.0)
+    band = _enclosing(slope, [(point, point.clamp_min(0.0), exact) for point in points])
     above, below = low >= 0, high <= 0  # neither, if the range is not a number
     slope = torch.where(above, 1.0, torch.where(below, 0.0, band.slope))
     straight = above | below

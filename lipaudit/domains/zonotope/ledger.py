@@ -26,11 +26,11 @@ from lipaudit.domains.lipschitz.value import Ledger, Value, merged
 from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import EXACT, LAWS
 from lipaudit.domains.roundoff import RULES as ROUNDINGS
-from lipaudit.domains.zonotope.bands import BANDS
+from lipaudit.domains.zonotope.bands import BANDS, Band
 from lipaudit.domains.zonotope.form import Form
 from lipaudit.domains.zonotope.groups import Group, of_relu
 from lipaudit.domains.zonotope.joins import JOINS, reaches
-from lipaudit.domains.zonotope.pools import POOLS
+from lipaudit.domains.zonotope.pools import POOLS, largest
 from lipaudit.domains.zonotope.rows import applied
 from lipaudit.domains.zonotope.sharper import sharpened
 from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped
@@ -117,6 +117,8 @@ class LocalLedger(Ledger):
         remainder = LAWS[law]([form.remainder for form in forms]) * upper.value
         if node.op in BANDS:
             form, lost = self._within_band(node, forms[0], upper.value)
+        elif node.op == "max_pool2d.default":
+            form, lost = largest(node, forms[0], self._sharpened, self._bent)
         elif node.op in POOLS:
             form, lost = self._pooled(node, forms[0])
         elif node.op in JOINS:
@@ -202,10 +204,20 @@ class LocalLedger(Ledger):
 
     def _within_band(self, node: Node, form: Form, steepest: float) -> tuple[Form, float]:
         """f(z) for a function of one entry, with one symbol more for each entry that is not straight there."""
-        low, high = sharpened(form, self.groups, backwards=self.backwards)
+        low, high = self._sharpened(form)
         band = BANDS[node.op](node, self._given(node), low, high, steepest)
+        return self._bent(form, band, (low, high), relu=node.op in LOWER_LINES)
+
+    def _sharpened(self, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
+        return sharpened(form, self.groups, backwards=self.backwards)
+
+    def _bent(
+        self, form: Form, band: Band, ends: tuple[torch.Tensor, torch.Tensor], *, relu: bool = True
+    ) -> tuple[Form, float]:
+        """A function of one entry in its band over the range between `ends`, and the L2 norm of what rounding lost."""
+        low, high = ends
         reach = torch.maximum(high - form.centre, form.centre - low)
-        steep = band.slope.abs().clamp_min(1.0) if node.op in LOWER_LINES else band.slope.abs()
+        steep = band.slope.abs().clamp_min(1.0) if relu else band.slope.abs()
         size = steep * (form.centre.abs() + reach) + band.shift.abs()
         straight = (band.error == 0) & (band.shift == 0) & ((band.slope == 0) | (band.slope == 1))
         size = size.masked_fill(straight, 0.0)  # nothing is computed
@@ -215,11 +227,11 @@ class LocalLedger(Ledger):
         form, small, places = self._with_symbols(
             Form(centre, form.rows, form.inputs, within=within), band.error, band.slope
         )
-        if node.op == "relu.default" and len(places):
-            group = of_relu(before, places, (low, high), band, first, self.groups)
+        if relu and len(places):
+            group = of_relu(before, places, ends, band, first, self.groups)
             self.groups += [group] if group else []
-        ends = {"low": low, "high": high} if node.op in LOWER_LINES else {}
-        step = Banded((before.step,), band, before.centre, size, form.reach + before.remainder + lost, **ends)
+        far = form.reach + before.remainder + lost
+        step = Banded((before.step,), band, before.centre, size, far, *(ends if relu else ()))
         return replace(form, step=step), lost + small + TINY
 
     def _with_symbols(

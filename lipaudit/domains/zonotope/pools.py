@@ -1,11 +1,11 @@
-"""Max pooling and sorting of forms. `POOLS` is the table: a function of the node and the form, to the form, its errors
-and which entries it is made of.
+"""Max pooling and sorting of forms. `POOLS` is the table of what sorts: a function of the node and the form, to the
+form, its errors and which entries it is made of. `largest` is max pooling.
 
 Note [Maxima of forms]
-    Of the entries of a window take one, k, of the largest centre. The maximum is z_k + delta with
-        0 <= delta <= max(0, max_t sup (z_t - z_k)),
-    and a difference of forms is a form, in which all that the two have in common cancels. So the maximum is the form of
-    z_k plus half of that, give or take half of that; entries that are never the largest cost nothing.
+    max(m, z) = m + relu(z - m), and a difference of forms is a form, in which all that the two have in common cancels.
+    So of the entries of a window take the one of the largest centre, and go on to the next: each that may be larger
+    than what was found before is a ReLU, with all that is known of ReLU (bands, groups, lower lines); the others cost
+    nothing. The error of an m only moves the maximum by as much, so that the errors of the steps add up.
 
 Note [Sorted forms]
     Order the entries by their centres, the largest first: z_1 .. z_g. The k-th largest entry s_k is at most the largest
@@ -19,43 +19,23 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch.nn import functional
 
+from lipaudit.domains.zonotope.bands import Band, rectified
 from lipaudit.domains.zonotope.form import Form
+from lipaudit.domains.zonotope.steps import Chosen, Summed
 from lipaudit.errors import NotLipschitz
 from lipaudit.graph import Node
 from lipaudit.registry import Registry
-from lipaudit.rounding import gamma
+from lipaudit.rounding import TINY, gamma
 
 LARGEST_SORT = 32
 """Entries of one sort: all pairs are compared."""
 
 POOLS: Registry[Callable[[Node, Form], tuple[Form, torch.Tensor, torch.Tensor]]] = Registry("local pooling rule")
-
-
-@POOLS.register("max_pool2d.default")
-def max_pool(node: Node, form: Form) -> tuple[Form, torch.Tensor, torch.Tensor]:
-    """Max pooling over windows of an image; see Note [Maxima of forms]."""
-    places = _windows(node, form)
-    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.inputs, form.remainder)
-    outside = places < 0
-    low, high = (end[places.clamp_min(0)] for end in flat.range())
-    centres = flat.centre[places.clamp_min(0)].masked_fill(outside, -torch.inf)
-    tap = centres.argmax(0, keepdim=True)
-    chosen = places.gather(0, tap)[0]
-    floor = low.gather(0, tap)[0]
-    rivals = (high > floor) & ~outside & (places != chosen)
-    delta = torch.zeros_like(floor)
-    for number in range(len(places)):
-        at = rivals[number].nonzero().flatten()
-        if len(at):
-            delta[at] = torch.maximum(delta[at], _above(flat, places[number][at], chosen[at]))
-    shape = node.shape
-    half = (delta / 2).reshape(shape)
-    rows = flat.rows[:, chosen].reshape(-1, *shape)
-    return Form(flat.centre[chosen].reshape(shape) + half, rows, form.inputs), half, chosen
 
 
 @POOLS.register("sort.default")
@@ -87,6 +67,52 @@ def sort(node: Node, form: Form) -> tuple[Form, torch.Tensor, torch.Tensor]:
     half = in_place((up + down) / 2 * (1 + gamma(2)))
     centre = form.centre.flatten()[chosen].reshape(node.shape) + in_place((up - down) / 2)
     return Form(centre, form.rows.flatten(1)[:, chosen].reshape(-1, *node.shape), form.inputs), half, chosen
+
+
+Bent = Callable[[Form, Band, tuple[torch.Tensor, torch.Tensor]], tuple[Form, float]]
+"""ReLU of a form in that band over that range: the form, and what rounding lost (L2)."""
+Range = Callable[[Form], tuple[torch.Tensor, torch.Tensor]]
+
+
+def largest(node: Node, form: Form, range_of: Range, bent: Bent) -> tuple[Form, float]:
+    """Max pooling over windows of an image, without what the form itself may be off by; and what rounding lost."""
+    taps, shape = _windows(node, form), tuple(node.shape)
+    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.inputs)
+    outside, size = taps < 0, flat.centre.abs() + flat.reach
+    order = flat.centre[taps.clamp_min(0)].masked_fill(outside, -torch.inf).argsort(dim=0, descending=True, stable=True)
+    taps, outside = taps.gather(0, order), outside.gather(0, order)
+
+    def picked(places: torch.Tensor) -> Form:
+        rows, reach = flat.rows[:, places].reshape(-1, *shape), flat.reach[places].reshape(shape)
+        whole = size[places].reshape(shape)
+        # An entry may lie in several windows: beside it in sums of c stands no more than 64 times its rounding.
+        step = Chosen((form.step,), places, tuple(form.centre.shape), torch.zeros_like(reach), whole, 64 * whole)
+        return Form(flat.centre[places].reshape(shape), rows, form.inputs, within=reach, step=step)
+
+    found, lost = picked(taps[0]), 0.0
+    for places, missing in zip(taps[1:], outside[1:], strict=True):
+        behind = flat.range()[1][places.clamp_min(0)].reshape(shape) < found.range()[0]
+        settled = behind | missing.reshape(shape)
+        if bool(settled.all()):
+            continue
+        other = picked(places.clamp_min(0))
+        ahead, off = _summed(other, found, -1.0)
+        low, high = (end.masked_fill(settled, -1.0) for end in range_of(replace(ahead, remainder=off)))
+        more, gone = bent(replace(ahead, remainder=off), rectified(low, high), (low, high))
+        found, added = _summed(found, more, 1.0)
+        lost += off + gone + added
+    return found, lost
+
+
+def _summed(first: Form, second: Form, factor: float) -> tuple[Form, float]:
+    """first + factor second, and the L2 norm of what rounding lost."""
+    count, shape = max(len(first.rows), len(second.rows)), tuple(first.centre.shape)
+    rows = first.padded(count) + factor * second.padded(count)
+    form = Form(first.centre + factor * second.centre, rows, first.inputs)
+    far = first.reach + second.reach
+    rounding = gamma(6) * (first.centre.abs() + second.centre.abs() + far) + TINY
+    step = Summed((first.step, second.step), (1.0, factor), (shape, shape), rounding, form.reach)
+    return replace(form, within=form.reach, step=step), float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
 
 
 def _above(flat: Form, others: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
