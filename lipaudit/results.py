@@ -370,6 +370,12 @@ class Audit:
 
         return to_json(self)
 
+    def to_dataframe(self) -> Any:
+        """One row per audited image, as a pandas DataFrame; raises `ReportError` where pandas is not installed."""
+        from lipaudit.report.frame import to_dataframe
+
+        return to_dataframe(self)
+
     def to_html(self) -> str:
         """The report, one self-contained page."""
         from lipaudit.report.html import to_html

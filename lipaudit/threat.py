@@ -49,7 +49,7 @@ def threat_of(eps: Sequence[str | float] | None, box: Box) -> Threat:
     width = box[1] - box[0]
     if eps is None:
         eps = DEFAULT_EPS if width == 1 else [width * eps_value(e) for e in DEFAULT_EPS]
-    texts = [e if isinstance(e, str) else f"{e:.12g}" for e in eps]
+    texts = [e if isinstance(e, str) else _written(float(e)) for e in eps]
     try:
         numbers = {text: eps_value(text) for text in texts}
     except ValueError:
@@ -58,3 +58,11 @@ def threat_of(eps: Sequence[str | float] | None, box: Box) -> Threat:
         raise BadThreat("expected at least one eps such as 36/255, got none")
     budgets = tuple(sorted(numbers, key=numbers.__getitem__))
     return Threat(budgets) if box == PIXELS else Threat(budgets, "L2", *box, f"inputs in [{box[0]:g}, {box[1]:g}]")
+
+
+def _written(eps: float) -> str:
+    """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
+    decimal, steps = f"{eps:.12g}", eps * 255
+    if float(decimal) == eps or not math.isfinite(eps):
+        return decimal
+    return f"{round(steps)}/255" if round(steps) / 255 == eps else repr(eps)
