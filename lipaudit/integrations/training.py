@@ -16,7 +16,7 @@ from lipaudit.crosscheck.hygiene import random_state_kept
 from lipaudit.errors import BadThreat
 from lipaudit.formatting import eps_value
 from lipaudit.integrations.data import as_arrays
-from lipaudit.threat import box_of, within
+from lipaudit.threat import box_of, threat_of, within
 
 Log = Callable[[str, float, int], Any]
 """Takes a tag, a number and a step, as the `add_scalar` of a TensorBoard `SummaryWriter` does."""
@@ -49,10 +49,7 @@ class CertificateLog:
             raise BadThreat(f"expected every to be 1 or more epochs, got {every}")
         self.model, self.log, self.every = model, log, every
         self.mean, self.std, self.domain = mean, std, box_of(domain)
-        try:
-            self.eps = eps_value(str(eps))
-        except ValueError as error:
-            raise BadThreat(str(error)) from None
+        self.eps = eps_value(threat_of((eps,), self.domain).eps[0])
         inputs, self.labels = as_arrays(data, samples=samples)
         self.inputs = within(check_inputs(inputs), self.domain)
 
