@@ -191,14 +191,17 @@ def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedPro
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings and logs of torch.export: what matters in them comes back as an error."""
-    disabled = logging.root.manager.disable
+    disabled, trace = logging.root.manager.disable, logging.getLogger("torch.__trace")
+    traced = trace.disabled
     logging.disable(logging.CRITICAL)
+    trace.disabled = True  # hands its records over without asking whether logging is on
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+        trace.disabled = traced
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from lipaudit.adapters import as_module
 from lipaudit.certificates import certify_with, check_inputs, check_labels
 from lipaudit.composition import compose
 from lipaudit.crosscheck.hygiene import random_state_kept
-from lipaudit.errors import BadThreat
+from lipaudit.errors import BadThreat, LoadError
 from lipaudit.formatting import eps_value
 from lipaudit.integrations.data import as_arrays
 from lipaudit.threat import box_of, threat_of, within
@@ -45,6 +45,8 @@ class CertificateLog:
 
         Raises `BadThreat` and `LoadError` for arguments that make no sense.
         """
+        if not isinstance(model, nn.Module):
+            raise LoadError(f"expected the nn.Module that is trained, got {type(model).__name__}")
         if every < 1:
             raise BadThreat(f"expected every to be 1 or more epochs, got {every}")
         self.model, self.log, self.every = model, log, every

@@ -96,6 +96,7 @@ def test_in_a_project(tmp_path: Path) -> None:
     assert "1 failed, 2 passed" in done.stdout
     assert "E       AssertionError: certified accuracy at eps 1/2 = 0.500 (L2) is " in done.stdout
     assert "pytest_plugin.py" not in done.stdout  # the failure points at the user's line
+    assert "Captured" not in done.stdout  # and libraries have nothing to add
 
 
 def test_what_is_certified_passes_and_comes_back() -> None:

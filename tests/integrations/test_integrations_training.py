@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import lipaudit
-from lipaudit.errors import BadThreat, LipauditError
+from lipaudit.errors import BadThreat, LipauditError, LoadError
 from lipaudit.integrations.training import CertificateLog
 
 TAGS = ("certified_accuracy", "clean_accuracy", "lipschitz_bound", "log10_lipschitz_bound")
@@ -118,6 +118,8 @@ def test_what_cannot_be_logged_is_an_error_and_leaves_the_modes() -> None:
     with pytest.raises(LipauditError):
         log(0)
     assert model.training
+    with pytest.raises(LoadError, match="nn.Module that is trained, got str"):
+        CertificateLog("digits-aol", data(), print)
     with pytest.raises(BadThreat, match="every to be 1 or more"):
         CertificateLog(model, data(), print, every=0)
     with pytest.raises(BadThreat, match="eps above 0"):
