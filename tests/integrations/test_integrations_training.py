@@ -118,7 +118,7 @@ def test_what_cannot_be_logged_is_an_error_and_leaves_the_modes() -> None:
     with pytest.raises(LipauditError):
         log(0)
     assert model.training
-    with pytest.raises(LoadError, match="nn.Module that is trained, got str"):
+    with pytest.raises(LoadError, match=r"nn\.Module that is trained, got str"):
         CertificateLog("digits-aol", data(), print)
     with pytest.raises(BadThreat, match="every to be 1 or more"):
         CertificateLog(model, data(), print, every=0)
