@@ -25,6 +25,7 @@ import copy
 import io
 import logging
 import math
+import sys
 import traceback
 import warnings
 from collections.abc import Iterator
@@ -172,7 +173,7 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedProgram:
     try:
-        with _quiet():
+        with _quiet(), _without_the_check_for_zeros():
             program = torch.export.export(model, (example,), strict=False).run_decompositions({})
     except Exception as error:  # export raises many private types; the model is what is at fault
         raise CaptureError(
@@ -190,14 +191,37 @@ def _export(model: nn.Module, example: torch.Tensor) -> torch.export.ExportedPro
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the warnings and logs of torch.export: what matters in them comes back as an error."""
-    disabled = logging.root.manager.disable
+    disabled, trace = logging.root.manager.disable, logging.getLogger("torch.__trace")
+    traced = trace.disabled
     logging.disable(logging.CRITICAL)
+    trace.disabled = True  # hands its records over without asking whether logging is on
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(disabled)
+        trace.disabled = traced
+
+
+@contextlib.contextmanager
+def _without_the_check_for_zeros() -> Iterator[None]:
+    """torchvision's `normalize` as its second version has it: the first asks whether a std is zero, as a tensor.
+
+    torch.export cannot branch on that. The model has run before, so none is; the graph is held against it afterwards.
+    """
+    functional = sys.modules.get("torchvision.transforms._functional_tensor")
+    if functional is None:
+        yield
+        return
+    from torchvision.transforms.v2.functional import normalize_image
+
+    before = functional.normalize
+    functional.normalize = normalize_image
+    try:
+        yield
+    finally:
+        functional.normalize = before
 
 
 def _check(graph: Graph, model: nn.Module, fresh: torch.Tensor) -> None:

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from lipaudit.adapters import as_module
+from lipaudit.adapters import as_module, domain_of
 from lipaudit.composition import Composition, compose, on_device
 from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import LAWS, local_error
-from lipaudit.errors import BadThreat, LipauditError, RuleError
+from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph import Node, call, evaluate
 from lipaudit.local import BUDGET, LocalRadii, local_radii
 from lipaudit.progress import Progress, Silent
@@ -74,12 +74,14 @@ def certify(
 
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
     of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
-    said of inputs in the domain only; networks with products of activations, attention and the like need one.
+    said of inputs in the domain only; networks with products of activations, attention and the like need one. For an
+    ART classifier it is its `clip_values`, the units of which are those of the radii.
     `method`: "global" radii come from Lipschitz bounds (layer norms by `norms`); "local" adds those from affine forms
     around each sample, which may take minutes each, and takes the larger; "best" does so as far as a minute allows.
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
+    domain = domain_of(model, domain)
     points = check_inputs(inputs)
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
@@ -101,9 +103,14 @@ def certify_with(
 ) -> Certificates:
     """`certify` for a network that is already bounded."""
     progress = progress or Silent()
+    pairwise = composition.network.pairwise
+    if len(pairwise) < 2:
+        raise CaptureError(
+            "expected at least two logits, of which the largest is the answer, got one; wrap a network of one output z "
+            "to return the logits (0, z)"
+        )
     progress.start("certificates", len(inputs))
     error_of = ErrorRecursion(composition)
-    pairwise = composition.network.pairwise
     rows: list[Certificate] = []
     largest = 0.0
     with torch.no_grad():
@@ -215,21 +222,42 @@ def _certificate(
 
 def check_inputs(inputs: torch.Tensor | np.ndarray) -> torch.Tensor:
     """Inputs as a floating tensor (n, ...), finite. Raises `BadThreat`."""
-    points = torch.as_tensor(inputs)
+    points = _tensor(inputs)
     if points.ndim < 2 or not len(points):
         raise BadThreat(f"expected inputs of shape (n, ...), n >= 1, got {tuple(points.shape)}")
     if not points.is_floating_point():
         raise BadThreat(f"expected floating-point inputs in the units of the radius, got {points.dtype}; convert first")
     if not bool(torch.isfinite(points).all()):
         raise BadThreat("expected finite inputs, got NaN or inf")
-    return points
+    return points if points.dtype == torch.float64 else points.to(torch.float32)
+
+
+def _tensor(data: Any) -> torch.Tensor:
+    """Tensors, arrays and nested lists as a tensor without history; also arrays that torch does not take as they are.
+
+    Those are read-only, reversed or of the other byte order, as what reads image files may hand out.
+    """
+    if isinstance(data, torch.Tensor):
+        return data.detach()
+    array = np.ascontiguousarray(data)
+    try:
+        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
+        return torch.from_numpy(array)
+    except TypeError:
+        raise BadThreat(f"expected an array of numbers, got {array.dtype}") from None
 
 
 def check_labels(labels: torch.Tensor | np.ndarray | Sequence[int], count: int, classes: int) -> list[int]:
-    """Labels (integers or one-hot rows) as a list. Raises `BadThreat`."""
-    answers = torch.as_tensor(labels)
-    if answers.ndim == 2 and answers.shape[1] == classes and bool((answers.sum(1) == 1).all()):
-        answers = answers.argmax(1)
+    """Labels (integers or one-hot rows) as a list. Raises `BadThreat`, also for shares of classes ("soft" labels)."""
+    answers = _tensor(labels)
+    answers = answers if answers.is_floating_point() else answers.long()
+    if answers.ndim == 2 and answers.shape[1] == classes > 1:
+        if not bool(((answers == 0) | (answers == 1)).all()) or not bool((answers.sum(1) == 1).all()):
+            raise BadThreat(
+                "expected one-hot labels, a single 1 in each row, got other numbers (soft or several labels?); "
+                "certificates are about one class per input: pass labels.argmax(1) if that is what is meant"
+            )
+        answers = answers.long().argmax(1)
     if answers.ndim != 1 or len(answers) != count or answers.is_floating_point():
         raise BadThreat(
             f"expected {count} integer or one-hot labels, got {answers.dtype} of shape {tuple(answers.shape)}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lipaudit.adapters import as_module
+from lipaudit.adapters import as_module, domain_of
 from lipaudit.capture import capture
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT, Link, merged
@@ -73,10 +73,12 @@ def bound(
     `input_shape` has no batch axis: (3, 32, 32). `mean` and `std` (per channel) put the normalisation
     (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the entries of
     raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there, and
-    without it they are refused; `NetworkBound.domain` says whether the bound needs it.
+    without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is its
+    `clip_values`.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
+    domain = domain_of(model, domain)
     return compose(module, tuple(input_shape), domain=domain, method=method, progress=progress).network
 
 

@@ -172,6 +172,12 @@ def _choose(available: int, samples: int | None, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(available, samples, replace=False))
 
 
-def grid_levels(inputs: torch.Tensor) -> int:
-    """The n of the grid k/n on which every value lies: 255 (8-bit images), 16 (the digits); 0 if on neither."""
-    return next((n for n in (255, 16) if torch.equal((inputs * n).round() / n, inputs)), 0)
+def grid_levels(inputs: torch.Tensor, low: float = 0.0, high: float = 1.0) -> int:
+    """The n of the grid low + (high - low) k/n on which every value lies, 0 if on none of those known.
+
+    255: 8-bit images, 16: the digits. In another range than [0, 1], values may be off by the rounding of float32.
+    """
+    if (low, high) == (0.0, 1.0):
+        return next((n for n in (255, 16) if torch.equal((inputs * n).round() / n, inputs)), 0)
+    unit, slack = (inputs.double() - low) / (high - low), max(-low, high) / (high - low) * 2**-22
+    return next((n for n in (255, 16) if bool(((unit * n).round() - unit * n).abs().max() <= n * slack)), 0)

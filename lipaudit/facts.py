@@ -13,21 +13,28 @@ import torch
 from torch import nn
 
 from lipaudit import __version__
+from lipaudit.adapters import PIXELS, Normalised
 from lipaudit.composition import Composition
 from lipaudit.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.results import Audit, DataFacts, ModelFacts
 
 PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
+_FEW = 32
+"""Numbers of a mean that are listed one by one."""
 
 
 def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
     """Facts about a network given as an object; its weights are taken to be trained."""
     state = module.state_dict()
+    network, mean, std = module, (), ()
+    if isinstance(module, Normalised):
+        network, mean, std = module.network, *map(_per_channel, (module.normalise.mean, module.normalise.std))
+    wrapper = "" if isinstance(model, str | nn.Module) else f" in a {type(model).__name__}"
     return ModelFacts(
-        name=model if isinstance(model, str) else type(model).__name__,
-        source="passed to lipaudit.audit",
-        architecture=type(module).__name__,
+        name=model if isinstance(model, str) else type(network).__name__,
+        source=f"passed to lipaudit.audit{wrapper}",
+        architecture=type(network).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         weights="trained",
         weights_sha256=sha256_of_tensors(sorted(state.items())),
@@ -36,10 +43,18 @@ def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: C
         dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
         input_shape=tuple(points.shape[1:]),
         classes=len(composition.network.pairwise),
+        mean=mean,
+        std=std,
     )
 
 
-def of_data(points: torch.Tensor, answers: Sequence[int], seed: int) -> DataFacts:
+def _per_channel(values: torch.Tensor) -> tuple[float, ...]:
+    """The numbers as they were written before they became float32; their extremes if there is one for every pixel."""
+    found = values.flatten() if values.numel() <= _FEW else torch.stack([values.min(), values.max()])
+    return tuple(float(str(number)) for number in found.cpu().float().numpy())
+
+
+def of_data(points: torch.Tensor, answers: Sequence[int], seed: int, box: tuple[float, float] = PIXELS) -> DataFacts:
     """Facts about images given as arrays."""
     digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
     digest.update(np.array(answers, dtype=np.int64).tobytes())
@@ -51,7 +66,8 @@ def of_data(points: torch.Tensor, answers: Sequence[int], seed: int) -> DataFact
         available=len(points),
         samples=len(points),
         seed=seed,
-        levels=grid_levels(points),
+        levels=grid_levels(points, *box),
+        width=box[1] - box[0],
     )
 
 

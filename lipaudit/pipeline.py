@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from lipaudit import facts
-from lipaudit.adapters import as_module
+from lipaudit.adapters import as_module, domain_of, without_range
 from lipaudit.certificates import (
     PROMISE_R,
     Certificates,
@@ -24,7 +24,6 @@ from lipaudit.certificates import (
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, largest_slope
-from lipaudit.errors import BadThreat
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate
@@ -41,9 +40,10 @@ from lipaudit.results import (
     Verdict,
 )
 from lipaudit.sizing import batch_for
+from lipaudit.threat import as_pixels, box_of, threat_of, within
 from lipaudit.thumbnails import thumbnails
 
-DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
+NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken to lie in [0, 1]"
 Local = Literal["auto", "on", "off"]
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
@@ -53,7 +53,7 @@ def audit(
     inputs: torch.Tensor | np.ndarray,
     labels: torch.Tensor | np.ndarray | Sequence[int],
     *,
-    eps: Sequence[str | float] = DEFAULT_EPS,
+    eps: Sequence[str | float] | None = None,
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
     local: Local = "auto",
@@ -62,6 +62,7 @@ def audit(
     device: str | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    domain: tuple[float, float] | None = None,
     time_limit: float | None = None,
     batch_size: int | None = None,
     model_facts: ModelFacts | None = None,
@@ -72,22 +73,26 @@ def audit(
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Audit:
-    """Audit a classifier on labelled inputs in [0, 1]: bounds, certificates, attacks, verdict.
+    """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
 
-    `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, in
-    [0, 1]; `eps` are L2 budgets ("36/255" or numbers); `attacks` is a preset or a list of names, "none" for none;
-    `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`); `local`
-    radii are looked for around as many images as a minute allows ("auto"), around all ("on"), or not at all ("off"); of
-    at most `local_samples` images.
+    `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, with
+    entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. Radii, distances and `eps`, the L2 budgets
+    ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
+    rows. `attacks` is a preset or a list of names, "none" for none; `norms` is "all" (every method that costs little),
+    "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
+    allows ("auto"), around all ("on"), or not at all ("off"); of at most `local_samples` images.
     Raises `BadThreat` for inputs or budgets that make no sense, and the errors of `bound`.
     """
     progress = progress or Silent()
     started = datetime.datetime.now(datetime.UTC)
     clock = _Clock()
     module = on_device(as_module(model, mean=mean, std=std), device)
-    points = _in_box(check_inputs(inputs))
-    budgets = _budgets(eps)
-    composition = compose(module, tuple(points.shape[1:]), domain=(0.0, 1.0), method=norms, progress=progress)
+    box = box_of(domain_of(model, domain))
+    points = within(check_inputs(inputs), box)
+    threat = threat_of(eps, box)
+    if domain is None and without_range(model):
+        warnings = (*warnings, NO_CLIP_VALUES)
+    composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
     clock.mark("layer bounds")
     certificates = certify_with(composition, points, answers, progress=progress)
@@ -101,14 +106,14 @@ def audit(
         answers,
         certificates,
         attacks=attacks,
-        budgets=budgets,
+        threat=threat,
         seed=seed,
         batch_size=batch_size,
         deadline=None if time_limit is None else clock.began + time_limit,
         progress=progress,
     )
     clock.mark("attacks")
-    slope, share = _slopes(module, composition, points, answers, evidence)
+    slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
     samples = _samples(index or range(len(points)), answers, certificates, evidence)
     draft = Audit(
@@ -119,8 +124,8 @@ def audit(
         exit_code=0,
         verdict=_PENDING,
         model=model_facts or facts.of_model(model, module, points, composition),
-        dataset=data_facts or facts.of_data(points, answers, seed),
-        threat=Threat(eps=budgets),
+        dataset=data_facts or facts.of_data(points, answers, seed, box),
+        threat=threat,
         clean=_clean(samples),
         proved=(),
         unbroken=(),
@@ -134,7 +139,7 @@ def audit(
         findings=(),
         skipped=skipped,
         warnings=(*warnings, *evidence.flags),
-        thumbnails=thumbnails(points, evidence.perturbed, samples),
+        thumbnails=thumbnails(as_pixels(points, box), as_pixels(evidence.perturbed, box), samples),
         timing=clock.seconds,
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
@@ -209,7 +214,7 @@ def _attack(
     certificates: Certificates,
     *,
     attacks: str | Sequence[str] | None,
-    budgets: Sequence[str],
+    threat: Threat,
     seed: int,
     batch_size: int | None,
     deadline: float | None,
@@ -223,9 +228,11 @@ def _attack(
         points.to(device, like),
         torch.tensor(answers, device=device),
         attacks=chosen,
-        eps=[eps_value(e) for e in budgets],
+        eps=[eps_value(e) for e in threat.eps],
         radii=certificates.radius,
         judge=ExactNetwork(composition),
+        low=threat.low,
+        high=threat.high,
         seed=seed,
         deadline=deadline,
         progress=progress,
@@ -256,37 +263,26 @@ def _slopes(
     points: torch.Tensor,
     answers: Sequence[int],
     evidence: Evidence,
+    threat: Threat,
 ) -> tuple[float, float]:
     """The largest slope seen, and the largest share of its pairwise bound that a slope reached."""
     device = device_of(module)
     labels = torch.tensor(answers, device=device)
     found = [witness.sample for witness in evidence.witnesses]
     seen = torch.cat([points.to(device, torch.float64), evidence.perturbed[found].to(device)])
-    slope = largest_slope(module, seen, torch.cat([labels, labels[found]]), judge=ExactNetwork(composition))
+    slope = largest_slope(
+        module,
+        seen,
+        torch.cat([labels, labels[found]]),
+        judge=ExactNetwork(composition),
+        low=threat.low,
+        high=threat.high,
+    )
     pairwise = composition.network.pairwise
     shares = [
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]
     return slope.value, max(shares)
-
-
-def _in_box(points: torch.Tensor) -> torch.Tensor:
-    low, high = float(points.min()), float(points.max())
-    if low < 0 or high > 1:
-        remedy = "divide them by 255" if high > 2 else "undo the normalisation and pass mean and std instead"
-        raise BadThreat(f"expected inputs in [0, 1], got values from {low:.3g} to {high:.3g}; {remedy}")
-    return points
-
-
-def _budgets(eps: Sequence[str | float]) -> tuple[str, ...]:
-    texts = [e if isinstance(e, str) else f"{e:.12g}" for e in eps]
-    try:
-        numbers = {text: eps_value(text) for text in texts}
-    except ValueError:
-        raise BadThreat(f"expected eps above 0 such as 0.5 or 36/255, got {', '.join(texts)}") from None
-    if not texts:
-        raise BadThreat("expected at least one eps such as 36/255, got none")
-    return tuple(sorted(numbers, key=numbers.__getitem__))
 
 
 def _clean(samples: Samples) -> Rate:

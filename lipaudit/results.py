@@ -218,7 +218,8 @@ class ModelFacts:
     input_shape: tuple[int, ...]
     classes: int
     mean: tuple[float, ...] = ()
-    """Normalisation that lipaudit put in front of the network; empty if it is inside the model or absent."""
+    """Normalisation that lipaudit put in front of the network, per channel (smallest and largest where there is one for
+    every pixel); empty if it is inside the model or absent."""
     std: tuple[float, ...] = ()
     licence: str = ""
 
@@ -237,17 +238,19 @@ class DataFacts:
     seed: int
     class_names: tuple[str, ...] = ()
     levels: int = 0
-    """Every value is k/levels (255 in 8-bit images, 16 in the digits), so two different images differ by at least
-    1/levels in L2: one channel of one pixel, by one level. 0 if the values lie on no such grid."""
+    """Steps from the least to the largest possible value (255 in 8-bit images, 16 in the digits), so two different
+    images differ by at least width/levels in L2: one channel of one pixel, by one level. 0 if on no such grid."""
+    width: float = 1.0
+    """Of the range of the values: 1 for pixels in [0, 1]."""
 
     @property
     def smallest_change(self) -> float:
         """The smallest change that an image of this kind can have; that of 8-bit images where there is no grid."""
-        return 1 / (self.levels or 255)
+        return self.width / (self.levels or 255)
 
     @property
     def smallest_change_text(self) -> str:
-        return f"1/{self.levels or 255}"
+        return f"{self.width:g}/{self.levels or 255}"
 
 
 @dataclass(frozen=True)
@@ -366,6 +369,12 @@ class Audit:
         from lipaudit.report.json import to_json
 
         return to_json(self)
+
+    def to_dataframe(self) -> Any:
+        """One row per audited image, as a pandas DataFrame; raises `ReportError` where pandas is not installed."""
+        from lipaudit.report.frame import to_dataframe
+
+        return to_dataframe(self)
 
     def to_html(self) -> str:
         """The report, one self-contained page."""

@@ -59,6 +59,11 @@ def test_who_may_import_whom(room: str, forbidden: tuple[str, ...]) -> None:
             assert not module.startswith(forbidden), f"{file.name} imports {module}"
 
 
+def test_nothing_rests_on_the_integrations() -> None:
+    for file in set(FILES) - set(under("integrations")):
+        assert not any(module.startswith("lipaudit.integrations") for module in imports(file, everywhere=True)), file
+
+
 def test_the_command_line_starts_without_torch() -> None:
     code = "import sys, lipaudit.cli; sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -393,6 +393,17 @@ def test_reports_can_be_read_by_others(tmp_path: Path) -> None:
 # --- the other commands
 
 
+def test_report_writes_formats_of_other_tools(call: Call, tmp_path: Path) -> None:
+    audit = audits.strong(40)
+    (tmp_path / "result.json").write_text(audit.to_json())
+
+    assert call("report", "result.json", "-o", "Mine.json", "--format", "robustbench").code == 0
+    assert call("report", "result.json", "-o", "-", "--format", "huggingface").out.startswith("model-index:")
+    assert json.loads((tmp_path / "Mine.json").read_text())["eps"] == audit.threat.eps[0]
+    (tmp_path / "invalid.json").write_text(audits.invalid(40).to_json())
+    assert "nothing to publish" in refused(call("report", "invalid.json", "-o", "-", "--format", "huggingface"))
+
+
 def test_report_writes_the_same_page_again(call: Call, tmp_path: Path) -> None:
     audit = audits.vacuous(40)
     (tmp_path / "result.json").write_text(audit.to_json())

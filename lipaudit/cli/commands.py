@@ -34,6 +34,8 @@ PACKAGES = (
     "safetensors", "huggingface-hub",
 )  # fmt: skip
 
+REPORTS = ("json", "html", "md")
+
 
 @dataclass
 class Session:
@@ -150,9 +152,13 @@ def _render(audit: Audit, kind: str) -> str:
         return audit.to_json()
     if kind == "html":
         return audit.to_html()
-    from lipaudit.report.text import to_markdown
+    if kind == "md":
+        from lipaudit.report.text import to_markdown
 
-    return to_markdown(audit)
+        return to_markdown(audit)
+    from lipaudit.report import publish
+
+    return publish.to_robustbench(audit) if kind == "robustbench" else publish.to_model_index(audit)
 
 
 @commands.command()
@@ -185,14 +191,20 @@ def bounds(model: str, dataset: str | None, tight: bool, **given: Any) -> None:
 @commands.command()
 @click.argument("result", type=FILE)
 @click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
-def report(result: Path, out: str) -> None:
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice([*REPORTS, "robustbench", "huggingface"]),
+    help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
+)
+def report(result: Path, out: str, kind: str | None) -> None:
     """Write the report of RESULT, a result file, again."""
     from lipaudit.cli.files import write_all
     from lipaudit.report.json import load_audit
 
-    kind = "html" if out == "-" else Path(out).suffix.removeprefix(".")
-    if kind not in ("html", "md", "json"):
-        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}")
+    kind = kind or ("html" if out == "-" else Path(out).suffix.removeprefix("."))
+    if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
+        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
     text = _render(load_audit(result), kind)
     if out == "-":
         click.echo(text, nl=False)

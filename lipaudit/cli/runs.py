@@ -15,10 +15,11 @@ from lipaudit.errors import LoadError
 from lipaudit.loading.imagesets import ImageSet
 from lipaudit.loading.sources import PAIRS
 from lipaudit.models import LoadedModel, load_model
-from lipaudit.pipeline import DEFAULT_EPS, audit
+from lipaudit.pipeline import audit
 from lipaudit.progress import Progress, spell
 from lipaudit.results import Audit
 from lipaudit.sizing import BUDGET, Plan, plan_run
+from lipaudit.threat import DEFAULT_EPS
 
 Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""

@@ -9,6 +9,7 @@
     sections.py      the view model of the page; its parts: division.py, evidence.py, ledger.py, images.py, closing.py
     html.py          view model -> templates/report.html.j2
     text.py          terminal summary and Markdown
+    frame.py         a row per image, for pandas        publish.py     for the lists of RobustBench and Hugging Face
 
 Python computes, templates hold all markup: no HTML in these files, no arithmetic in the templates.
 """

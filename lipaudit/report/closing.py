@@ -28,7 +28,7 @@ DOMAIN = (
     "This network multiplies or divides numbers that both depend on the image, so its bound needs a range: it holds "
     "between inputs with all values in [{low}, {high}], which perturbed images stay in. Beyond that nothing is proved."
 )
-NO_GRID = "These inputs are not on the 8-bit grid, so 1/255 is a mark of scale here and no smallest change."
+NO_GRID = "These inputs are not on the 8-bit grid, so {step} is a mark of scale here and no smallest change."
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def limits(audit: Audit) -> tuple[Limit, ...]:
         low, high = (f"{value:g}" for value in audit.bound.domain)
         said.append(("Inputs in range only.", DOMAIN.format(low=low, high=high)))
     if not audit.dataset.levels:
-        said.append(("No smallest change.", NO_GRID))
+        said.append(("No smallest change.", NO_GRID.format(step=audit.dataset.smallest_change_text)))
     return tuple(Limit(head, text) for head, text in said)
 
 

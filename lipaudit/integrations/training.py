@@ -1,0 +1,91 @@
+"""For training loops: what can be certified, every few epochs, as scalars."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from lipaudit.adapters import as_module
+from lipaudit.certificates import certify_with, check_inputs, check_labels
+from lipaudit.composition import compose
+from lipaudit.crosscheck.hygiene import random_state_kept
+from lipaudit.errors import BadThreat, LoadError
+from lipaudit.formatting import eps_value
+from lipaudit.integrations.data import as_arrays
+from lipaudit.threat import box_of, threat_of, within
+
+Log = Callable[[str, float, int], Any]
+"""Takes a tag, a number and a step, as the `add_scalar` of a TensorBoard `SummaryWriter` does."""
+
+
+class CertificateLog:
+    """Called with the epoch, logs what is certified every so many of them: global radii only, seconds each time.
+
+    Training goes on as if it had not been called: modes, gradients and random states are as they were.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        log: Log,
+        *,
+        eps: float | str = "36/255",
+        every: int = 1,
+        samples: int | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        domain: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
+        """`data` as `integrations.data.as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
+
+        Raises `BadThreat` and `LoadError` for arguments that make no sense.
+        """
+        if not isinstance(model, nn.Module):
+            raise LoadError(f"expected the nn.Module that is trained, got {type(model).__name__}")
+        if every < 1:
+            raise BadThreat(f"expected every to be 1 or more epochs, got {every}")
+        self.model, self.log, self.every = model, log, every
+        self.mean, self.std, self.domain = mean, std, box_of(domain)
+        self.eps = eps_value(threat_of((eps,), self.domain).eps[0])
+        inputs, self.labels = as_arrays(data, samples=samples)
+        self.inputs = within(check_inputs(inputs), self.domain)
+
+    def __call__(self, epoch: int) -> dict[str, float] | None:
+        """The scalars of this epoch by their tags, logged; None if it is not its turn.
+
+        Raises the errors of `lipaudit.bound`, as for weights that have become NaN.
+        """
+        if epoch % self.every:
+            return None
+        with random_state_kept(0), _evaluating(self.model):
+            module = as_module(self.model, mean=self.mean, std=self.std)
+            composition = compose(module, tuple(self.inputs.shape[1:]), domain=self.domain)
+            answers = check_labels(self.labels, len(self.inputs), len(composition.network.pairwise))
+            certificates = certify_with(composition, self.inputs, answers)
+        scalars = {
+            "lipaudit/certified_accuracy": float(np.mean(certificates.radius > self.eps)),
+            "lipaudit/clean_accuracy": float(np.mean(certificates.prediction == answers)),
+            "lipaudit/lipschitz_bound": composition.network.value,
+            # The bound itself overflows for deep networks that are not trained for a small one.
+            "lipaudit/log10_lipschitz_bound": composition.network.log10,
+        }
+        for tag, value in scalars.items():
+            self.log(tag, value, epoch)
+        return scalars
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in eval mode, and each of its modules back in its own afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,68 @@
+"""The threat model of an audit: in which range raw inputs lie, and by how much they may move."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from lipaudit.adapters import PIXELS
+from lipaudit.errors import BadThreat
+from lipaudit.formatting import eps_value
+from lipaudit.results import Threat
+
+DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
+"""Budgets for pixels in [0, 1]; times the width of the range elsewhere."""
+
+Box = tuple[float, float]
+
+
+def box_of(domain: Box | None) -> Box:
+    """The range of the entries of raw inputs, [0, 1] if nobody says otherwise. Raises `BadThreat` if it is none."""
+    low, high = map(float, domain or PIXELS)
+    if not -math.inf < low < high < math.inf:
+        raise BadThreat(f"expected a domain with finite low < high, such as (0, 1), got {low:g} to {high:g}")
+    return low, high
+
+
+def within(points: torch.Tensor, box: Box) -> torch.Tensor:
+    """The points, which lie in the box. Raises `BadThreat` if they do not."""
+    low, high = float(points.min()), float(points.max())
+    if low < box[0] or high > box[1]:
+        remedy = "undo the normalisation and pass mean and std instead, or the range that they have as domain"
+        if box == PIXELS and low >= 0 and high > 2:
+            remedy = "divide them by 255, or pass the range that they have as domain"
+        raise BadThreat(
+            f"expected inputs in [{box[0]:g}, {box[1]:g}], got values from {low:.3g} to {high:.3g}; {remedy}"
+        )
+    return points
+
+
+def as_pixels(points: torch.Tensor, box: Box) -> torch.Tensor:
+    """Points of the box as pixels in [0, 1], for the eye: rounded."""
+    return points if box == PIXELS else ((points - box[0]) / (box[1] - box[0])).clamp(0, 1)
+
+
+def threat_of(eps: Sequence[str | float] | None, box: Box) -> Threat:
+    """L2 budgets as written, in ascending order, in units of the inputs. Raises `BadThreat` for what is no budget."""
+    width = box[1] - box[0]
+    if eps is None:
+        eps = DEFAULT_EPS if width == 1 else [width * eps_value(e) for e in DEFAULT_EPS]
+    texts = [e if isinstance(e, str) else _written(float(e)) for e in eps]
+    try:
+        numbers = {text: eps_value(text) for text in texts}
+    except ValueError:
+        raise BadThreat(f"expected eps above 0 such as 0.5 or 36/255, got {', '.join(texts)}") from None
+    if not texts:
+        raise BadThreat("expected at least one eps such as 36/255, got none")
+    budgets = tuple(sorted(numbers, key=numbers.__getitem__))
+    return Threat(budgets) if box == PIXELS else Threat(budgets, "L2", *box, f"inputs in [{box[0]:g}, {box[1]:g}]")
+
+
+def _written(eps: float) -> str:
+    """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
+    decimal, steps = f"{eps:.12g}", eps * 255
+    if float(decimal) == eps or not math.isfinite(eps):
+        return decimal
+    return f"{round(steps)}/255" if round(steps) / 255 == eps else repr(eps)

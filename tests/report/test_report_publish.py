@@ -1,0 +1,110 @@
+"""What other tools read of an audit: a data frame, RobustBench's model info, a Hugging Face model index."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import audits
+import pytest
+from huggingface_hub import ModelCard
+
+from lipaudit.errors import ReportError
+from lipaudit.report.publish import to_model_index, to_robustbench
+from lipaudit.results import Rate
+
+FIELDS = (
+    "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",
+    "clean_acc", "reported", "autoattack_acc",
+)  # fmt: skip
+"""Of RobustBench's own files."""
+
+TRUTHFUL = [name for name, build in audits.ALL.items() if build().verdict.integrity != "INVALID"]
+
+
+def test_robustbench_model_info() -> None:
+    audit = audits.strong(40)
+    info = json.loads(to_robustbench(audit))
+
+    assert tuple(info)[: len(FIELDS)] == FIELDS
+    assert info["eps"] == audit.threat.eps[0]
+    assert float(info["clean_acc"]) == pytest.approx(100 * audit.clean.value, abs=0.005)
+    assert float(info["certified_acc"]) == pytest.approx(100 * audit.proved[0].value, abs=0.005)
+    assert float(info["unbroken_acc"]) == pytest.approx(100 * audit.unbroken[0].value, abs=0.005)
+    assert info["autoattack_acc"] is None
+    assert audit.attacks[0].name in info["footnote"]
+    other = json.loads(to_robustbench(audit, audit.threat.eps[-1]))
+    assert other["eps"] == audit.threat.eps[-1]
+    with pytest.raises(ReportError, match="one of the budgets"):
+        to_robustbench(audit, "0.123")
+
+
+def test_shares_are_rounded_to_the_side_on_which_they_stay_true() -> None:
+    third = Rate("0.5", 2 / 3, 2, 3, 0.0, 1.0)
+    audit = replace(
+        audits.strong(3), threat=replace(audits.strong(3).threat, eps=("0.5",)), proved=(third,), unbroken=(third,)
+    )
+    info = json.loads(to_robustbench(audit))
+
+    assert (info["certified_acc"], info["unbroken_acc"]) == ("66.66", "66.67")
+
+
+def test_a_model_index_as_the_hub_reads_it() -> None:
+    audit = audits.strong(40)
+    card = ModelCard(f"---\n{to_model_index(audit)}---\n# A model\n")
+
+    results = card.data.eval_results
+    assert card.data.model_name == audit.model.name
+    assert [r.metric_value for r in results if r.metric_type == "accuracy"] == [audit.clean.value]
+    proved = [(r.metric_args["eps"], r.metric_value) for r in results if r.metric_type == "certified_accuracy"]
+    assert proved == [(rate.eps, rate.value) for rate in audit.proved]
+    unbroken = [(r.metric_args["eps"], r.metric_value) for r in results if r.metric_type == "robust_accuracy"]
+    assert unbroken == [(rate.eps, rate.value) for rate in audit.unbroken]
+    assert {r.task_type for r in results} == {"image-classification"}
+
+
+@pytest.mark.parametrize("name", TRUTHFUL)
+def test_every_audit_can_be_published(name: str) -> None:
+    audit = audits.ALL[name]()
+
+    info = json.loads(to_robustbench(audit))
+    assert (info["certified_acc"] is None) == (not audit.proved)
+    assert not any(sign in info["name"] for sign in "\x00\x1b\u202e")
+    assert ModelCard(f"---\n{to_model_index(audit)}---\n").data.eval_results
+
+
+def test_nothing_is_published_of_certificates_that_are_contradicted() -> None:
+    for write in (to_robustbench, to_model_index):
+        with pytest.raises(ReportError, match="nothing to publish"):
+            write(audits.invalid(40))
+
+
+def test_a_folder_of_images_is_not_named() -> None:
+    audit = replace(audits.strong(5), dataset=replace(audits.strong(5).dataset, name="imagefolder:private/people"))
+    assert "private" not in to_robustbench(audit) + to_model_index(audit)
+
+
+@pytest.mark.parametrize("name", audits.ALL)
+def test_a_row_per_image(name: str) -> None:
+    pandas = pytest.importorskip("pandas", reason="pandas is not installed")
+    audit = audits.ALL[name]()
+    frame = audit.to_dataframe()
+
+    s = audit.samples
+    assert len(frame) == len(s.label)
+    assert frame["radius"].tolist() == list(s.radius)
+    assert frame["correct"].tolist() == [label == guess for label, guess in zip(s.label, s.prediction, strict=True)]
+    assert [None if pandas.isna(d) else d for d in frame["distance"]] == list(s.distance)
+    assert [None if pandas.isna(p) else int(p) for p in frame["adversarial_prediction"]] == list(
+        s.adversarial_prediction
+    )
+    assert [None if pandas.isna(a) else a for a in frame["attack"]] == list(s.attack)
+    assert frame.attrs["integrity"] == audit.verdict.integrity
+    assert frame.attrs["units"] == audit.threat.units
+
+
+def test_without_pandas_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ReportError, match="pip install pandas"):
+        audits.strong(3).to_dataframe()

@@ -1,0 +1,316 @@
+"""What every entry point takes: kinds of models, ranges of inputs, arrays and labels; and what it refuses by name."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import adaptive_avg_pool2d
+from torchvision import transforms
+from torchvision.transforms import v2
+
+import lipaudit
+from lipaudit.adapters import Normalised
+from lipaudit.certificates import check_labels
+from lipaudit.errors import BadThreat, CaptureError
+from lipaudit.findings import reached
+from lipaudit.report.json import from_json
+
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+
+
+def body() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3)).eval()
+
+
+def images(count: int = 6) -> torch.Tensor:
+    """On the 8-bit grid, in [0, 1]."""
+    levels = torch.randint(0, 256, (count, 3, 8, 8), generator=torch.Generator().manual_seed(1))
+    return levels.float() / 255
+
+
+def art_classifier(model: nn.Module, **settings: Any) -> Any:
+    from art.estimators.classification import PyTorchClassifier
+
+    return PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), input_shape=(3, 8, 8), nb_classes=3, device_type="cpu", **settings
+    )
+
+
+class Rescaled(nn.Module):
+    """`body` for inputs in [low, high]."""
+
+    def __init__(self, low: float, high: float) -> None:
+        super().__init__()
+        self.low, self.width, self.body = low, high - low, body()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body((x - self.low) / self.width)
+
+
+# Normalisation as RobustBench's models have it inside.
+
+
+class ImageNormalizer(nn.Module):
+    """In front, as a child `normalize` with buffers of shape (1, 3, 1, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.as_tensor(MEAN).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.as_tensor(STD).view(1, 3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x - self.mean) / self.std
+
+
+class Inside(nn.Module):
+    """Somewhere in forward, by numbers kept in one way or the other."""
+
+    def __init__(self, keep: str) -> None:
+        super().__init__()
+        self.body, self.keep = body(), keep
+        mean, std = torch.tensor(MEAN), torch.tensor(STD)
+        if keep == "buffers":
+            self.register_buffer("mu", mean.view(1, 3, 1, 1))
+            self.register_buffer("sigma", std.view(1, 3, 1, 1))
+        elif keep == "plain tensors":
+            self.mu, self.sigma = mean.view(3, 1, 1), std.view(3, 1, 1)
+        elif keep == "flat buffers":
+            self.register_buffer("mu", mean)
+            self.register_buffer("sigma", std)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.keep == "torchvision":
+            return self.body(transforms.functional.normalize(x, MEAN, STD))
+        if self.keep == "flat buffers":
+            return self.body((x - self.mu[None, :, None, None]) / self.sigma[None, :, None, None])
+        if self.keep == "lists":
+            channels = [(x[:, c] - MEAN[c]) / STD[c] for c in range(3)]
+            return self.body(torch.stack(channels, 1))
+        return self.body((x - self.mu) / self.sigma)
+
+
+ROBUSTBENCH: dict[str, Callable[[], nn.Module]] = {
+    "a child in front": lambda: nn.Sequential(OrderedDict(normalize=ImageNormalizer(), model=body())).eval(),
+    **{keep: lambda keep=keep: Inside(keep).eval() for keep in ("buffers", "plain tensors", "flat buffers")},
+    **{keep: lambda keep=keep: Inside(keep).eval() for keep in ("torchvision", "lists")},
+    "transforms.Normalize": lambda: nn.Sequential(transforms.Normalize(MEAN, STD), body()).eval(),
+    "transforms.v2.Normalize": lambda: nn.Sequential(v2.Normalize(MEAN, STD), body()).eval(),
+}
+
+
+@pytest.mark.parametrize("form", ROBUSTBENCH)
+def test_normalisation_inside_a_module_counts_as_normalisation_in_front(form: str) -> None:
+    model, x = ROBUSTBENCH[form](), images()
+    known = lipaudit.certify(body(), x, mean=MEAN, std=STD, method="global")
+
+    found = lipaudit.certify(model, x, method="global")
+
+    assert torch.allclose(model(x), Normalised(body(), MEAN, STD)(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found.prediction, known.prediction)
+    # Through one slice per channel, the bound may not see that channels are stretched apart.
+    np.testing.assert_allclose(found.radius, known.radius, rtol=0.2 if form == "lists" else 1e-3)
+
+
+def test_twice_the_pixel_minus_one() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = body()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.body(2.0 * x - 1.0)
+
+    x = images()
+    found = lipaudit.certify(Twice().eval(), x, method="global").radius
+    np.testing.assert_allclose(found, lipaudit.certify(body(), 2 * x - 1, method="global").radius / 2, rtol=1e-4)
+
+
+def test_an_ensemble_of_softmaxes_is_audited_as_what_it_computes() -> None:
+    class Ensemble(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.models = nn.ModuleList([body(), body()])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return sum(torch.softmax(model(x), dim=1) for model in self.models) / 2
+
+    model, x = Ensemble().eval(), images()
+    audit = lipaudit.audit(model, x, model(x).argmax(1), attacks="deepfool", local="off")
+
+    assert audit.verdict.integrity == "SOUND"
+    assert min(audit.samples.radius) > 0
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-1.0, 1.0)])
+def test_radii_are_in_units_of_clip_values(low: float, high: float) -> None:
+    x, width = images(3), high - low
+    settings = {"attacks": ("deepfool", "pgd-at-radius"), "local": "off"}
+    labels = body()(x).argmax(1)
+    known = lipaudit.audit(body(), x, labels, eps=("8/255", 0.5), **settings)
+    classifier = art_classifier(Rescaled(low, high).eval(), clip_values=(low, high))
+
+    found = lipaudit.audit(classifier, low + width * x, labels, eps=(8 / 255 * width, 0.5 * width), **settings)
+
+    assert found.verdict.integrity == known.verdict.integrity == "SOUND"
+    assert (found.threat.low, found.threat.high) == (low, high)
+    assert found.threat.units == f"inputs in [{low:g}, {high:g}]"
+    # The rescaled inputs and network are rounded to float32.
+    np.testing.assert_allclose(found.samples.radius, width * np.array(known.samples.radius), rtol=1e-3)
+    np.testing.assert_allclose(found.samples.distance, width * np.array(known.samples.distance), rtol=0.05)
+    assert found.dataset.levels == 255
+    assert found.dataset.smallest_change == pytest.approx(width / 255)
+    assert reached(found) == reached(known)
+    assert f"{width:g}/255" in found.to_html()
+    assert from_json(found.to_json()).dataset == found.dataset
+
+
+def test_budgets_follow_the_range_unless_they_are_given() -> None:
+    classifier = art_classifier(Rescaled(0, 255).eval(), clip_values=(0, 255))
+    audit = lipaudit.audit(classifier, 255 * images(2), [0, 1], attacks="none", local="off")
+
+    assert audit.threat.eps == ("36", "63.75", "127.5", "255")
+
+
+def test_a_domain_can_be_given_for_any_model() -> None:
+    model, x = Rescaled(0, 255).eval(), 255 * images()
+    given = lipaudit.audit(model, x, model(x).argmax(1), attacks="none", local="off", domain=(0, 255))
+    stated = lipaudit.audit(
+        art_classifier(model, clip_values=(0, 255)), x, model(x).argmax(1), attacks="none", local="off"
+    )
+
+    assert given.samples.radius == stated.samples.radius
+    assert given.threat == stated.threat
+
+
+def test_a_range_that_does_not_fit_is_refused() -> None:
+    classifier, x = art_classifier(body(), clip_values=(0, 1)), images()
+    with pytest.raises(BadThreat, match=r"expected inputs in \[0, 1\], got values from 0.* to 255; divide them by 255"):
+        lipaudit.audit(classifier, 255 * x, [0] * 6)
+    with pytest.raises(BadThreat, match=r"the clip_values of the ART classifier, 0 to 1, got 0 to 255"):
+        lipaudit.audit(classifier, 255 * x, [0] * 6, domain=(0, 255))
+    with pytest.raises(BadThreat, match=r"domain \[0, 1\], got entries from"):
+        lipaudit.certify(classifier, 255 * x)
+    with pytest.raises(BadThreat, match="finite low < high"):
+        lipaudit.audit(body(), x, [0] * 6, domain=(1, 0))
+
+
+def test_a_classifier_without_clip_values_is_taken_at_its_pixels_and_the_report_says_so() -> None:
+    audit = lipaudit.audit(art_classifier(body()), images(2), [0, 1], attacks="none", local="off")
+
+    assert any("clip_values" in warning for warning in audit.warnings)
+    assert audit.model.name == "Sequential"
+    assert audit.model.source == "passed to lipaudit.audit in a PyTorchClassifier"
+
+
+def test_the_normalisation_of_a_classifier_is_a_fact_of_the_report() -> None:
+    audit = lipaudit.audit(
+        art_classifier(body(), preprocessing=(MEAN, STD)), images(2), [0, 1], attacks="none", local="off"
+    )
+    assert (audit.model.mean, audit.model.std) == (MEAN, STD)
+    finding = next(f for f in audit.findings if f.id == "LA007")
+    assert finding.value == f"1/std up to {1 / min(STD):.2f}"
+
+
+def test_a_domain_stated_by_a_classifier_serves_networks_that_need_one() -> None:
+    class Squared(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return adaptive_avg_pool2d(x * x, 1).flatten(1)
+
+    bound = lipaudit.bound(art_classifier(Squared().eval(), clip_values=(0, 1)), (3, 8, 8))
+    assert bound.domain == (0.0, 1.0)
+    assert len(lipaudit.certify(art_classifier(Squared().eval(), clip_values=(0, 1)), images()).rows) == 6
+
+
+ARRAYS: dict[str, Callable[[torch.Tensor], Any]] = {
+    "numpy": lambda x: x.numpy(),
+    "read-only": lambda x: np.frombuffer(x.numpy().tobytes(), np.float32).reshape(x.shape),
+    "reversed": lambda x: x.flip(0).numpy()[::-1],
+    "other byte order": lambda x: x.numpy().astype(">f4"),
+    "float64": lambda x: x.numpy().astype(np.float64),
+    "with gradient": lambda x: x.clone().requires_grad_(),
+    "channels last in memory": lambda x: x.contiguous(memory_format=torch.channels_last),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_arrays_of_every_kind_give_the_same_audit(kind: str) -> None:
+    x = images(3)
+    known = lipaudit.certify(body(), x, method="global")
+
+    found = lipaudit.certify(body(), ARRAYS[kind](x), method="global")
+
+    assert found.rows == known.rows
+    assert min(found.radius) > 0
+
+
+def test_an_audit_takes_what_certify_takes() -> None:
+    x = images(2)
+    for array in (ARRAYS["read-only"](x), ARRAYS["with gradient"](x), x.half()):
+        audit = lipaudit.audit(body(), array, [0, 1], attacks="none", local="off")
+        assert len(audit.samples.radius) == 2
+
+
+LABELS: dict[str, Any] = {
+    "numpy": np.array([0, 2, 1]),
+    "uint8": np.array([0, 2, 1], np.uint8),
+    "uint16, other byte order": np.array([0, 2, 1], ">u2"),
+    "torch": torch.tensor([0, 2, 1]),
+    "int32": torch.tensor([0, 2, 1], dtype=torch.int32),
+    "one-hot integers": np.eye(3, dtype=int)[[0, 2, 1]],
+    "one-hot floats": np.eye(3, dtype=np.float32)[[0, 2, 1]],
+    "one-hot booleans": np.eye(3, dtype=bool)[[0, 2, 1]],
+    "torch one-hot floats": torch.eye(3)[[0, 2, 1]],
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_of_every_kind(kind: str) -> None:
+    assert check_labels(LABELS[kind], 3, 3) == [0, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.full((3, 3), 1 / 3),
+        np.array([[0.9, 0.1, 0], [1, 0, 0], [0, 1, 0]]),
+        np.array([[2, -1, 0], [1, 0, 0], [0, 1, 0]]),
+        np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0]]),
+        np.zeros((3, 3)),
+    ],
+)
+def test_soft_labels_are_refused_by_name(labels: np.ndarray) -> None:
+    with pytest.raises(BadThreat, match=r"one-hot labels.*soft or several"):
+        check_labels(labels, 3, 3)
+
+
+def test_labels_reach_every_entry_point() -> None:
+    one_hot = np.eye(3, dtype=np.float32)[[0, 2, 1]]
+    known = lipaudit.certify(body(), images(3), [0, 2, 1], method="global")
+
+    assert lipaudit.certify(body(), images(3), one_hot, method="global").rows == known.rows
+    assert lipaudit.audit(body(), images(3), one_hot, attacks="none", local="off").samples.label == (0, 2, 1)
+
+
+def test_what_is_no_array_of_numbers_is_refused() -> None:
+    with pytest.raises(BadThreat, match="array of numbers"):
+        lipaudit.audit(body(), np.array([["a"], ["b"]]), [0, 1])
+    with pytest.raises(BadThreat, match="integer or one-hot labels"):
+        lipaudit.certify(body(), images(3), np.array([0.0, 1.0, 2.0]))
+
+
+def test_a_single_output_has_no_largest_logit() -> None:
+    """Otherwise its only class would be certified everywhere."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 1)).eval()
+
+    assert lipaudit.bound(model, (3, 8, 8)).value > 0
+    with pytest.raises(CaptureError, match="at least two logits"):
+        lipaudit.certify(model, images())
+    with pytest.raises(CaptureError, match="at least two logits"):
+        lipaudit.audit(model, images(), [0] * 6, attacks="none")
