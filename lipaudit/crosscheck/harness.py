@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck import art, autoattack  # noqa: F401  importing them fills the table
+from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
 from lipaudit.crosscheck.arena import Arena, arena
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, plan
 from lipaudit.crosscheck.hygiene import random_state_kept
@@ -155,4 +155,5 @@ def _record(run: Run, tally: Tally) -> AttackRecord:
         status=tally.status,
         why="; ".join(tally.notes),
         flags=tuple(tally.flags),
+        checked=entry.checks(ground.network.classes) if tally.attacked else (),
     )

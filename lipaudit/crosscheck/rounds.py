@@ -112,8 +112,9 @@ def _excuse(run: Run, entry: Attack) -> str:
         return TIME_LIMIT
     if network.classes < entry.least_classes:
         return f"needs at least {entry.least_classes} classes, the network has {network.classes}"
-    if entry.images_only and len(network.shape) != 3:
-        return f"needs inputs of shape (channels, height, width), got {network.raw_shape}"
+    if entry.least_side and (len(network.shape) != 3 or min(network.shape[1:]) < entry.least_side):
+        sides = "" if entry.least_side == 1 else f" of at least {entry.least_side} × {entry.least_side} pixels"
+        return f"needs inputs of shape (channels, height, width){sides}, got {network.raw_shape}"
     if entry.aim == "eps" and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:
