@@ -28,6 +28,7 @@ from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import LAWS, local_error
 from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph import Node, call, evaluate
+from lipaudit.journal import Journal
 from lipaudit.local import BUDGET, LocalRadii, local_radii
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import Certificate
@@ -143,11 +144,14 @@ def with_local_radii(
     budget: float | None,
     most: int | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> tuple[Certificates, LocalRadii]:
     """The certificates with the larger of both radii for each sample, and what came of the search for local ones."""
     labels = [row.label for row in certificates.rows]
     known = certificates.radius.tolist()
-    local = local_radii(composition, points, labels, known, budget=budget, most=most, progress=progress)
+    local = local_radii(
+        composition, points, labels, known, budget=budget, most=most, progress=progress, journal=journal
+    )
     rows = tuple(
         replace(row, radius=radius, method="local") if radius > row.radius else row
         for row, radius in zip(certificates.rows, local.radius, strict=True)

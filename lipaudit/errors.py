@@ -7,6 +7,7 @@
     ├─ NotLipschitz     an operation has no finite bound here
     ├─ BadThreat        budget, norm or box make no sense for this input
     ├─ ReportError      an unreadable result, or one of a newer schema
+    ├─ ResumeError      an interrupted run cannot be continued: it was begun with something else
     └─ RuleError        a rule or registration is wrong: our bug, or the extender's
 
 A message says what was expected, what came, where, and what to do next, in one line.
@@ -66,6 +67,12 @@ class BadThreat(LipauditError):
 
 class ReportError(LipauditError):
     """A result file is unreadable, or was written by a newer lipaudit."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ResumeError(LipauditError):
+    """An interrupted run cannot be continued as asked."""
 
     exit_code = ExitCode.USAGE
 

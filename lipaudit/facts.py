@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -69,6 +70,33 @@ def of_data(points: torch.Tensor, answers: Sequence[int], seed: int, box: tuple[
         levels=grid_levels(points, *box),
         width=box[1] - box[0],
     )
+
+
+def of_audit(
+    composition: Composition, points: torch.Tensor, answers: Sequence[int], settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What an interrupted audit is continued by: the function, the images, the settings and the software.
+
+    The function is the captured graph with its constants: weights, normalisation and architecture in one.
+    """
+    graph = hashlib.sha256(repr(composition.graph.input_shape).encode())
+    for node in composition.graph.nodes:
+        plain = {name: value for name, value in node.args.items() if not isinstance(value, torch.Tensor)}
+        tensors = [(name, value) for name, value in node.args.items() if isinstance(value, torch.Tensor)]
+        graph.update(f"{node.name}|{node.op}|{node.output}|{node.shape}|{plain!r}\0".encode())
+        graph.update(sha256_of_tensors(tensors).encode())
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    code = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources))
+    return {
+        "audited": {"network": graph.hexdigest(), "images": of_data(points, answers, 0).sha256},
+        "settings": dict(settings),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            "lipaudit": __version__,
+            "code of lipaudit": code.hexdigest(),
+        },
+    }
 
 
 def environment(device: torch.device) -> dict[str, Any]:

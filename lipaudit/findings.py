@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from lipaudit.errors import ExitCode
 from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.registry import Registry
+from lipaudit.reliability import FLAGS, Flag
 from lipaudit.results import Audit, Finding, Rate, Verdict
 
 Check = Callable[[Audit], Finding | None]
@@ -215,14 +216,15 @@ def attacks_finished(audit: Audit) -> Finding | None:
 
 @CHECKS.register("LA203")
 def attacks_raised_no_flags(audit: Audit) -> Finding | None:
-    """Did the attack libraries warn about their own reliability?"""
-    why = "AutoAttack warns of random or gradient-masking networks, on which its result is no upper bound to rely on."
+    """Did the attack libraries warn of anything else than LA211 to LA215 name?"""
+    why = "What a library warns of while it attacks may mean that its result is no upper bound to rely on."
     if not audit.attacks:
         return None
-    flags = [flag for record in audit.attacks for flag in record.flags]
+    named = {flag.sentence for flag in FLAGS}
+    flags = [flag for record in audit.attacks for flag in record.flags if flag not in named]
     if flags:
         return Finding("LA203", "warn", f"An attack library warns: {flags[0]}", f"{len(flags)} flags", why)
-    return Finding("LA203", "pass", "The attack libraries raised no warnings", "0 flags", why)
+    return Finding("LA203", "pass", "The attack libraries raised no other warnings", "0 flags", why)
 
 
 @CHECKS.register("LA204")
@@ -237,6 +239,26 @@ def attacks_work(audit: Audit) -> Finding | None:
         ("pass", "Attacks work: they found adversarial examples") if found else ("warn", "No attack found any")
     )
     return Finding("LA204", state, title, f"{found} of {attacked} images", why)
+
+
+def _reliable(flag: Flag) -> None:
+    def check(audit: Audit) -> Finding | None:
+        checking = [record for record in audit.attacks if flag.name in record.checked]
+        raised = [record.name for record in audit.attacks if flag.sentence in record.flags]
+        if raised:
+            return Finding(flag.id, "warn", flag.bad, ", ".join(raised), flag.why, flag.fix)
+        if not audit.attacks:
+            return None
+        if not checking:
+            return Finding(flag.id, "not run", f"{flag.asks} No attack that was run can tell", "", flag.why)
+        return Finding(flag.id, "pass", flag.good, ", ".join(record.name for record in checking), flag.why)
+
+    check.__doc__ = flag.asks
+    CHECKS.register(flag.id)(check)
+
+
+for _flag in FLAGS:
+    _reliable(_flag)
 
 
 def _not_audited(identifier: str, what: str) -> None:

@@ -12,8 +12,9 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from lipaudit.composition import Composition
@@ -21,6 +22,7 @@ from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, secon
 from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
 from lipaudit.errors import LipauditError
 from lipaudit.formatting import duration
+from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
 from lipaudit.rounding import gamma
 
@@ -73,60 +75,105 @@ def local_radii(
     most: int | None = None,
     search: Search | None = None,
     progress: Progress | None = None,
+    journal: Journal | None = None,
 ) -> LocalRadii:
     """Local radii of the samples whose `known` (global) radius is positive, as many as fit into `budget` seconds.
 
     None for no limit; of at most the first `most` of them. Where a pass takes long, the search is coarser, unless it is
-    given. An operation without a local rule or an input too large for
-    memory are reasons, not errors.
+    given. An operation without a local rule or an input too large for memory are reasons, not errors. What `journal`
+    holds is taken from there, and its time counts.
     """
     progress = progress or Silent()
-    found, tried, gained, why_not = [0.0] * len(points), 0, 0, ""
     rows = [row for row, radius in enumerate(known) if radius > 0]
     coordinates, room = points[0].numel(), _room(composition)
     if coordinates >= room:
-        return LocalRadii(tuple(found), 0, f"a ball in {coordinates} dimensions needs more than {room} rows of memory")
+        why_not = f"a ball in {coordinates} dimensions needs more than {room} rows of memory"
+        return LocalRadii((0.0,) * len(points), 0, why_not)
     wanted = rows[:most]
     progress.start("local radii", len(wanted))
-    began, start = time.monotonic(), 0.0
+    hunt = _Hunt(composition, len(rows), budget, search, progress, time.monotonic())
     for row in wanted:
-        seconds = time.monotonic() - began
-        if budget is not None and tried and seconds * (tried + 1) / tried > budget:
-            why_not = f"{tried} of {len(rows)} images took {duration(seconds)}"
+        about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, search, hunt.radii)
+        kept = None if journal is None else journal.get(f"local-{row}", about)
+        if kept is None:
+            begun = time.perf_counter()
+            radius = hunt.next(points[row], labels[row], known[row])
+            if journal is not None:
+                result = {"radius": radius, "why_not": hunt.why_not, "precision": hunt.precision}
+                arrays = {name: np.array(value) for name, value in result.items()}
+                journal.put(f"local-{row}", about, time.perf_counter() - begun, **arrays)
+        else:
+            radius, hunt.why_not = float(kept["radius"]), str(kept["why_not"])
+            hunt.precision = float(kept["precision"])
+            hunt.began -= float(kept["seconds"])
+        if hunt.why_not:
             break
-        if budget is not None and tried == _ENOUGH_WITHOUT_GAIN and not gained:
-            why_not = f"the first {tried} of {len(rows)} images gained nothing over the global radius"
-            break
-        try:
-            if not tried:
-                one_pass = seconds_of_a_pass(composition.ledger, points[row])
-                search = search or Search(precision=_COARSE if one_pass > _LONG else Search.precision)
-                estimate = one_pass * _USUAL_ATTEMPTS
-                if budget is not None and estimate > budget:
-                    why_not = f"one image would take about {duration(estimate)}"
-                    break
-                progress.say(f"local radii: about {duration(estimate)} for an image")
-            found[row] = local_radius(
-                composition,
-                points[row],
-                labels[row],
-                start=max(start, 2 * known[row]),
-                known=known[row],
-                search=search,
-                deadline=math.inf if budget is None else began + budget,
-            )
-        except TooWide:
-            why_not = "the bound of the rounding errors leaves too many signs open, whatever the radius"
-            break
-        except LipauditError as error:
-            why_not = str(error)
-            break
-        start, tried, gained = found[row] or start, tried + 1, gained + (found[row] > 0)
-        progress.advance(note=f"{found[row]:.3g}")
+        hunt.radii[row] = radius
+        progress.advance(note=f"{radius:.3g}")
+    tried, why_not = len(hunt.radii), hunt.why_not
     progress.finish(f"{tried} of {len(rows)} images")
     if not why_not and len(wanted) < len(rows):
         why_not = f"asked for {len(wanted)} of {len(rows)} images"
-    return LocalRadii(tuple(found), tried, why_not)
+    return LocalRadii(tuple(hunt.radii.get(row, 0.0) for row in range(len(points))), tried, why_not)
+
+
+@dataclass
+class _Hunt:
+    """Where the search stands: image after image, each beginning at the radius that the one before it got."""
+
+    composition: Composition
+    images: int
+    budget: float | None
+    search: Search | None
+    progress: Progress
+    began: float
+    precision: float = math.nan
+    """Of the search, where none was given: chosen by the time of a pass at the first image."""
+    radii: dict[int, float] = field(default_factory=dict)
+    why_not: str = ""
+    """Why the search ends here."""
+
+    def next(self, x: torch.Tensor, label: int, known: float) -> float:
+        """The radius of one image, 0 if none was found; `why_not` if there is none because the search ends."""
+        try:
+            self.why_not = self._enough() or self._too_slow(x)
+            if self.why_not:
+                return 0.0
+            last = next((radius for radius in reversed(self.radii.values()) if radius), 0.0)
+            return local_radius(
+                self.composition,
+                x,
+                label,
+                start=max(last, 2 * known),
+                known=known,
+                search=self.search or Search(precision=self.precision),
+                deadline=math.inf if self.budget is None else self.began + self.budget,
+            )
+        except TooWide:
+            self.why_not = "the bound of the rounding errors leaves too many signs open, whatever the radius"
+        except LipauditError as error:
+            self.why_not = str(error)
+        return 0.0
+
+    def _enough(self) -> str:
+        tried, seconds = len(self.radii), time.monotonic() - self.began
+        if self.budget is not None and tried and seconds * (tried + 1) / tried > self.budget:
+            return f"{tried} of {self.images} images took {duration(seconds)}"
+        if self.budget is not None and tried == _ENOUGH_WITHOUT_GAIN and not any(self.radii.values()):
+            return f"the first {tried} of {self.images} images gained nothing over the global radius"
+        return ""
+
+    def _too_slow(self, x: torch.Tensor) -> str:
+        """Times a pass at the first image, and chooses the search by it."""
+        if self.radii:
+            return ""
+        one_pass = seconds_of_a_pass(self.composition.ledger, x)
+        self.precision = _COARSE if one_pass > _LONG else Search.precision
+        estimate = one_pass * _USUAL_ATTEMPTS
+        if self.budget is not None and estimate > self.budget:
+            return f"one image would take about {duration(estimate)}"
+        self.progress.say(f"local radii: about {duration(estimate)} for an image")
+        return ""
 
 
 def local_radius(

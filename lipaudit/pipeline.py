@@ -6,6 +6,7 @@ import datetime
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,10 +24,11 @@ from lipaudit.certificates import (
     with_local_radii,
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
-from lipaudit.crosscheck import Evidence, cross_check, largest_slope
+from lipaudit.crosscheck import Evidence, cross_check, largest_slope, plan
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate
+from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import (
@@ -45,6 +47,8 @@ from lipaudit.thumbnails import thumbnails
 
 NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken to lie in [0, 1]"
 Local = Literal["auto", "on", "off"]
+BEFORE = "before an interruption"
+"""In `Audit.timing`: seconds of what an earlier process finished. The other entries are those of the last process."""
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
 
@@ -72,6 +76,7 @@ def audit(
     config: Mapping[str, Any] | None = None,
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
+    journal: str | Path | None = None,
 ) -> Audit:
     """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
 
@@ -81,23 +86,43 @@ def audit(
     rows. `attacks` is a preset or a list of names, "none" for none; `norms` is "all" (every method that costs little),
     "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
     allows ("auto"), around all ("on"), or not at all ("off"); of at most `local_samples` images.
-    Raises `BadThreat` for inputs or budgets that make no sense, and the errors of `bound`.
+
+    `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
+    an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete.
+    Raises `BadThreat` for inputs or budgets that make no sense, `ResumeError` for the journal of another audit, and
+    the errors of `bound`.
     """
     progress = progress or Silent()
-    started = datetime.datetime.now(datetime.UTC)
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     clock = _Clock()
     module = on_device(as_module(model, mean=mean, std=std), device)
     box = box_of(domain_of(model, domain))
     points = within(check_inputs(inputs), box)
     threat = threat_of(eps, box)
+    attacks = "standard" if attacks is None else attacks
     if domain is None and without_range(model):
         warnings = (*warnings, NO_CLIP_VALUES)
     composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
+    held = None
+    if journal is not None:
+        settings = {
+            "eps": threat.eps,
+            "domain": box,
+            "attacks": [entry.name for entry in plan(attacks)],
+            "norms": norms,
+            "local": local,
+            "local samples": local_samples,
+            "seed": seed,
+            "device": device_of(module).type,
+            "time limit": time_limit,
+            "batch size": batch_size,
+        }
+        held = Journal(journal, facts.of_audit(composition, points, answers, settings), started)
     clock.mark("layer bounds")
     certificates = certify_with(composition, points, answers, progress=progress)
     clock.mark("certificates")
-    certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress)
+    certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress, held)
     clock.mark("local radii")
     evidence = _attack(
         module,
@@ -111,14 +136,15 @@ def audit(
         batch_size=batch_size,
         deadline=None if time_limit is None else clock.began + time_limit,
         progress=progress,
+        journal=held,
     )
     clock.mark("attacks")
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
     samples = _samples(index or range(len(points)), answers, certificates, evidence)
     draft = Audit(
-        run="",
-        started=started.isoformat(timespec="seconds").replace("+00:00", "Z"),
+        run="" if held is None else held.run,
+        started=started if held is None else held.started,
         command=tuple(command),
         status="complete",
         exit_code=0,
@@ -138,9 +164,9 @@ def audit(
         attacks=evidence.records,
         findings=(),
         skipped=skipped,
-        warnings=(*warnings, *evidence.flags),
+        warnings=(*warnings, *evidence.flags, *filter(None, [held and held.failure])),
         thumbnails=thumbnails(as_pixels(points, box), as_pixels(evidence.perturbed, box), samples),
-        timing=clock.seconds,
+        timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
     )
@@ -154,13 +180,14 @@ def _locally(
     local: Local,
     most: int | None,
     progress: Progress,
+    journal: Journal | None,
 ) -> tuple[Certificates, tuple[Skip, ...]]:
     """The certificates with local radii where there are larger ones, and why some images were left out."""
     if local == "off":
         return certificates, ()
     budget = BUDGET if local == "auto" else None
     certificates, found = with_local_radii(
-        certificates, composition, points, budget=budget, most=most, progress=progress
+        certificates, composition, points, budget=budget, most=most, progress=progress, journal=journal
     )
     if not found.why_not:
         return certificates, ()
@@ -213,21 +240,21 @@ def _attack(
     answers: Sequence[int],
     certificates: Certificates,
     *,
-    attacks: str | Sequence[str] | None,
+    attacks: str | Sequence[str],
     threat: Threat,
     seed: int,
     batch_size: int | None,
     deadline: float | None,
     progress: Progress,
+    journal: Journal | None,
 ) -> Evidence:
-    chosen = "standard" if attacks is None else attacks
     device = device_of(module)
     like = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
     return cross_check(
         module,
         points.to(device, like),
         torch.tensor(answers, device=device),
-        attacks=chosen,
+        attacks=attacks,
         eps=[eps_value(e) for e in threat.eps],
         radii=certificates.radius,
         judge=ExactNetwork(composition),
@@ -236,6 +263,7 @@ def _attack(
         seed=seed,
         deadline=deadline,
         progress=progress,
+        journal=journal,
         batch_size=batch_size or batch_for(points[0].numel()),
     )
 

@@ -154,6 +154,8 @@ class AttackRecord:
     why: str = ""
     flags: tuple[str, ...] = ()
     """The library's own reliability warnings."""
+    checked: tuple[str, ...] = ()
+    """Which of the conditions in `reliability.py` it could have flagged, by name."""
 
     @property
     def unfinished(self) -> bool:

@@ -8,6 +8,7 @@ import audits
 import pytest
 
 from lipaudit.findings import CHECKS, contradicted, examine, wilson
+from lipaudit.reliability import FLAGS, Flag
 from lipaudit.results import TIME_LIMIT, Audit, Finding, LayerBound
 
 
@@ -107,6 +108,25 @@ def test_small_samples_and_flags_warn() -> None:
     attacks = (replace(audit.attacks[0], flags=("gradient is zero",)), *audit.attacks[1:])
     assert by_id(small)["LA201"].state == "warn"
     assert by_id(replace(audit, attacks=attacks))["LA203"].state == "warn"
+
+
+@pytest.mark.parametrize("flag", FLAGS, ids=lambda flag: flag.name)
+def test_each_reliability_flag_is_a_finding_of_its_own(flag: Flag) -> None:
+    audit = audits.strong()
+    first, *rest = audit.attacks
+    unable = replace(audit, attacks=tuple(replace(record, checked=()) for record in audit.attacks))
+    able = replace(audit, attacks=(replace(first, checked=(flag.name,)), *rest))
+    raised = replace(audit, attacks=(replace(first, checked=(flag.name,), flags=(flag.sentence,)), *rest))
+
+    assert by_id(unable)[flag.id].state == "not run"
+    assert (by_id(able)[flag.id].state, by_id(able)[flag.id].value) == ("pass", first.name)
+    finding = by_id(raised)[flag.id]
+    assert (finding.state, finding.title, finding.value) == ("warn", flag.bad, first.name)
+    assert finding.fix
+    assert by_id(raised)["LA203"].state == "pass"
+    others = {other.id for other in FLAGS} - {flag.id}
+    assert all(by_id(raised)[other] == by_id(able)[other] for other in others)
+    assert flag.id not in by_id(audits.no_attacks())
 
 
 def test_attacks_that_break_nothing_are_suspect() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from lipaudit import __version__
 from lipaudit.cli.options import (
@@ -23,10 +24,11 @@ from lipaudit.cli.options import (
     norm_options,
     output_options,
 )
-from lipaudit.errors import ExitCode, LipauditError
+from lipaudit.errors import ExitCode, LipauditError, ResumeError
 from lipaudit.progress import EVERY
 
 if TYPE_CHECKING:
+    from lipaudit.cli.resume import Resumable
     from lipaudit.results import Audit
 
 PACKAGES = (
@@ -43,6 +45,11 @@ class Session:
 
     arguments: tuple[str, ...]
     verbose: int = 0
+    running: Resumable | None = None
+
+    def hint(self) -> str:
+        """How to continue what was interrupted."""
+        return "" if self.running is None else self.running.hint()
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -55,19 +62,21 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = commands.main(list(session.arguments), "lipaudit", standalone_mode=False, obj=session)
         sys.exit(code or ExitCode.DONE)
     except click.exceptions.Abort:
-        _fail(session, "interrupted; no report was written", ExitCode.INTERRUPTED)
+        _fail(session, f"interrupted; no report was written{session.hint()}", ExitCode.INTERRUPTED)
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f" ({usage.command_path} --help)" if usage is not None else ""
         _fail(session, f"{error.format_message()}{hint}", error.exit_code)
-    except LipauditError as error:
+    except ResumeError as error:
         _fail(session, str(error), error.exit_code)
+    except LipauditError as error:
+        _fail(session, f"{error}{session.hint()}", error.exit_code)
     except BrokenPipeError:
         sys.stderr.close()  # the reader of stdout went away; Python would complain about that once more
         sys.exit(ExitCode.CRASH)
     except Exception as error:  # noqa: BLE001  (the border: nothing passes it but one line and an exit code)
         hint = "" if session.verbose > 1 else "; run again with -vv for the traceback"
-        _fail(session, f"{type(error).__name__}: {error}{hint}", ExitCode.CRASH)
+        _fail(session, f"{type(error).__name__}: {error}{hint}{session.hint()}", ExitCode.CRASH)
 
 
 def _fail(session: Session, message: str, code: int) -> NoReturn:
@@ -98,20 +107,30 @@ def commands(session: Session, verbose: int) -> None:
 @local_options
 @attack_options
 @output_options
-@click.pass_obj
-def run(session: Session, **chosen: Any) -> int:
+@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name in DIR.")
+@click.pass_context
+def run(context: click.Context, **chosen: Any) -> int:
     """Audit a model on a data set; writes DIR/<run>.json and .html.
+
+    Until it is finished, DIR/<run>.partial keeps what is done: after Ctrl-C or a crash, --resume continues there.
 
     Without options: the bundled digits model. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed,
     4 a certificate is contradicted, 5 incomplete, 130 interrupted.
     """
     from lipaudit.cli.files import prepare_folder
+    from lipaudit.cli.resume import Resumable, resume
     from lipaudit.cli.runs import check, run_audit
     from lipaudit.cli.terminal import terminal_progress
 
+    session: Session = context.obj
     session.verbose += chosen["verbose"]
     if session.verbose > 1:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
+    running = Resumable(session.arguments)
+    if chosen["resume"]:
+        typed = [name for name in chosen if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+        running, chosen = resume(chosen, typed)
+    session.running = running
     check(chosen)
     if chosen["out"] != "-":
         prepare_folder(Path(chosen["out"]))
@@ -121,8 +140,9 @@ def run(session: Session, **chosen: Any) -> int:
     every = 0.0 if session.verbose else EVERY
     # What libraries and user code print belongs to the reader, not to the result on stdout.
     with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
-        audit = run_audit(chosen, session.arguments, progress)
+        audit = run_audit(chosen, running, progress)
     _deliver(audit, chosen)
+    running.finish()
     return audit.exit_code
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lipaudit.cli.options import comma_list, parse_eps
+from lipaudit.cli.resume import Resumable
 from lipaudit.crosscheck.attacks import plan
 from lipaudit.datasets import check_fit, open_dataset, read_images
 from lipaudit.errors import LoadError
@@ -46,8 +47,11 @@ def check(chosen: Chosen) -> None:
     _pair(chosen["model"], chosen["dataset"])
 
 
-def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> Audit:
-    """Load what the options name and audit it. Raises `LipauditError` for whatever does not fit together."""
+def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
+    """Load what the options name and audit it, or go on with it.
+
+    Raises `LipauditError` for whatever does not fit together.
+    """
     name, dataset = _pair(chosen["model"], chosen["dataset"])
     opened = open_dataset(
         dataset,
@@ -73,6 +77,10 @@ def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> A
     attacks = comma_list(sized.attacks)
     settled = {"model": name, "dataset": dataset, "eps": eps, "attacks": attacks, "device": device}
     settled["samples"] = data.facts.samples
+    journal = None
+    if chosen["out"] != "-" or running.resumed:
+        journal = running.begin(Path(chosen["out"]), chosen, sized.samples, sized.attacks)
+        progress.say(f"interrupt any time, then: {running.command()}")
     return audit(
         model.module,
         data.inputs,
@@ -89,10 +97,11 @@ def run_audit(chosen: Chosen, arguments: Sequence[str], progress: Progress) -> A
         model_facts=model.facts,
         data_facts=data.facts,
         index=data.index,
-        command=("lipaudit", *arguments),
+        command=("lipaudit", *running.arguments),
         config=_plain({**{key: chosen[key] for key in SETTINGS}, **settled}),
         warnings=data.warnings,
         progress=progress,
+        journal=journal,
     )
 
 

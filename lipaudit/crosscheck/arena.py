@@ -15,9 +15,23 @@ from lipaudit.crosscheck.witness import Opinion, accepted, distance_up, drawn_in
 from lipaudit.errors import BadThreat
 
 
+@dataclass(frozen=True)
+class Found:
+    """Verified points of some rows of the arena."""
+
+    rows: np.ndarray
+    distance: np.ndarray
+    """float64, rounded up."""
+    prediction: np.ndarray
+    closer: np.ndarray
+    """bool: which of them are the closest of their rows so far."""
+    points: Tensor
+    """float64 on the CPU: of those only."""
+
+
 @dataclass
 class Arena:
-    """Samples under attack and the closest verified point of each; only `offer` changes it."""
+    """Samples under attack and the closest verified point of each; only `keep` changes them."""
 
     network: UnitBox
     judge: nn.Module
@@ -42,29 +56,37 @@ class Arena:
         """L2 distances (n,), raw units, below which float32 inputs hardly change: 2^-23 of their norm."""
         return ((self.clean - self.network.low).flatten(1).norm(dim=1) * 2.0**-23).cpu().numpy()
 
-    def offer(self, rows: np.ndarray, points: Tensor, name: str) -> dict[int, float]:
-        """Verified points of some rows: drawn in, verified again, and kept where they are the closest so far.
-
-        Returns the distance of each row's point, rounded up.
-        """
+    def measured(self, rows: np.ndarray, points: Tensor) -> Found:
+        """Verified points of some rows, drawn in and verified again."""
+        if not len(rows):
+            nothing = np.empty(0)
+            return Found(rows, nothing, rows, nothing.astype(bool), points.cpu())
         index = torch.as_tensor(rows, device=self.clean.device)
         clean, labels = self.clean[index], self.labels[index]
-        closer = drawn_in(self.judge, clean, points, labels, self.network.low, self.network.high)
-        good, seen = accepted(self.judge, closer, labels)
+        nearer = drawn_in(self.judge, clean, points, labels, self.network.low, self.network.high)
+        good, seen = accepted(self.judge, nearer, labels)
         if not bool(good.all()):
             # Misclassified in a batch but not alone, or in doubt: fall back to the point as it was claimed.
-            closer = torch.where(good.reshape(-1, *[1] * (points.ndim - 1)), closer, points)
-            seen = torch.where(good, seen, accepted(self.judge, closer, labels)[1])
-        distances = {}
-        for place, row in enumerate(rows.tolist()):
-            if seen[place] < 0:
-                continue
-            distances[row] = distance_up(closer[place], clean[place])
-            if distances[row] < self.distance[row]:
-                self.distance[row], self.found_by[row] = distances[row], name
-                self.found_as[row] = int(seen[place])
-                self.points[row] = closer[place].cpu()
-        return distances
+            nearer = torch.where(good.reshape(-1, *[1] * (points.ndim - 1)), nearer, points)
+            seen = torch.where(good, seen, accepted(self.judge, nearer, labels)[1])
+        kept = (seen >= 0).nonzero().flatten().tolist()
+        distance = np.array([distance_up(nearer[place], clean[place]) for place in kept], dtype=np.float64)
+        closer = distance < self.distance[rows[kept]]
+        return Found(
+            rows=rows[kept],
+            distance=distance,
+            prediction=seen[kept].cpu().numpy(),
+            closer=closer,
+            points=nearer[kept][torch.as_tensor(closer, device=nearer.device)].cpu(),
+        )
+
+    def keep(self, found: Found, name: str) -> None:
+        """Takes over the points that are the closest of their rows so far, as found by the attack of that name."""
+        for place, point in zip(found.closer.nonzero()[0].tolist(), found.points, strict=True):
+            row = int(found.rows[place])
+            self.distance[row], self.found_by[row] = found.distance[place], name
+            self.found_as[row] = int(found.prediction[place])
+            self.points[row] = point
 
 
 def arena(

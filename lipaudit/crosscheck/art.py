@@ -14,6 +14,8 @@ from lipaudit.crosscheck.network import UnitBox
 
 DEEPFOOL_STEPS, DEEPFOOL_CLASSES = 20, 10
 PGD_STEPS = 40
+LONG_STEPS = 100
+SQUARE_QUERIES, SQUARE_SIDE = 1000, 10
 SMALL_INPUT = 1024
 """Numbers in an input up to which the overhead of a pass outweighs its arithmetic."""
 
@@ -36,7 +38,8 @@ class _Strongest(nn.Module):
         return self.network(unit)[:, self.columns]
 
 
-def _classifier(model: nn.Module, network: UnitBox, classes: int) -> Any:
+def classifier(model: nn.Module, network: UnitBox, classes: int) -> Any:
+    """The network, cut down or not, as ART sees it."""
     # ART is untyped. No preprocessing: normalisation is inside the network, as everywhere in lipaudit.
     from art.estimators.classification import PyTorchClassifier
 
@@ -50,7 +53,8 @@ def _classifier(model: nn.Module, network: UnitBox, classes: int) -> Any:
     )
 
 
-def _one_hot(labels: Tensor, classes: int) -> np.ndarray:
+def one_hot(labels: Tensor, classes: int) -> np.ndarray:
+    """Labels in the only form that all attacks of ART take."""
     # With two classes, ART takes integer labels for scores of a single output.
     return nn.functional.one_hot(labels, classes).float().cpu().numpy()
 
@@ -80,7 +84,7 @@ def deepfool(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         strongest = _Strongest(network, points)
         classes = len(strongest.columns)
         walk = DeepFool(
-            _classifier(strongest, network, classes),
+            classifier(strongest, network, classes),
             max_iter=DEEPFOOL_STEPS,
             epsilon=0.02,
             nb_grads=classes,
@@ -109,7 +113,7 @@ def pgd_at_radius(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     # ART's projection overshoots by up to 1e-6 of the radius; the judge draws the point in and measures it.
     radius = batch.budget.cpu().numpy().reshape(-1, *[1] * (batch.inputs.ndim - 1))
     ascent = ProjectedGradientDescent(
-        _classifier(network, network, network.classes),
+        classifier(network, network, network.classes),
         norm=2,
         eps=radius,
         eps_step=radius / 10,
@@ -117,5 +121,96 @@ def pgd_at_radius(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         batch_size=len(batch.inputs),
         verbose=False,
     )
-    found = ascent.generate(batch.inputs.cpu().numpy(), _one_hot(batch.labels, network.classes))
+    found = ascent.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
+    yield torch.from_numpy(found).to(network.device)
+
+
+@attack(
+    "pgd",
+    library=ART,
+    aim="eps",
+    settings=lambda _: f"{LONG_STEPS} steps, 1 random start, step eps/10, cross-entropy",
+    passes=lambda _: Passes(forward=LONG_STEPS + 4, backward=LONG_STEPS),
+)
+def pgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps by gradient ascent on the cross-entropy, with steps of one length.
+
+    Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
+    """
+    from art.attacks.evasion import ProjectedGradientDescent
+
+    assert batch.budget is not None
+    eps = float(batch.budget[0])
+    ascent = ProjectedGradientDescent(
+        classifier(network, network, network.classes),
+        norm=2,
+        eps=eps,
+        eps_step=eps / 10,
+        max_iter=LONG_STEPS,
+        num_random_init=1,
+        batch_size=len(batch.inputs),
+        verbose=False,
+    )
+    found = ascent.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
+    yield torch.from_numpy(found).to(network.device)
+
+
+@attack(
+    "art-apgd",
+    library=ART,
+    aim="eps",
+    settings=lambda _: f"{LONG_STEPS} steps, 1 random start, cross-entropy",
+    passes=lambda _: Passes(forward=2 * LONG_STEPS + 4, backward=LONG_STEPS),
+)
+def art_apgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps as APGD-CE does, in ART's own implementation.
+
+    Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
+    """
+    from art.attacks.evasion import AutoProjectedGradientDescent
+
+    assert batch.budget is not None
+    eps = float(batch.budget[0])
+    ascent = AutoProjectedGradientDescent(
+        classifier(network, network, network.classes),
+        norm=2,
+        eps=eps,
+        eps_step=2 * eps,
+        max_iter=LONG_STEPS,
+        nb_random_init=1,
+        batch_size=len(batch.inputs),
+        loss_type="cross_entropy",
+        verbose=False,
+    )
+    found = ascent.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
+    yield torch.from_numpy(found).to(network.device)
+
+
+@attack(
+    "art-square",
+    library=ART,
+    aim="eps",
+    settings=lambda _: f"{SQUARE_QUERIES} queries, 1 restart",
+    passes=lambda _: Passes(forward=3 * SQUARE_QUERIES + 5, backward=0),
+    least_side=SQUARE_SIDE,
+)
+def art_square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps by random square patches, in ART's own implementation.
+
+    Its first step lays five by five tiles over the image, each of at least two pixels. Source: Andriushchenko et al.,
+    "Square Attack", ECCV 2020.
+    """
+    from art.attacks.evasion import SquareAttack
+
+    assert batch.budget is not None
+    search = SquareAttack(
+        classifier(network, network, network.classes),
+        norm=2,
+        eps=float(batch.budget[0]),
+        max_iter=SQUARE_QUERIES,
+        nb_restarts=1,
+        batch_size=len(batch.inputs),
+        verbose=False,
+    )
+    found = search.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
     yield torch.from_numpy(found).to(network.device)

@@ -1,10 +1,10 @@
-"""The table of attacks: what each one claims, costs and needs. `autoattack.py` and `art.py` fill it.
+"""The table of attacks: what each one claims, costs and needs. `autoattack.py`, `art.py`, `art_nearest.py` fill it.
 
 An attack is one generator function. It gets the network as it sees it (`UnitBox`) and a batch, and yields
 claims: tensors of the batch's shape, row by row an input that it believes to be misclassified (a row equal to
 its input is no claim). Nothing that it says counts; `witness.py` decides.
 
-To add one: write the function below `@attack(...)` in either file and put its name into a preset.
+To add one: write the function below `@attack(...)` in one of them; every name can be asked for, presets or not.
 """
 
 from __future__ import annotations
@@ -67,11 +67,19 @@ class Attack:
     """Its cost, for so many classes."""
     run: Run
     least_classes: int = 2
-    images_only: bool = False
-    """Needs inputs of shape (channels, height, width)."""
+    least_side: int = 0
+    """Needs images, of at least so many pixels each way; 0 if inputs of any shape will do."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", inspect.getdoc(self.run))
+
+    def checks(self, classes: int) -> tuple[str, ...]:
+        """The conditions of `reliability.py` that it looks for, or that show in what it finds."""
+        blind = not self.passes(classes).backward
+        names = ("randomised", "probabilities", "dynamic") if self.library == AUTOATTACK else ()
+        if self.library == AUTOATTACK and self.aim == "eps" and not blind:
+            names += ("zero gradients",)
+        return (*names, "black box") if blind else names
 
     def __call__(self, network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         return self.run(network, batch)
@@ -84,8 +92,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "quick": ("deepfool", "fab-t-quick", "pgd-at-radius", "apgd-ce"),
     "standard": ("deepfool", "fab-t", "pgd-at-radius", "apgd-ce"),
     "full": ("deepfool", "fab-t", "pgd-at-radius", "apgd-ce", "apgd-t", "square"),
+    "autoattack": ("fab-t", "apgd-ce", "apgd-t", "square-5000"),
+    "autoattack-plus": ("fab-t", "fab", "apgd-ce-5", "apgd-dlr-5", "apgd-t", "square-5000"),
 }
-"""Attacks by the names that `--attacks` takes. Every preset but `none` holds all three aims."""
+"""Attacks by the names that `--attacks` takes. `quick`, `standard` and `full` hold all three aims; the last two are
+the versions "standard" and "plus" of AutoAttack, with FAB looking for the closest point instead of any within eps."""
 
 
 def attack(
@@ -96,12 +107,12 @@ def attack(
     settings: Callable[[int], str],
     passes: Callable[[int], Passes],
     least_classes: int = 2,
-    images_only: bool = False,
+    least_side: int = 0,
 ) -> Callable[[Run], Attack]:
     """Decorator: puts the generator function below it into the table. See `Attack` for the arguments."""
 
     def add(run: Run) -> Attack:
-        entry = Attack(name, library, aim, settings, passes, run, least_classes, images_only)
+        entry = Attack(name, library, aim, settings, passes, run, least_classes, least_side)
         return ATTACKS.register(name)(entry)
 
     return add

@@ -13,7 +13,8 @@ from lipaudit.crosscheck.network import UnitBox
 APGD_STEPS = 100
 FAB_STEPS, FAB_TARGETS = 100, 9
 QUICK_STEPS, QUICK_TARGETS = 10, 5
-SQUARE_QUERIES = 1000
+RESTARTS = 5
+SQUARE_QUERIES, MANY_QUERIES = 1000, 5000
 CHECKS = 8
 """Forward passes of AutoAttack's reliability checks, made on every batch."""
 
@@ -35,22 +36,62 @@ def _targets(limit: int, classes: int) -> int:
     return min(limit, classes - 1)
 
 
+def _apgd(network: UnitBox, batch: Batch, loss: str, starts: int) -> Tensor:
+    suite = _suite(network, f"apgd-{loss}", batch)
+    suite.apgd.n_restarts = starts
+    suite.apgd.n_iter = APGD_STEPS
+    return _run(suite, batch)
+
+
+def _apgd_passes(starts: int) -> Passes:
+    return Passes(forward=starts * (APGD_STEPS + 1) + CHECKS + 2, backward=starts * (APGD_STEPS + 1))
+
+
 @attack(
     "apgd-ce",
     library=AUTOATTACK,
     aim="eps",
     settings=lambda _: f"{APGD_STEPS} steps, 1 random start, cross-entropy",
-    passes=lambda _: Passes(forward=APGD_STEPS + CHECKS + 3, backward=APGD_STEPS + 1),
+    passes=lambda _: _apgd_passes(1),
 )
 def apgd_ce(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by projected gradient ascent on the cross-entropy, with adaptive steps.
 
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
     """
-    suite = _suite(network, "apgd-ce", batch)
-    suite.apgd.n_restarts = 1
-    suite.apgd.n_iter = APGD_STEPS
-    yield _run(suite, batch)
+    yield _apgd(network, batch, "ce", 1)
+
+
+@attack(
+    "apgd-ce-5",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{APGD_STEPS} steps, {RESTARTS} random starts, cross-entropy",
+    passes=lambda _: _apgd_passes(RESTARTS),
+)
+def apgd_ce_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Does as APGD-CE does, from five random starts.
+
+    Source: Croce & Hein, ICML 2020.
+    """
+    yield _apgd(network, batch, "ce", RESTARTS)
+
+
+@attack(
+    "apgd-dlr-5",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{APGD_STEPS} steps, {RESTARTS} random starts, DLR loss",
+    passes=lambda _: _apgd_passes(RESTARTS),
+    least_classes=4,
+)
+def apgd_dlr_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the ball of radius eps by gradient ascent on a ratio of logit differences, from five random starts.
+
+    Scaling the logits cannot hide the gradients of this loss. AutoAttack advises against it below four classes.
+    Source: Croce & Hein, ICML 2020.
+    """
+    yield _apgd(network, batch, "dlr", RESTARTS)
 
 
 @attack(
@@ -75,31 +116,56 @@ def apgd_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     yield _run(suite, batch)
 
 
+def _square(network: UnitBox, batch: Batch, queries: int) -> Tensor:
+    suite = _suite(network, "square", batch)
+    suite.square.n_queries = queries
+    return _run(suite, batch)
+
+
 @attack(
     "square",
     library=AUTOATTACK,
     aim="eps",
     settings=lambda _: f"{SQUARE_QUERIES} queries",
     passes=lambda _: Passes(forward=SQUARE_QUERIES + CHECKS + 4, backward=0),
-    images_only=True,
+    least_side=1,
 )
 def square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by random square patches, without gradients.
 
     What it breaks and gradients do not tells of masked gradients. Source: Andriushchenko et al., ECCV 2020.
     """
-    suite = _suite(network, "square", batch)
-    suite.square.n_queries = SQUARE_QUERIES
-    yield _run(suite, batch)
+    yield _square(network, batch, SQUARE_QUERIES)
+
+
+@attack(
+    "square-5000",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{MANY_QUERIES} queries",
+    passes=lambda _: Passes(forward=MANY_QUERIES + CHECKS + 4, backward=0),
+    least_side=1,
+)
+def square_5000(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Does as Square does, with the five thousand queries of AutoAttack's own versions.
+
+    Source: Andriushchenko et al., ECCV 2020.
+    """
+    yield _square(network, batch, MANY_QUERIES)
+
+
+def _checks(suite: AutoAttack, network: UnitBox, batch: Batch) -> None:
+    """AutoAttack's checks of the network, which only its own front end makes."""
+    checks.check_randomized(network, batch.inputs, batch.labels, bs=len(batch.inputs), logger=suite.logger)
+    checks.check_range_output(network, batch.inputs, logger=suite.logger)
+    checks.check_dynamic(network, batch.inputs, logger=suite.logger)
 
 
 def _fab(network: UnitBox, batch: Batch, targets: int, steps: int) -> Iterator[Tensor]:
     # FABAttack.perturb stops at the first class that fools the network and drops what lies beyond eps; the
     # closest point needs one run per class. No eps enters where there is no random start.
     suite = _suite(network, "fab-t", batch)
-    checks.check_randomized(network, batch.inputs, batch.labels, bs=len(batch.inputs), logger=suite.logger)
-    checks.check_range_output(network, batch.inputs, logger=suite.logger)
-    checks.check_dynamic(network, batch.inputs, logger=suite.logger)
+    _checks(suite, network, batch)
     suite.fab.n_iter = steps
     for rank in range(2, 2 + _targets(targets, network.classes)):
         suite.fab.target_class = rank
@@ -143,3 +209,29 @@ def fab_t_quick(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
     """
     yield from _fab(network, batch, QUICK_TARGETS, QUICK_STEPS)
+
+
+@attack(
+    "fab",
+    library=AUTOATTACK,
+    aim="closest",
+    settings=lambda _: f"{FAB_STEPS} steps, from the input and from {RESTARTS - 1} random starts, all classes at once",
+    passes=lambda classes: Passes(
+        forward=RESTARTS * (2 * FAB_STEPS + 1) + CHECKS, backward=RESTARTS * FAB_STEPS * classes, claims=RESTARTS
+    ),
+)
+def fab(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Looks for the closest misclassified input by projecting onto the nearest of all linearised decision boundaries.
+
+    Each step takes the gradient of every logit: costly with many classes. Random starts lie half as far away as what
+    the first run found (in the median). Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
+    """
+    suite = _suite(network, "fab", batch)
+    _checks(suite, network, batch)
+    suite.fab.n_iter = FAB_STEPS
+    first = suite.fab.attack_single_run(batch.inputs, batch.labels)
+    yield first
+    found = (first - batch.inputs).flatten(1).norm(dim=1)
+    suite.fab.eps = float(found[found > 0].median()) if bool((found > 0).any()) else 1.0
+    for _ in range(RESTARTS - 1):
+        yield suite.fab.attack_single_run(batch.inputs, batch.labels, use_rand_start=True)

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck import art, autoattack  # noqa: F401  importing them fills the table
+from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
 from lipaudit.crosscheck.arena import Arena, arena
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, plan
 from lipaudit.crosscheck.hygiene import random_state_kept
 from lipaudit.crosscheck.rounds import Run, Tally, eps_text, run_attack
 from lipaudit.errors import BadThreat
+from lipaudit.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import AttackRecord, Witness
 
@@ -64,6 +65,7 @@ def cross_check(
     progress: Progress | None = None,
     batch_size: int = 16,
     deadline: float | None = None,
+    journal: Journal | None = None,
 ) -> Evidence:
     """Looks for inputs that change the prediction of correctly classified samples, as close as it can.
 
@@ -72,7 +74,8 @@ def cross_check(
     (n,). `attacks` are names or presets. `eps` are the L2 budgets for attacks that take one, `radii` (n,) the
     certified radii, or None; both in raw-input units. `judge` is the float64 function that the certificates are
     about, where that is not a float64 copy of `logits`. `deadline` is a `time.monotonic()` value: from then
-    on no batch begins. On a CPU, the same seed gives the same evidence.
+    on no batch begins. On a CPU, the same seed gives the same evidence; batches that `journal` holds are taken
+    from there, and each batch that is finished is put there.
 
     Witnesses are verified in float64 (`witness.py`); each distance is rounded up. An attack that raises is
     recorded as failed and the rest go on. Raises `BadThreat` for arguments that make no sense,
@@ -83,7 +86,7 @@ def cross_check(
     with torch.inference_mode(False), random_state_kept(seed):
         ground = arena(logits, judge, inputs, labels, low, high, batch_size)
         certified = _checked_radii(radii, ground)
-        run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent())
+        run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent(), journal)
         tallies = [Tally(entry) for entry in planned]
         for place, tally in enumerate(tallies):
             try:
@@ -152,4 +155,5 @@ def _record(run: Run, tally: Tally) -> AttackRecord:
         status=tally.status,
         why="; ".join(tally.notes),
         flags=tuple(tally.flags),
+        checked=entry.checks(ground.network.classes) if tally.attacked else (),
     )

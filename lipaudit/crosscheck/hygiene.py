@@ -14,17 +14,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from lipaudit.reliability import BY_NAME
+from lipaudit.reliability import FLAGS as RELIABILITY
+
 LOGGERS = ("auto-attack", "art")
 
-BLACK_BOX = "a black-box attack broke samples that gradient-based attacks could not"
+BLACK_BOX = BY_NAME["black box"].sentence
 
-FLAGS = {
-    "randomized defense": "randomised: the same input gives different logits from pass to pass",
-    "probability distribution": "outputs look like probabilities, not logits",
-    "zero gradient": "some inputs have zero gradient: gradient-based attacks may be unreliable",
-    "Square Attack has decreased": BLACK_BOX,
-    "dynamic defense": "dynamic: the network computes gradients in its forward pass",
-}
+FLAGS = {flag.message: flag.sentence for flag in RELIABILITY}
 """AutoAttack's five reliability warnings: what its message contains, and how the report says it."""
 
 

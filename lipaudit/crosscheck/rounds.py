@@ -16,7 +16,9 @@ from torch import Tensor
 from lipaudit.crosscheck.arena import Arena, batches
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, Attack, Batch
 from lipaudit.crosscheck.hygiene import BLACK_BOX, sealed
+from lipaudit.crosscheck.outcome import Outcome, recall, remember
 from lipaudit.crosscheck.witness import accepted
+from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results import TIME_LIMIT
 
@@ -36,9 +38,12 @@ class Run:
     """Samples per batch."""
     deadline: float | None
     progress: Progress
+    journal: Journal | None = None
 
     def late(self) -> bool:
-        return self.deadline is not None and time.monotonic() >= self.deadline
+        """Whether no more work is to begin; what took its time before an interruption counts."""
+        earlier = 0.0 if self.journal is None else self.journal.restored
+        return self.deadline is not None and time.monotonic() + earlier >= self.deadline
 
 
 @dataclass
@@ -50,6 +55,7 @@ class Tally:
     notes: list[str] = field(default_factory=list)
     """Why it is not done, or not done on all samples."""
     seconds: float = 0.0
+    """In its batches; also before an interruption."""
     attacked: set[int] = field(default_factory=set)
     distance: dict[int, float] = field(default_factory=dict)
     """Of its closest witness, per broken row."""
@@ -76,7 +82,6 @@ def eps_text(eps: float) -> str:
 
 def run_attack(run: Run, tally: Tally) -> None:
     """Runs one attack and fills its tally. No error of the attack gets out, only KeyboardInterrupt."""
-    begun = time.perf_counter()
     excuse = _excuse(run, tally.entry)
     earlier = set(run.arena.attacked)
     try:
@@ -86,8 +91,8 @@ def run_attack(run: Run, tally: Tally) -> None:
         with sealed(run.seed, [], run.arena.clean.device):
             # ART configures logging as it is imported, which would undo the capture of its first warnings.
             importlib.import_module(MODULES[tally.entry.library])
-        for stage in _stages(run, tally):
-            if len(stage.rows) and not _run_stage(run, tally, stage):
+        for place, stage in enumerate(_stages(run, tally)):
+            if len(stage.rows) and not _run_stage(run, tally, place, stage):
                 break
         if not tally.attacked:
             tally.status = "not run" if tally.notes else "done"
@@ -98,19 +103,18 @@ def run_attack(run: Run, tally: Tally) -> None:
     except Exception as error:  # noqa: BLE001  third-party code may raise anything; the record says what
         first = str(error).strip().split("\n", 1)[0][:200]
         tally.status, tally.notes = "failed", [f"{type(error).__name__}: {first}"]
-    finally:
-        tally.seconds = time.perf_counter() - begun
 
 
 def _excuse(run: Run, entry: Attack) -> str:
     """Why an attack cannot run at all; empty if it can."""
     network = run.arena.network
-    if run.late():
+    if run.journal is None and run.late():
         return TIME_LIMIT
     if network.classes < entry.least_classes:
         return f"needs at least {entry.least_classes} classes, the network has {network.classes}"
-    if entry.images_only and len(network.shape) != 3:
-        return f"needs inputs of shape (channels, height, width), got {network.raw_shape}"
+    if entry.least_side and (len(network.shape) != 3 or min(network.shape[1:]) < entry.least_side):
+        sides = "" if entry.least_side == 1 else f" of at least {entry.least_side} × {entry.least_side} pixels"
+        return f"needs inputs of shape (channels, height, width){sides}, got {network.raw_shape}"
     if entry.aim == "eps" and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:
@@ -136,19 +140,20 @@ def _stages(run: Run, tally: Tally) -> Iterator[Stage]:
         yield Stage(title, (ground.correct & visible & (ground.distance > run.radii)).nonzero()[0], run.radii)
 
 
-def _run_stage(run: Run, tally: Tally, stage: Stage) -> bool:
-    """All batches of one stage; False if time ran out."""
+def _run_stage(run: Run, tally: Tally, place: int, stage: Stage) -> bool:
+    """All batches of one stage, which is the attack's `place`-th; False if time ran out."""
     done, whole = 0, True
     run.progress.start(stage.title, total=len(stage.rows))
     try:
-        for rows in batches(stage.rows, run.size):
-            if run.late():
-                whole = False
+        for number, rows in enumerate(batches(stage.rows, run.size)):
+            outcome = _outcome(run, tally.entry, rows, stage.budget, f"attack-{tally.entry.name}-{place}-{number}")
+            whole = outcome is not None and outcome.whole
+            if outcome is not None:
+                _settle(run, tally, rows, outcome)
+                done += len(rows)
+                run.progress.advance(len(rows), note=_score(run, tally))
             if not whole:
                 break
-            whole = _run_batch(run, tally, rows, stage.budget)
-            done += len(rows)
-            run.progress.advance(len(rows), note=_score(run, tally))
     finally:
         run.progress.finish(_score(run, tally))
     if not whole:
@@ -165,8 +170,40 @@ def _score(run: Run, tally: Tally) -> str:
     return f"broken at {eps_text(run.eps[0])}: {hits} of {total}"
 
 
-def _run_batch(run: Run, tally: Tally, rows: np.ndarray, budget: np.ndarray | None) -> bool:
-    """One batch: the closest verified claim of each row goes to the arena. False if time ran out in it."""
+def _outcome(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | None, part: str) -> Outcome | None:
+    """The outcome of a batch, from the journal if it was finished there; None if there is no time left to begin it."""
+    ground, journal = run.arena, run.journal
+    given = np.empty(0) if budget is None else budget[rows]
+    about = fingerprint(
+        entry.name, entry.settings(ground.network.classes), run.seed, rows, given, ground.distance[rows]
+    )
+    outcome = None if journal is None else recall(journal, part, about)
+    if outcome is not None:
+        return outcome
+    if run.late():
+        return None
+    outcome = _run_batch(run, entry, rows, budget)
+    if journal is not None and outcome.whole:
+        remember(journal, part, about, outcome)
+    return outcome
+
+
+def _settle(run: Run, tally: Tally, rows: np.ndarray, outcome: Outcome) -> None:
+    """Enters the outcome of a batch into the arena and the attack's account."""
+    found = outcome.found
+    run.arena.keep(found, tally.entry.name)
+    for row, length in zip(found.rows.tolist(), found.distance.tolist(), strict=True):
+        tally.distance[row] = min(length, tally.distance.get(row, math.inf))
+    tally.rejected += outcome.rejected
+    tally.flags += [flag for flag in outcome.flags if flag not in tally.flags]
+    tally.seconds += outcome.seconds
+    tally.attacked.update(rows.tolist())
+    run.arena.attacked.update(rows.tolist())
+
+
+def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | None) -> Outcome:
+    """One batch, seeded by itself: the closest verified claim of each row, drawn in."""
+    begun = time.perf_counter()
     ground, network = run.arena, run.arena.network
     index = torch.as_tensor(rows, device=ground.clean.device)
     clean, labels = ground.clean[index], ground.labels[index]
@@ -174,11 +211,12 @@ def _run_batch(run: Run, tally: Tally, rows: np.ndarray, budget: np.ndarray | No
     if budget is not None:
         unit = torch.as_tensor(budget[rows], device=clean.device) / (network.high - network.low)
     batch = Batch(network.to_unit(clean), labels, unit, run.seed)
-    claims = tally.entry(network, Batch(batch.inputs.clone(), labels.clone(), unit, run.seed))
+    claims = entry(network, Batch(batch.inputs.clone(), labels.clone(), unit, run.seed))
     nearest = torch.full((len(rows),), math.inf, dtype=torch.float64, device=clean.device)
-    points, step, whole = clean.clone(), 0, True
+    points, step, whole, rejected = clean.clone(), 0, True, 0
+    flags: list[str] = []
     while True:
-        with sealed(run.seed + step, tally.flags, clean.device):
+        with sealed(run.seed + step, flags, clean.device):
             claim = next(claims, None)
         if claim is None:
             break
@@ -187,33 +225,30 @@ def _run_batch(run: Run, tally: Tally, rows: np.ndarray, budget: np.ndarray | No
             raise ValueError(f"expected claims of shape {tuple(batch.inputs.shape)}, got {tuple(claim.shape)}")
         raw = network.to_raw(claim.detach())
         distance = (raw - clean).flatten(1).norm(dim=1)
-        better = _judge(run, tally, batch, claim.detach(), ~(distance >= nearest))
+        better, false = _judge(run, batch, claim.detach(), ~(distance >= nearest))
+        rejected += false
         nearest[better], points[better] = distance[better], raw[better]
-        if run.late() and step < tally.entry.passes(network.classes).claims:
+        if run.late() and step < entry.passes(network.classes).claims:
             whole = False
             break
     hits = nearest.isfinite()
-    found = ground.offer(rows[hits.cpu().numpy()], points[hits], tally.entry.name) if bool(hits.any()) else {}
-    for row, length in found.items():
-        tally.distance[row] = min(length, tally.distance.get(row, math.inf))
-    tally.attacked.update(rows.tolist())
-    ground.attacked.update(rows.tolist())
-    return whole
+    found = ground.measured(rows[hits.cpu().numpy()], points[hits])
+    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, whole)
 
 
-def _judge(run: Run, tally: Tally, batch: Batch, claim: Tensor, wanted: Tensor) -> Tensor:
-    """Which of the wanted rows of a claim are verified; counts those that claim and are not.
+def _judge(run: Run, batch: Batch, claim: Tensor, wanted: Tensor) -> tuple[Tensor, int]:
+    """Which of the wanted rows of a claim are verified, and how many that claim are not.
 
     A claim that is no closer than a verified one is not wanted: it would cost passes and change nothing.
     """
     network = run.arena.network
     finite = claim.flatten(1).isfinite().all(1)
     tried = (wanted & (claim != batch.inputs).flatten(1).any(1)).nonzero().flatten()
-    good = torch.zeros_like(wanted)
+    good, rejected = torch.zeros_like(wanted), 0
     if len(tried):
         labels = batch.labels[tried]
         with torch.no_grad():
             asserted = ~finite[tried] | (network(claim[tried]).argmax(1) != labels)
         good[tried] = finite[tried] & accepted(run.arena.judge, network.to_raw(claim[tried]), labels)[0]
-        tally.rejected += int((asserted & ~good[tried]).sum())
-    return good
+        rejected = int((asserted & ~good[tried]).sum())
+    return good, rejected

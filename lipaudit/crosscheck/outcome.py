@@ -1,0 +1,54 @@
+"""What came of one batch of one attack, and how the journal keeps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lipaudit.crosscheck.arena import Found
+from lipaudit.journal import Journal
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a batch changes: what it found, what was rejected, of what its library warned."""
+
+    found: Found
+    rejected: int
+    flags: tuple[str, ...]
+    seconds: float
+    whole: bool = True
+    """Whether the attack ran to its end, and was not cut short by the time limit."""
+
+
+def remember(journal: Journal, part: str, fingerprint: str, outcome: Outcome) -> None:
+    """Keeps the outcome of a batch."""
+    found = outcome.found
+    journal.put(
+        part,
+        fingerprint,
+        outcome.seconds,
+        rows=found.rows,
+        distance=found.distance,
+        prediction=found.prediction,
+        closer=found.closer,
+        points=found.points.numpy(),
+        rejected=np.array(outcome.rejected),
+        flags=np.array(outcome.flags, dtype=np.str_),
+    )
+
+
+def recall(journal: Journal, part: str, fingerprint: str) -> Outcome | None:
+    """The outcome of a batch that was finished earlier; None if it was not, or not of this batch."""
+    kept = journal.get(part, fingerprint)
+    if kept is None:
+        return None
+    points = torch.from_numpy(kept["points"])
+    return Outcome(
+        found=Found(kept["rows"], kept["distance"], kept["prediction"], kept["closer"], points),
+        rejected=int(kept["rejected"]),
+        flags=tuple(map(str, kept["flags"])),
+        seconds=float(kept["seconds"]),
+    )
