@@ -50,7 +50,7 @@ def test_every_way_in_gives_the_same_radii(
 
     in_the_library = lipaudit.audit(load(name), data.inputs, data.labels, **settings)
     classifier = classifier_of(load(name), (1, 8, 8), 10, clip_values=(0, 1))
-    one_hot = np.eye(10, dtype=np.float32)[data.labels]
+    one_hot = np.eye(10, dtype=np.float32)[data.labels.numpy()]
     in_art = LipschitzAudit(**settings).evaluate(classifier, data.inputs.numpy(), one_hot)
     certified = lipaudit.certify(
         classifier, data.inputs.numpy(), one_hot, method="global" if local == "off" else "local", norms="all"
