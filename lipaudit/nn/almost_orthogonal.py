@@ -88,6 +88,14 @@ def rounding_slack(shape: tuple[int, ...], dtype: torch.dtype) -> float:
     return in_float64 + unit * math.sqrt(min(row, column)) + subnormal * math.sqrt(row * column) + PROOF
 
 
+def running_dtype(stored: Tensor) -> torch.dtype:
+    """The dtype in which a stored tensor runs as a weight here and now; see Note [Autocast]."""
+    kind = stored.device.type
+    if stored.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return stored.dtype
+
+
 def absolute_sums(taps: Tensor) -> Tensor:
     """For each row channel the sum over all channels and shifts of |T T*|: (groups, out, in, *size) to (groups, out).
 
@@ -142,10 +150,8 @@ class AOLRescaling(nn.Module):
         self.stride, self.groups, self.side = tuple(stride), groups, side
 
     def forward(self, stored: Tensor) -> Tensor:
-        kind, dtype = stored.device.type, stored.dtype
-        if dtype != torch.float64 and torch.is_autocast_enabled(kind):  # see Note [Autocast]
-            dtype = torch.get_autocast_dtype(kind)
-        with torch.autocast(kind, enabled=False):
+        dtype = running_dtype(stored)
+        with torch.autocast(stored.device.type, enabled=False):
             return aol_rescale(stored, self.stride, self.groups, side=self.side, dtype=dtype)
 
     def extra_repr(self) -> str:

@@ -35,14 +35,10 @@ def export(model: ModelT) -> ModelT:
 
 def _bake(module: nn.Module) -> None:
     """`remove_parametrizations` would take the property off the class, which the copy shares with the original."""
-    trained = {name: held[0].requires_grad for name, held in _originals(module).items()}
     with torch.no_grad():
-        values = {name: getattr(module, name).detach().clone() for name in trained}
+        values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
+    trained = {name: any(p.requires_grad for p in held.parameters()) for name, held in module.parametrizations.items()}
     del module._modules["parametrizations"]
     module.__class__ = type(module).__bases__[0]  # the class that parametrize derived this one from
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value, requires_grad=trained[name]))
-
-
-def _originals(module: nn.Module) -> dict[str, list[torch.Tensor]]:
-    return {name: list(held.parameters(recurse=False)) or [*held.buffers()] for name, held in module.parametrizations.items()}

@@ -32,6 +32,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 HEADER = ("network", "clean", *(f"certified at {eps:.3g}" for eps in EPS), "network bound", "s a step", "CPU s")
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Penalty = Callable[[nn.Module, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class Row:
         return (self.name, *shares, f"{self.bound:.4g}", f"{self.step:.3f}", f"{self.cpu:.0f}")
 
 
-def arguments(about: str | None, **defaults: object) -> argparse.Namespace:
-    """The options that all examples have; `defaults` are an example's own."""
+def arguments(about: str | None, *, weight: float | None = None, **defaults: object) -> argparse.Namespace:
+    """The options that all examples have, and the weight of a penalty; `defaults` are an example's own."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--data", default="digits", help="'digits' (bundled), a folder with *train*.npz and *test*.npz, or of CIFAR-10")
@@ -86,6 +87,9 @@ def arguments(about: str | None, **defaults: object) -> argparse.Namespace:
     add("--dtype", choices=list(DTYPES), default="float32", help="bfloat16: float32 weights under autocast")
     add("--checkpoint", type=Path, help="written after every epoch, and resumed from if it is there")
     add("--progress", choices=["auto", "plain", "off"], default="auto")
+    if weight is not None:
+        add("--weight", type=float, default=weight, help="of the penalty")
+        add("--refresh", type=int, default=1, help="calls between two looks at all frequencies")
     parser.set_defaults(**defaults)
     return parser.parse_args()
 
@@ -152,8 +156,9 @@ class Training:
 
     @property
     def recipe(self) -> str:
-        held = ("data", "train_images", "validate", "epochs", "batch", "learning_rate", "width", "seed", "dtype")
-        return ", ".join(f"{name} {getattr(self.options, name)}" for name in held)
+        """Every option that decides what comes out."""
+        free = ("device", "threads", "checkpoint", "progress", "test_images")
+        return ", ".join(f"{name} {value}" for name, value in sorted(vars(self.options).items()) if name not in free)
 
     def save(self) -> None:
         if self.options.checkpoint is None:
@@ -223,6 +228,28 @@ def scored(name: str, model: nn.Module, images: Images, options: argparse.Namesp
         step=training.seconds / max(training.steps, 1),
         cpu=training.cpu,
     )
+
+
+def compare(name: str, build: Callable[[Images], nn.Module], penalty: Penalty, options: argparse.Namespace) -> None:
+    """The same network from the same start, by cross entropy alone and with a penalty added; prints the table."""
+    images, rows = prepare(options), []
+    for title, weight in (("cross entropy", 0.0), (name, options.weight)):
+        torch.manual_seed(options.seed)
+        own = argparse.Namespace(**{**vars(options), "weight": weight})
+        if options.checkpoint is not None:
+            own.checkpoint = options.checkpoint.with_stem(f"{options.checkpoint.stem}-{weight:g}")
+        rows.append(run(title, build(images), partial(_penalised, penalty, weight, images.shape), images, own))
+    print(table(rows))
+    without, regularised = rows
+    points = 100 * (without.clean - regularised.clean)
+    print(f"bound {without.bound / regularised.bound:.0f} times smaller, {points:.2f} points of clean accuracy less")
+
+
+def _penalised(
+    penalty: Penalty, weight: float, shape: tuple[int, ...], model: nn.Module, x: Tensor, y: Tensor
+) -> Tensor:
+    error = nn.functional.cross_entropy(model(x).float(), y)
+    return error + weight * penalty(model, shape) if weight else error
 
 
 def table(rows: list[Row]) -> str:
