@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lipaudit.nn.activations import GroupSort, Householder, MaxMin
 from lipaudit.nn.almost_orthogonal import AOLConv2d, AOLLinear, aol
-from lipaudit.nn.deployment import export
+from lipaudit.nn.deployment import export, spectral_rescale_
 from lipaudit.nn.heads import ConvexResidual, NormalisedLinear
 from lipaudit.nn.isometries import ChannelPad, SpaceToDepth
 from lipaudit.nn.losses import offset_cross_entropy, pairwise_lipschitz, radius_hinge
@@ -27,4 +27,5 @@ __all__ = [
     "pairwise_lipschitz",
     "radius_hinge",
     "spectral_penalty",
+    "spectral_rescale_",
 ]

@@ -175,25 +175,28 @@ def aol(layer: LayerT, *, side: Side = "fewer") -> LayerT:
     if isinstance(layer, nn.Linear):
         rescaling = AOLRescaling(side=side)
     else:
-        rescaling = AOLRescaling(_lattice_stride(layer), layer.groups, side)
+        rescaling = AOLRescaling(lattice_stride(layer), layer.groups, side)
     parametrize.register_parametrization(layer, "weight", rescaling)
     return layer
 
 
-def _lattice_stride(conv: nn.Module) -> tuple[int, ...]:
-    """The stride on the lattice; refuses paddings for which that lattice does not bound the layer."""
+def lattice_stride(conv: nn.Module) -> tuple[int, ...]:
+    """The stride of the lattice map that bounds the layer for every image size; see Note [Circular AOL].
+
+    Raises `ValueError` for paddings for which no lattice map does.
+    """
     if conv.padding_mode == "zeros":
         return tuple(s // math.gcd(s, d) for s, d in zip(conv.stride, conv.dilation, strict=True))
     if conv.padding_mode != "circular":
         raise ValueError(
-            f"aol: expected zero or circular padding, got {conv.padding_mode!r}, which copies pixels and can stretch "
+            f"expected zero or circular padding, got {conv.padding_mode!r}, which copies pixels and can stretch "
             "distances; use padding_mode='zeros'"
         )
     if not isinstance(conv.padding, str):
         for padding, kernel, dilation in zip(conv.padding, conv.kernel_size, conv.dilation, strict=True):
             if 2 * padding > dilation * (kernel - 1):
                 raise ValueError(
-                    f"aol: expected circular padding of at most {dilation * (kernel - 1) // 2} for kernel {kernel} and "
+                    f"expected circular padding of at most {dilation * (kernel - 1) // 2} for kernel {kernel} and "
                     f"dilation {dilation}, got {padding}, which repeats outputs and can stretch distances"
                 )
     return (1,) * len(conv.kernel_size)
@@ -232,7 +235,7 @@ class AOLConv2d(nn.Conv2d):
         The block holds every phase of the stride once. In a circular layer, whose phases are not told apart, it is
         the central tap.
         """
-        steps = _lattice_stride(self)
+        steps = lattice_stride(self)
         taps = [min(k, s) for k, s in zip(self.kernel_size, steps, strict=True)]
         top, left = ((k - t) // 2 for k, t in zip(self.kernel_size, taps, strict=True))
         out, inputs = self.out_channels // self.groups, self.in_channels // self.groups

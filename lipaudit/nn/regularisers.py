@@ -160,9 +160,7 @@ def _grid(blocks: Tensor, points: int) -> tuple[int, ...]:
     return tuple(max(points, 2 * k) if k > 1 else 1 for k in blocks.shape[3:])
 
 
-def _highest(
-    blocks: Tensor, sizes: Sequence[int], height: Callable[[Tensor], Tensor], places: Places | None
-) -> Tensor:
+def _highest(blocks: Tensor, sizes: Sequence[int], height: Callable[[Tensor], Tensor], places: Places | None) -> Tensor:
     """The largest height of the symbol of each block on the grid; see Note [One frequency]."""
     if not sizes:
         return height(blocks)

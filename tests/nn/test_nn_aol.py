@@ -262,7 +262,9 @@ def test_replicas_of_data_parallel_run_the_same_weights(monkeypatch: pytest.Monk
     """`replicate` as DataParallel calls it, with copies on one device in place of the broadcast to many."""
     replicate = importlib.import_module("torch.nn.parallel.replicate")
     monkeypatch.setattr(
-        replicate, "_broadcast_coalesced_reshape", lambda tensors, devices, detach=False: [list(tensors) for _ in devices]
+        replicate,
+        "_broadcast_coalesced_reshape",
+        lambda tensors, devices, detach=False: [list(tensors) for _ in devices],
     )
     torch.manual_seed(0)
     model = nn.Sequential(AOLConv2d(2, 4, 3), MaxMin(), nn.Flatten(), AOLLinear(36, 3))
