@@ -68,8 +68,8 @@ def spectral_rescale_(model: nn.Module, input_shape: Sequence[int], target: floa
         raise ValueError(f"spectral_rescale_: expected a target above 0, got {target}")
     found: dict[str, float] = {}
     with torch.no_grad():
-        for factor in plan(model, input_shape).factors:
-            held = _scaled_tensor(model, factor)
+        scaled = [(factor, _scaled_tensor(model, factor)) for factor in plan(model, input_shape).factors]
+        for factor, held in scaled:
             found[factor.layer] = norm = _proved_norm(model, factor)
             while norm > target:  # rounding the scaled weight may leave it a little above
                 held.mul_(target / norm * (1 - 4 * torch.finfo(held.dtype).eps))
@@ -97,8 +97,7 @@ def _proved_norm(model: nn.Module, factor: Factor) -> float:
         weight, error = weight * rows.reshape(-1, *(1,) * (weight.ndim - 1)), 16 * UNIT
     if not isinstance(layer, CONVOLUTIONS):
         return norm_bound(Dense(weight, (weight.shape[1],), error))[0].value
-    pads = ((0, 0),) * len(layer.kernel_size)
-    ones = (1,) * len(layer.kernel_size)
+    pads, ones = ((0, 0),) * len(layer.kernel_size), (1,) * len(layer.kernel_size)
     conv = Conv(weight, layer.kernel_size, lattice_stride(layer), pads, ones, layer.groups, relative_error=error)
     grid = norm_bound(conv, "riesz-grid")[0].value
     cells = lattice_norm(conv, most=CELLS)

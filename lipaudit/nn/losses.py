@@ -28,7 +28,7 @@ def offset_cross_entropy(
 
 
 def pairwise_lipschitz(rows: Tensor, body: Tensor | float = 1.0) -> Tensor:
-    """Lipschitz bounds of all differences of two logits: (classes, classes), body · ||w_i - w_j||, zero on the diagonal.
+    """Lipschitz bounds of the differences of two logits: (classes, classes), body · ||w_i - w_j||, 0 on the diagonal.
 
     `rows` (classes, features) is the weight of the last, linear layer, `body` a Lipschitz bound of all before it: 1
     for layers of this package. Differentiable; exact arithmetic, so it is for training: proofs go through

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -210,12 +210,12 @@ def run(name: str, model: nn.Module, loss: Loss, images: Images, options: argpar
         if training.resume():
             progress.say(f"resumed after epoch {training.epoch} from {options.checkpoint}")
         training.run(loss, progress)
-        row = scored(name, model, images, options, training)
-    print("  ".join(f"{head} {text}" for head, text in zip(HEADER[1:], row.texts()[1:], strict=True)))
+        row = scored(name, model, images, training)
+    tell("  ".join(f"{head} {text}" for head, text in zip(HEADER[1:], row.texts()[1:], strict=True)))
     return row
 
 
-def scored(name: str, model: nn.Module, images: Images, options: argparse.Namespace, training: Training) -> Row:
+def scored(name: str, model: nn.Module, images: Images, training: Training) -> Row:
     """Clean accuracy and proved certified accuracy on the test images, and the network bound."""
     model = lipaudit.nn.export(model.eval()).to(memory_format=torch.contiguous_format).cpu().float()
     certificates = lipaudit.certify(model, images.x_test, images.y_test, method="global", progress=Silent())
@@ -239,10 +239,10 @@ def compare(name: str, build: Callable[[Images], nn.Module], penalty: Penalty, o
         if options.checkpoint is not None:
             own.checkpoint = options.checkpoint.with_stem(f"{options.checkpoint.stem}-{weight:g}")
         rows.append(run(title, build(images), partial(_penalised, penalty, weight, images.shape), images, own))
-    print(table(rows))
+    tell(table(rows))
     without, regularised = rows
     points = 100 * (without.clean - regularised.clean)
-    print(f"bound {without.bound / regularised.bound:.0f} times smaller, {points:.2f} points of clean accuracy less")
+    tell(f"bound {without.bound / regularised.bound:.0f} times smaller, {points:.2f} points of clean accuracy less")
 
 
 def _penalised(
@@ -258,12 +258,16 @@ def table(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def tell(text: str, stream: TextIO = sys.stdout) -> None:
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
 def prepare(options: argparse.Namespace) -> Images:
     """Threads, seeds and images."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    np.random.seed(options.seed)
-    say = partial(print, file=sys.stderr)
+    say = partial(tell, stream=sys.stderr)
     images = read(options)
     say(f"torch {torch.__version__} on {options.device}, threads: {options.threads}, seed {options.seed}")
     say(f"{len(images.x)} training and {len(images.x_test)} test images of shape {images.shape}")

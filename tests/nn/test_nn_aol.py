@@ -261,11 +261,12 @@ def test_autocast_does_not_round_the_weight_above_one(dtype: torch.dtype) -> Non
 def test_replicas_of_data_parallel_run_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     """`replicate` as DataParallel calls it, with copies on one device in place of the broadcast to many."""
     replicate = importlib.import_module("torch.nn.parallel.replicate")
-    monkeypatch.setattr(
-        replicate,
-        "_broadcast_coalesced_reshape",
-        lambda tensors, devices, detach=False: [list(tensors) for _ in devices],
-    )
+
+    def broadcast(tensors: list[Tensor], devices: list[int], detach: bool = False) -> list[list[Tensor]]:
+        del detach
+        return [list(tensors) for _ in devices]
+
+    monkeypatch.setattr(replicate, "_broadcast_coalesced_reshape", broadcast)
     torch.manual_seed(0)
     model = nn.Sequential(AOLConv2d(2, 4, 3), MaxMin(), nn.Flatten(), AOLLinear(36, 3))
     for layer in (model[0], model[3]):
