@@ -75,23 +75,24 @@ def gram_norm(
 
 
 @NORMS.register("lipgrid")
-def lipgrid_norm(
-    weight: Tensor,
-    *,
-    points: int = 16,
-    stride: int | Sequence[int] = 1,
-    groups: int = 1,
-    places: Places | None = None,
-) -> Tensor:
+def lipgrid_norm(weight: Tensor, *, points: int = 16, stride: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
     """Largest Frobenius norm of the symbol on a grid of frequencies, times 1 / sqrt(1 - (k - 1) / N) per axis.
 
-    `points` per axis, at least twice the taps. Source: Araujo et al. 2021; see `norms/toeplitz.py`.
+    Its square is a cosine polynomial, whose coefficients are the autocorrelation of all entries together. `points` per
+    axis, at least twice the taps. Source: Araujo et al. 2021; see `norms/toeplitz.py`.
     """
 
     def norm(blocks: Tensor) -> Tensor:
         sizes = _grid(blocks, points)
         factor = math.prod(math.sqrt(1 - (k - 1) / n) for k, n in zip(blocks.shape[3:], sizes, strict=True))
-        return _highest(blocks, sizes, _frobenius, places) / factor
+        axes = [torch.arange(n, device=blocks.device) for n in sizes]
+        grid = torch.cartesian_prod(*axes).reshape(-1, len(axes)) if axes else torch.zeros(1, 0, device=blocks.device)
+        squares = torch.zeros((), dtype=blocks.dtype, device=blocks.device)
+        for shift, coefficient in autocorrelation(blocks.flatten(1, 2)[:, None]):
+            angle = _turns(grid, torch.tensor([shift], device=blocks.device), sizes, blocks.dtype)
+            wave = angle.cos() * (2 if any(shift) else 1)
+            squares = squares + coefficient.reshape(-1, 1) * wave.reshape(1, -1)
+        return squares.amax(1).clamp_min(FLOOR).sqrt() / factor
 
     return _per_layer(norm, weight, stride, groups)
 
@@ -178,12 +179,16 @@ def _symbols_at(blocks: Tensor, index: Tensor, sizes: Sequence[int]) -> Tensor:
     """Each block's symbol at its own frequency 2 pi index / size: (number, out, in, *taps) to (number, out, in)."""
     axes = [torch.arange(k, device=blocks.device) for k in blocks.shape[3:]]
     taps = torch.cartesian_prod(*axes).reshape(-1, len(axes))
-    moduli = torch.tensor(sizes, device=blocks.device)
-    turns = (index[:, None, :] * taps[None]) % moduli / moduli.to(blocks.dtype)
-    angle = 2 * math.pi * turns.sum(2)[:, :, None]
-    flat = blocks.flatten(3).flatten(1, 2)
-    parts = flat @ torch.cat([angle.cos(), -angle.sin()], 2)
+    angle = _turns(index, taps, sizes, blocks.dtype)[:, :, None]
+    parts = blocks.flatten(3).flatten(1, 2) @ torch.cat([angle.cos(), -angle.sin()], 2)
     return torch.view_as_complex(parts.contiguous()).reshape(blocks.shape[:3])
+
+
+def _turns(index: Tensor, places: Tensor, sizes: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """places . (2 pi index / size), each axis reduced exactly: (frequencies, axes), (places, axes) to (.., ..)."""
+    moduli = torch.tensor(sizes, device=index.device)
+    turns = (index[:, None, :] * places[None]) % moduli / moduli.to(dtype)
+    return 2 * math.pi * turns.sum(2)
 
 
 def _frobenius(matrices: Tensor) -> Tensor:

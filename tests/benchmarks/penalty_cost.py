@@ -86,7 +86,7 @@ def main() -> None:
         penalise(method, 1)()
         each = seconds(penalise(method, 1), options.repeat, device)
         _tell(f"{method:8} {each:.3f} s, {100 * each / whole:.1f} % of a step")
-        if method in ("gram", "lipgrid"):
+        if method == "gram":
             penalise(method, 10**9)()
             kept = seconds(penalise(method, 10**9), options.repeat, device)
             mean = (each + (REFRESH - 1) * kept) / REFRESH

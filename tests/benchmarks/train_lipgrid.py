@@ -21,7 +21,7 @@ def main() -> None:
     options = arguments(__doc__, weight=0.03, epochs=20, learning_rate=5e-3)
 
     def penalty(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-        return log_lipschitz(model, shape, method="lipgrid", refresh=options.refresh)
+        return log_lipschitz(model, shape, method="lipgrid")
 
     compare("LipGrid", lambda images: convolutional(images.shape, images.classes, options.width), penalty, options)
 
