@@ -28,9 +28,9 @@ def spectral_penalty(
     it, and batch norms that follow none; see Note [Replay]. `method` is one of `regularisers.NORMS`: "gram",
     "lipgrid", "four", "aol"; `options` go to it (`steps`, `points`). `input_shape` has no batch axis. With `refresh`
     = k, "gram" looks at its whole grid of frequencies in every k-th call only, and in between at the highest one of
-    then: nearly k times cheaper, and between two looks no bound. Gradients reach the weights and the weights
-    of batch norms. Raises `RuleError` for an unknown method, `ValueError` for a model without such layers or a
-    `target` of zero or less, and the errors of `lipaudit.bound`; `domain` is what it takes.
+    then, no bound between two looks; "four" likewise at all four matrices, where any one is a bound. Gradients reach
+    the weights of layers and batch norms. Raises `RuleError` for an unknown method, `ValueError` for a model without
+    such layers or a `target` of zero or less, and the errors of `lipaudit.bound`; `domain` is what it takes.
     """
     if not target > 0:
         raise ValueError(f"spectral_penalty: expected a target above 0, got {target}")
@@ -77,7 +77,7 @@ def log_norms(
         key = (method, shape, stride, groups, *sorted(options.items()))
         places = made.memory.setdefault(key, Places())
         places.refresh = refresh
-        keywords = {**options, "places": places} if method == "gram" else options
+        keywords = {**options, "places": places} if method in ("gram", "four") else options
         values = norm(torch.stack([weight for _, weight in members]), stride=stride, groups=groups, **keywords)
         logarithms = values.clamp_min(FLOOR).log().unbind()
         found |= {factor: value for (factor, _), value in zip(members, logarithms, strict=True)}

@@ -14,7 +14,8 @@ Note [One frequency]
     The largest value on a grid has the gradient of that one value. So the grid is looked at without a gradient, and
     its highest frequency once more with one: the result is the same, and a third of the work and most of the memory
     are saved. From one step of training to the next the highest frequency seldom moves: `Places` keeps it for
-    `refresh` calls, in which the grid is not looked at. Then the value is that of one frequency, and no bound.
+    `refresh` calls, in which the grid is not looked at. Then the value is that of one frequency, and no bound. The
+    same goes for the smallest of the four bounds, each of which is a bound whenever it was chosen.
 """
 
 from __future__ import annotations
@@ -38,14 +39,14 @@ NORMS: Registry[Callable[..., Tensor]] = Registry("differentiable norm")
 
 @dataclass
 class Places:
-    """Where on the grid the symbol was highest, from call to call; see Note [One frequency]."""
+    """What decided the norm of each block at the last look: frequency or matrix; see Note [One frequency]."""
 
     refresh: int = 1
     calls: int = 0
     index: Tensor | None = None
 
     def due(self, count: int) -> bool:
-        """Whether the next call has to look at the whole grid."""
+        """Whether this call has to look at all of them."""
         stale = self.index is None or len(self.index) != count or self.calls % self.refresh == 0
         self.calls = 1 if stale else self.calls + 1
         return stale
@@ -98,15 +99,33 @@ def lipgrid_norm(weight: Tensor, *, points: int = 16, stride: int | Sequence[int
 
 
 @NORMS.register("four")
-def four_norm(weight: Tensor, *, steps: int = 5, stride: int | Sequence[int] = 1, groups: int = 1) -> Tensor:
+def four_norm(
+    weight: Tensor,
+    *,
+    steps: int = 5,
+    stride: int | Sequence[int] = 1,
+    groups: int = 1,
+    places: Places | None = None,
+) -> Tensor:
     """Root of the number of taps times the smallest Gram-iterated norm of the kernel reshaped to a matrix.
 
-    Source: Singla and Feizi 2021; see `norms/reshape.py`.
+    With `places`, of the matrix that was smallest at the last look: a bound as well. Source: Singla and Feizi 2021; see
+    `norms/reshape.py`.
     """
 
     def norm(blocks: Tensor) -> Tensor:
-        matrices = torch.stack([gram_iteration(matrix, steps) for matrix in reshapings(blocks)])
-        return matrices.amin(0) * math.sqrt(math.prod(blocks.shape[3:]))
+        kept = places or Places()
+        if kept.due(len(blocks)):
+            with torch.no_grad():
+                norms = torch.stack([gram_iteration(matrix, steps) for matrix in reshapings(blocks.detach())])
+                kept.index = norms.argmin(0)
+        found, order = [], []
+        for number, matrices in enumerate(reshapings(blocks)):
+            members = (kept.index == number).nonzero().flatten()
+            if len(members):
+                found.append(gram_iteration(matrices[members], steps))
+                order.append(members)
+        return torch.cat(found)[torch.cat(order).argsort()] * math.sqrt(math.prod(blocks.shape[3:]))
 
     return _per_layer(norm, weight, stride, groups)
 

@@ -4,8 +4,8 @@
     python tests/benchmarks/penalty_cost.py --device cuda --batch 256 --repeat 20
 
 A training step is forward, cross entropy, backward and SGD on random images of 3x32x32; a penalty is `log_lipschitz`,
-forward and backward. "refresh 16" is the mean over 16 calls of which one looks at all frequencies. The network is
-torchvision's ResNet-18 with a 3x3 convolution in front and no pooling after it.
+forward and backward. "refresh 16" is the mean over 16 calls of which one looks at all frequencies (or matrices). The
+network is torchvision's ResNet-18 with a 3x3 convolution in front and no pooling after it.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
         penalise(method, 1)()
         each = seconds(penalise(method, 1), options.repeat, device)
         _tell(f"{method:8} {each:.3f} s, {100 * each / whole:.1f} % of a step")
-        if method == "gram":
+        if method in ("gram", "four"):
             penalise(method, 10**9)()
             kept = seconds(penalise(method, 10**9), options.repeat, device)
             mean = (each + (REFRESH - 1) * kept) / REFRESH

@@ -23,7 +23,7 @@ def main() -> None:
     options = arguments(__doc__, weight=0.03, epochs=20, learning_rate=5e-3)
 
     def penalty(model: nn.Module, shape: tuple[int, ...]) -> Tensor:
-        return spectral_penalty(model, shape, method="four", target=TARGET)
+        return spectral_penalty(model, shape, method="four", target=TARGET, refresh=options.refresh)
 
     compare("four bounds", lambda images: convolutional(images.shape, images.classes, options.width), penalty, options)
 

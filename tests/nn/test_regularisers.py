@@ -21,6 +21,7 @@ from lipaudit.nn.regularisers import (
 )
 from lipaudit.norms import CONV_METHODS
 from lipaudit.norms.maps import Conv, dense
+from lipaudit.norms.reshape import reshapings
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -120,6 +121,21 @@ def test_one_frequency_is_the_whole_grid_until_the_peak_moves() -> None:
     assert bool((kept[0] <= whole).all())
     assert not torch.equal(kept[0], whole)
     assert torch.equal(kept[2], whole)  # the fourth call looks again
+
+
+def test_the_four_bounds_take_the_smallest_matrix_of_each_layer_and_keep_to_it() -> None:
+    weights = rand(3, 3, 3, 3, 2)
+    weights[0, 1:] = 0
+    weights[1, :, 1:] = 0
+    every = torch.stack([gram_iteration(matrix, 5) for matrix in reshapings(weights)])
+    torch.testing.assert_close(four_norm(weights), every.amin(0) * math.sqrt(6))
+    assert len(every.argmin(0).unique()) > 1
+    places = Places(refresh=5)
+    four_norm(weights, places=places)
+    for seed in range(4):
+        other = rand(3, 3, 3, 3, 2, seed=seed)
+        kept = four_norm(other, places=places)
+        assert bool((kept >= four_norm(other) * (1 - 1e-12)).all())
 
 
 def test_gram_iteration_of_many_steps_does_not_overflow() -> None:
