@@ -59,8 +59,9 @@ def spectral_rescale_(model: nn.Module, input_shape: Sequence[int], target: floa
     Layers are the convolutions and dense layers on the way from input to logits, each with the batch norm after it,
     whose weight is scaled where there is one. Norms are proved for zero and circular padding and any image size, from
     the weights as they are rounded: an audit of the model finds none above `target`. A projection, not an identity:
-    biases stay, so the network becomes another function, to be measured or trained on. `input_shape` has no batch
-    axis. Raises `ValueError` for a `target` of zero or less, for other paddings, for weights that are parametrised
+    biases stay, so the network becomes another function, to be measured or trained on. Batch norms that follow no
+    layer, transposed convolutions and weights outside of layers stay as they are. `input_shape` has no batch axis.
+    Raises `ValueError` for a `target` of zero or less, for other paddings, for weights that are parametrised
     (`export` first) and batch norms without a weight, and the errors of `lipaudit.bound`.
     """
     check_arithmetic(next(model.parameters()).device)
