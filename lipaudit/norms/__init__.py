@@ -21,7 +21,7 @@ from lipaudit.norms.gram import (
     gram_torus_flops,
 )
 from lipaudit.norms.lattice import BUDGET, SPARE
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Scale, Transposed, schur_test
+from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
 from lipaudit.norms.reshape import four_bounds, four_flops
 from lipaudit.norms.tight import tight_bound, tight_flops
 from lipaudit.norms.toeplitz import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
@@ -119,6 +119,8 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
         return Upper(value, "diagonal", "largest factor (exact)"), ()
     if isinstance(linear, Identity) or (isinstance(linear, Gather) and linear.isometric):
         return Upper(1.0, "isometry", "moves entries or adds a constant (exact)"), ()
+    if isinstance(linear, Pad) and linear.padding_mode == "zeros":
+        return Upper(1.0, "isometry", "borders of a constant, or cropped (exact)"), ()
     if isinstance(linear, Gather) and linear.coisometry is not None:
         return Upper(linear.coisometry, "disjoint-windows", "rows of equal length without overlap (exact)"), ()
     value = schur_test(linear)

@@ -47,16 +47,16 @@ def digits_aol() -> nn.Sequential:
     """A 1-Lipschitz network (L2) from (n, 1, 8, 8) to 10 logits: almost-orthogonal layers with MaxMin. Untrained."""
     return nn.Sequential(
         OrderedDict(
-            conv1=AOLConv2d(1, 4, 3, padding=1),
+            conv1=AOLConv2d(1, 4, 3, padding=1, side="input"),
             sort1=MaxMin(),
-            conv2=AOLConv2d(4, 16, 2, stride=2),
+            conv2=AOLConv2d(4, 16, 2, stride=2, side="input"),
             sort2=MaxMin(),
             flatten=nn.Flatten(),
-            linear1=AOLLinear(256, 128),
+            linear1=AOLLinear(256, 128, side="input"),
             sort3=MaxMin(),
-            linear2=AOLLinear(128, 128),
+            linear2=AOLLinear(128, 128, side="input"),
             sort4=MaxMin(),
-            linear3=AOLLinear(128, 10),
+            linear3=AOLLinear(128, 10, side="input"),
         )
     )
 
