@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,18 @@ def evaluate(
         if visit is not None:
             visit(node, arguments, result)
     return values[graph.output][0]
+
+
+def in_dtype(graph: Graph, dtype: torch.dtype) -> Graph:
+    """The graph with its floating constants cast once, as `evaluate` casts them at every pass."""
+
+    def cast(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cast(one) for one in value]
+        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    nodes = tuple(replace(node, args={name: cast(value) for name, value in node.args.items()}) for node in graph.nodes)
+    return replace(graph, nodes=nodes)
 
 
 def call(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:

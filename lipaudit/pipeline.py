@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -27,7 +29,7 @@ from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, largest_slope, plan
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
-from lipaudit.graph import evaluate
+from lipaudit.graph import evaluate, in_dtype
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
@@ -49,6 +51,8 @@ NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken t
 Local = Literal["auto", "on", "off"]
 BEFORE = "before an interruption"
 """In `Audit.timing`: seconds of what an earlier process finished. The other entries are those of the last process."""
+JUDGED_BYTES = 2**28
+"""Memory of all float64 values of the samples that are judged at a time."""
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
 
@@ -276,13 +280,38 @@ class ExactNetwork(nn.Module):
 
     def __init__(self, composition: Composition) -> None:
         super().__init__()
-        self.graph = composition.graph
+        self.graph = in_dtype(composition.graph, torch.float64)
+        entries = sum(math.prod(node.shape) for node in self.graph.nodes)
+        self.together = max(1, JUDGED_BYTES // (8 * entries))
+        """Samples at a time: many passes of a small network cost little more than one."""
+        self.agrees = False
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ExactNetwork:
         return self  # the graph is immutable
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self._several(some) for some in x.split(self.together)])
+
+    def _several(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1 and self.together > 1:
+            logits = self._mapped(x)
+            if logits is not None:
+                return logits
+            self.together = 1
         return torch.stack([evaluate(self.graph, sample) for sample in x])
+
+    def _mapped(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The logits by `torch.vmap`; None if it does not know an operation, or computes something else."""
+        with catch_warnings():
+            simplefilter("ignore")  # where it has no rule, it loops over the samples, and says so
+            try:
+                logits = torch.vmap(lambda sample: evaluate(self.graph, sample))(x)
+            except RuntimeError:
+                return None
+        if not self.agrees:
+            one = evaluate(self.graph, x[0])
+            self.agrees = bool((logits[0] - one).abs().max() <= 1e-9 * one.abs().max())
+        return logits if self.agrees else None
 
 
 def _slopes(

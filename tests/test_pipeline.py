@@ -157,6 +157,38 @@ def test_the_judge_is_the_function_that_was_certified() -> None:
     torch.testing.assert_close(judge(x), x @ weight.T + bias, rtol=1e-14, atol=1e-14)
 
 
+@pytest.mark.parametrize("together", [1, 3, 100])
+def test_the_judge_says_the_same_of_many_as_of_one(network, data, together: int) -> None:
+    judge = ExactNetwork(compose(network, (1, 6, 6)))
+    assert judge.together >= 12
+    judge.together = together
+    x = data[0].double()
+    alone = torch.cat([judge(x[row : row + 1]) for row in range(12)])
+
+    torch.testing.assert_close(judge(x), alone, rtol=1e-13, atol=1e-13)
+    assert judge.together == together
+    assert judge(x[:1]).equal(alone[:1])
+
+
+@pytest.mark.parametrize("fault", ["unknown", "wrong"])
+def test_a_judge_that_cannot_take_many_takes_one_by_one(network, data, monkeypatch, fault: str) -> None:
+    def vmap(function):
+        def mapped(x):
+            if fault == "unknown":
+                raise RuntimeError("no batching rule")
+            return torch.stack([function(sample) for sample in x]) + 1e-3
+
+        return mapped
+
+    judge = ExactNetwork(compose(network, (1, 6, 6)))
+    x = data[0].double()
+    expected = torch.cat([judge(x[row : row + 1]) for row in range(12)])
+    monkeypatch.setattr(torch, "vmap", vmap)
+
+    assert judge(x).equal(expected)
+    assert judge.together == 1
+
+
 @pytest.mark.parametrize(
     ("samples", "attacks", "budget", "expected"),
     [

@@ -1,0 +1,107 @@
+"""What an audit costs over its attacks: wall time over the time that the same attacks take when called bare.
+
+    python tests/benchmarks/overhead.py                                    # digits-cnn
+    python tests/benchmarks/overhead.py --model resnet18 --samples 16 --attacks quick --data-dir DIR   # CIFAR-10 in DIR
+
+One process runs `lipaudit run` as the command line does, and writes down what each attack was given, batch by batch.
+Then the attack functions of the libraries get the same batches again, with nothing of lipaudit around them but the
+network: that is the bare time. Printed are the seconds of the stages, and both times and their ratio. `--repeat` runs
+the pair several times; the smallest of each counts. On a machine that others use as well, `--cpu` takes processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lipaudit import cli
+from lipaudit.crosscheck.attacks import Attack, Batch
+from lipaudit.crosscheck.hygiene import sealed
+from lipaudit.crosscheck.network import UnitBox
+from lipaudit.report.json import load_audit
+
+CALLS: list[tuple[Attack, UnitBox, Batch]] = []
+
+
+def recording(entry: Attack, network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Stands in for `Attack.__call__`: the attack, and a note of what it was given."""
+    given = Batch(batch.inputs.clone(), batch.labels.clone(), batch.budget, batch.seed)
+    CALLS.append((entry, network, given))
+    return entry.run(network, batch)
+
+
+def clock(of: str) -> float:
+    return time.process_time() if of == "processor" else time.perf_counter()
+
+
+def audited(arguments: list[str], of: str) -> tuple[float, dict[str, float]]:
+    """Seconds of a whole run of the command line but for its imports, and of its stages."""
+    CALLS.clear()
+    with tempfile.TemporaryDirectory() as folder:
+        begun = clock(of)
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            try:
+                cli.main([*arguments, "-o", folder, "-q"])
+            except SystemExit as ended:
+                if ended.code not in (0, 5):
+                    raise RuntimeError(said.getvalue()) from None
+        seconds = clock(of) - begun
+        (file,) = Path(folder).glob("*.json")
+        return seconds, load_audit(file).timing
+
+
+def bare(of: str) -> float:
+    """Seconds of the attacks alone."""
+    seconds = 0.0
+    for entry, network, batch in CALLS:
+        with sealed(batch.seed, [], network.device):
+            begun = clock(of)
+            for _claim in entry.run(network, batch):
+                pass
+            seconds += clock(of) - begun
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="digits-cnn")
+    parser.add_argument("--data-dir", help="Folder of the data set of the model.")
+    parser.add_argument("--samples", default="500")
+    parser.add_argument("--attacks", default="standard")
+    parser.add_argument("--local", default="off", help="Local radii, which have a budget of their own.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--cpu", action="store_true", help="Processor time instead of wall time, for the totals.")
+    args = parser.parse_args()
+    of = "processor" if args.cpu else "wall"
+    torch.set_num_threads(args.threads)
+    warnings.simplefilter("ignore")
+    Attack.__call__ = recording  # type: ignore[method-assign]
+    arguments = ["run", "--model", args.model, "--samples", args.samples, "--attacks", args.attacks]
+    arguments += ["--local", args.local] + (["--data-dir", args.data_dir] if args.data_dir else [])
+    audited([*arguments[:3], "--samples", "2", "--attacks", "none", "--local", "off", *arguments[9:]], of)  # to warm up
+    import art.attacks.evasion  # noqa: F401  likewise
+
+    runs = []
+    for _ in range(args.repeat):
+        whole, stages = audited(arguments, of)
+        runs.append((whole, stages, bare(of)))
+    alone = min(run[2] for run in runs)
+    whole, stages, _ = min(runs, key=lambda run: run[0])
+    sys.stdout.write("stages in wall time: " + ", ".join(f"{name} {stages[name]:.2f} s" for name in stages) + "\n")
+    for name, seconds in (("attacks alone", alone), ("lipaudit run", whole)):
+        sys.stdout.write(f"{name:<16} {seconds:9.2f} s  {seconds / alone:7.3f}\n")
+
+
+if __name__ == "__main__":
+    main()
