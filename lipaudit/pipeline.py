@@ -306,7 +306,7 @@ class ExactNetwork(nn.Module):
             simplefilter("ignore")  # where it has no rule, it loops over the samples, and says so
             try:
                 logits = torch.vmap(lambda sample: evaluate(self.graph, sample))(x)
-            except RuntimeError:
+            except Exception:  # noqa: BLE001  (whatever it says of what it does not know: one after the other, then)
                 return None
         if not self.agrees:
             one = evaluate(self.graph, x[0])
