@@ -63,7 +63,9 @@ def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: A
 def shifted(node: Node, ledger: Ledger, value: Value, operand: str, constant: Any) -> Value:
     """A constant added: distances stay, but the sum is rounded, so the step has to appear."""
     refuse_undefined(constant)
-    return ledger.pend(node, broadcast(node, ledger, value, operand), Identity(tuple(node.shape)))
+    if ledger.shape_of(node, operand) != tuple(node.shape):
+        return broadcast(node, ledger, value, operand)
+    return ledger.pend(node, value, Identity(tuple(node.shape)))
 
 
 def refuse_undefined(constant: Any) -> None:

@@ -22,16 +22,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lipaudit.domains.zonotope.steps import Start, Step
+from lipaudit.domains.zonotope.steps import LOST_IN_SQUARES, Start, Step
 from lipaudit.rounding import gamma
 
 if TYPE_CHECKING:
     from lipaudit.domains.zonotope.groups import Group
 
 _CHUNK_ENTRIES = 2**19
-
-_LOST_IN_SQUARES = 1e-150
-"""More than what squares lose by underflow, after the root."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +64,7 @@ class Form:
             ball += (rows * rows).sum(0)
         for rows in self.rows[self.inputs :].split(part):
             symbols += rows.abs().sum(0)
-        return (ball.sqrt() + symbols) * (1 + 2 * gamma(len(self.rows) + 8)) + _LOST_IN_SQUARES
+        return (ball.sqrt() + symbols) * (1 + 2 * gamma(len(self.rows) + 8)) + LOST_IN_SQUARES
 
     def range(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What each entry lies between, rounded outward."""

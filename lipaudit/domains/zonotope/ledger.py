@@ -78,6 +78,8 @@ class LocalLedger(Ledger):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._uppers = {line.step: line.upper.value for line in self.whole.lines}
+        if len(self._uppers) != len(self.whole.lines):
+            raise NotLipschitz("expected one bound per step for a local certificate, got a step that has two")
         self._growth = self.whole.growth()
         self._nodes = {node.name: node for node in self.graph.nodes}
 
@@ -118,7 +120,7 @@ class LocalLedger(Ledger):
         if node.op in BANDS:
             form, lost = self._within_band(node, forms[0], upper.value)
         elif node.op == "max_pool2d.default":
-            form, lost = largest(node, forms[0], self._sharpened, self._bent)
+            form, lost = largest(node, forms[0], upper.value, self._sharpened, self._bent)
         elif node.op in POOLS:
             form, lost = self._pooled(node, forms[0])
         elif node.op in JOINS:
@@ -144,8 +146,11 @@ class LocalLedger(Ledger):
             raise NotLipschitz(f"expected finite activations for a local certificate, got others from {node.op}")
         moved = {ref: self._centre(ref) + before.rows[some].sum(0) for ref in set(node.refs())}
         args = {name: self._resolved(arg, moved) for name, arg in node.args.items()}
-        off = (call(node, args) - form.centre - form.rows[some].sum(0)).abs()
+        there = call(node, args)
+        off = (there - form.centre - form.rows[some].sum(0)).abs()
         close = 1e-9 * (form.centre.abs() + form.reach).max() + TINY if off.numel() else 0.0
+        if node.op not in EXACT:  # what cancels leaves the roundings of what was there before
+            close = close + 64 * ROUNDINGS[node.op](node, args, there)
         if len(moved) != 1 or not bool((off <= close).all()):
             raise RuleError(f"the rule of {node.op} hands on a map that is not what the operation does")
 
@@ -218,7 +223,7 @@ class LocalLedger(Ledger):
         low, high = ends
         reach = torch.maximum(high - form.centre, form.centre - low)
         steep = band.slope.abs().clamp_min(1.0) if relu else band.slope.abs()
-        size = steep * (form.centre.abs() + reach) + band.shift.abs()
+        size = steep * (form.centre.abs() + torch.maximum(reach, form.reach)) + band.shift.abs()
         straight = (band.error == 0) & (band.shift == 0) & ((band.slope == 0) | (band.slope == 1))
         size = size.masked_fill(straight, 0.0)  # nothing is computed
         lost = gamma(6) * float(torch.linalg.vector_norm(size))

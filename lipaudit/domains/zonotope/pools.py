@@ -74,31 +74,38 @@ Bent = Callable[[Form, Band, tuple[torch.Tensor, torch.Tensor]], tuple[Form, flo
 Range = Callable[[Form], tuple[torch.Tensor, torch.Tensor]]
 
 
-def largest(node: Node, form: Form, range_of: Range, bent: Bent) -> tuple[Form, float]:
-    """Max pooling over windows of an image, without what the form itself may be off by; and what rounding lost."""
+def largest(node: Node, form: Form, steepest: float, range_of: Range, bent: Bent) -> tuple[Form, float]:
+    """Max pooling over windows of an image, and what rounding lost.
+
+    What `form` may be off by takes part in every range, `steepest` (the root of the number of windows that an entry
+    lies in) times for all windows: the rest of a maximum is a mean of rests in its window. It is not in what was lost.
+    """
     taps, shape = _windows(node, form), tuple(node.shape)
-    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.inputs)
-    outside, size = taps < 0, flat.centre.abs() + flat.reach
+    if bool((taps < 0).all(0).any()):
+        raise NotLipschitz(f"expected windows of {node.op} that see the image, got one that lies in the padding")
+    rest = steepest * form.remainder * (1 + 1e-12)
+    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.inputs, rest)
+    outside, size, highest = taps < 0, flat.centre.abs() + flat.reach + rest, flat.range()[1]
     order = flat.centre[taps.clamp_min(0)].masked_fill(outside, -torch.inf).argsort(dim=0, descending=True, stable=True)
     taps, outside = taps.gather(0, order), outside.gather(0, order)
 
     def picked(places: torch.Tensor) -> Form:
         rows, reach = flat.rows[:, places].reshape(-1, *shape), flat.reach[places].reshape(shape)
         whole = size[places].reshape(shape)
-        # An entry may lie in several windows: beside it in sums of c stands no more than 64 times its rounding.
-        step = Chosen((form.step,), places, tuple(form.centre.shape), torch.zeros_like(reach), whole, 64 * whole)
+        step = Chosen((form.step,), places, tuple(form.centre.shape), torch.zeros_like(reach), whole, whole)
         return Form(flat.centre[places].reshape(shape), rows, form.inputs, within=reach, step=step)
 
     found, lost = picked(taps[0]), 0.0
     for places, missing in zip(taps[1:], outside[1:], strict=True):
-        behind = flat.range()[1][places.clamp_min(0)].reshape(shape) < found.range()[0]
+        behind = highest[places.clamp_min(0)].reshape(shape) < replace(found, remainder=rest + lost).range()[0]
         settled = behind | missing.reshape(shape)
         if bool(settled.all()):
             continue
         other = picked(places.clamp_min(0))
         ahead, off = _summed(other, found, -1.0)
-        low, high = (end.masked_fill(settled, -1.0) for end in range_of(replace(ahead, remainder=off)))
-        more, gone = bent(replace(ahead, remainder=off), rectified(low, high), (low, high))
+        ahead = replace(ahead, remainder=(2 * rest + lost + off) * (1 + 1e-12))
+        low, high = (end.masked_fill(settled, -1.0) for end in range_of(ahead))
+        more, gone = bent(ahead, rectified(low, high), (low, high))
         found, added = _summed(found, more, 1.0)
         lost += off + gone + added
     return found, lost

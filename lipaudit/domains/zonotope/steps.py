@@ -30,6 +30,9 @@ from lipaudit.rounding import TINY, gamma
 
 _NUMBERS = itertools.count()
 
+LOST_IN_SQUARES = 1e-150
+"""More than what squares lose by underflow, after the root."""
+
 
 class Step(Protocol):
     """One step: `c` has the shape (rows, *shape of the tensor)."""
@@ -59,7 +62,7 @@ class Start:
 
     def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         length = torch.linalg.vector_norm(c.reshape(len(c), -1), dim=1)
-        return [], -self.radius * length * (1 + 2 * gamma(c[0].numel() + 8)) - TINY
+        return [], -self.radius * (length * (1 + 2 * gamma(c[0].numel() + 8)) + LOST_IN_SQUARES) - TINY
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +141,7 @@ class Chosen:
 
     def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         flat = c.new_zeros(len(c), math.prod(self.shape)).index_add(1, self.places, c.flatten(1))
-        windows = 64  # an entry lies in no more windows than this; their sum rounds
+        windows = int(self.places.bincount().max())  # that an entry lies in: their sum rounds
         error = self.half + gamma(windows) * (self.size + self.half)
         return [flat.reshape(len(c), *self.shape)], -_against(c, error)
 
