@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-SCHEMA = "lipaudit-result/1.0"
+SCHEMA = "lipaudit-result/1.1"
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
@@ -189,6 +189,24 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Gate:
+    """One condition that the user set, and what came of it."""
+
+    expression: str
+    """`certified_accuracy@36/255>=0.30`: as it can be typed after --gate."""
+    least: float
+    on: Literal["value", "ci_low"]
+    """Which number has to reach `least`: the share itself, or its one-sided 95 % lower limit (Clopper-Pearson)."""
+    level: Literal["error", "warn"]
+    """Whether a miss fails the audit or is only shown."""
+    state: Literal["passed", "failed", "cannot be judged"]
+    value: float | None
+    """What was compared, unrounded; None if it cannot be judged."""
+    why: str = ""
+    """What stands in the way; empty if it was judged."""
+
+
+@dataclass(frozen=True)
 class Rate:
     """A share of the audited samples at one perturbation budget, with its 95 % Wilson interval."""
 
@@ -343,6 +361,7 @@ class Audit:
     skipped: tuple[Skip, ...] = ()
     warnings: tuple[str, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
+    gates: tuple[Gate, ...] = ()
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds per stage."""
     environment: dict[str, Any] = field(default_factory=dict)
