@@ -18,7 +18,7 @@ _HOME = {
     "dense_norm": "lipaudit.norms",
     "load_audit": "lipaudit.report.json",
 }
-_MODULES = ("errors", "nn", "results")
+_MODULES = ("claims", "errors", "nn", "results")
 
 __all__ = [*sorted(_HOME), *_MODULES]
 

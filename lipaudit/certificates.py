@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from lipaudit.adapters import as_module, domain_of
+from lipaudit.claims import Certificate
 from lipaudit.composition import Composition, compose, on_device
 from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.precise import precisely
@@ -31,7 +32,6 @@ from lipaudit.graph import Node, call, evaluate
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET, LocalRadii, local_radii
 from lipaudit.progress import Progress, Silent
-from lipaudit.results import Certificate
 from lipaudit.rounding import down, up
 
 _HARMLESS = 1e-3

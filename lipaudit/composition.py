@@ -20,6 +20,7 @@ from torch import nn
 
 from lipaudit.adapters import as_module, domain_of
 from lipaudit.capture import capture
+from lipaudit.claims import NetworkBound
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT, Link, merged
 from lipaudit.domains.walk import walk
@@ -27,7 +28,6 @@ from lipaudit.errors import CaptureError
 from lipaudit.graph import Graph
 from lipaudit.norms.maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
-from lipaudit.results import NetworkBound
 from lipaudit.rounding import (
     UNIT,
     WIDE,

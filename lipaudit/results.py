@@ -1,8 +1,4 @@
-"""The result types. Plain frozen data, standard library only: `report/` reads nothing else.
-
-Two families that never mix: what is proved from above (`Upper`, `LayerBound`, `NetworkBound`, `Certificate`)
-and what is measured from below (`Witness`, slopes). Only an `Upper` reaches `certify`; only a point that
-lipaudit itself re-evaluated becomes a `Witness`.
+"""One run's result. Plain frozen data, standard library only: `report/` reads nothing else.
 
 `Audit` is the whole of one run. Its fields *are* the published result file (`report/json.py` writes them one
 to one; non-finite numbers become null), so a change here is a change of `SCHEMA`.
@@ -10,127 +6,16 @@ to one; non-finite numbers become null), so a change here is a change of `SCHEMA
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from lipaudit.claims import NetworkBound
 
 SCHEMA = "lipaudit-result/1.1"
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
-
-
-@dataclass(frozen=True)
-class Upper:
-    """A number that is proved to be at least the truth. NaN and negative values are refused."""
-
-    value: float
-    method: str
-    """Which proof: `torus-parity`, `svd-verified`, `pointwise`, ..."""
-    because: str = ""
-    """The claim in one sentence, with its parameters."""
-
-    def __post_init__(self) -> None:
-        if not self.value >= 0:
-            raise ValueError(f"expected an upper bound >= 0, got {self.value} from {self.method}")
-
-    def __float__(self) -> float:
-        return float(self.value)
-
-
-Law = Literal["scale", "sum", "root_sum_squares", "max"]
-
-
-@dataclass(frozen=True)
-class LayerBound:
-    """One line of the ledger, and of the report's layer table.
-
-    Claim: if input `k` of this step moves by at most `d[k]` (L2), its output moves by at most
-    `upper * law(d)`: the only entry for "scale", or the sum, the root of the sum of squares or the maximum.
-    """
-
-    name: str
-    """The layer as its author knows it, `layer1.0.conv1`; fused layers are joined by " + "."""
-    op: str
-    upper: Upper
-    law: Law
-    inputs: tuple[str, ...]
-    """Names (`step`) of earlier lines; "input" is the network input."""
-    step: str
-    """Unique name of this line."""
-    log10_so_far: float
-    """log10 of the bound from the network input to this output; -inf for a constant."""
-    shape: tuple[int, ...]
-    """Of the output, without the batch axis."""
-    candidates: tuple[Upper, ...] = ()
-    """What every provable method gave; `upper` is the smallest, up to a relative 1e-9."""
-    lower: float | None = None
-    """Measured from below (power iteration with the real padding and stride), rounded down."""
-    kind: Literal["exact", "upper"] = "upper"
-    seconds: float = 0.0
-    source: str = ""
-    """`file.py:line` of the model's code."""
-
-
-@dataclass(frozen=True)
-class NetworkBound:
-    """The proved Lipschitz bound of a network, input to logits, with its ledger."""
-
-    layers: tuple[LayerBound, ...]
-    log10: float
-    """log10 of the bound of the whole logit vector, rounded up. Finite also where `value` overflows."""
-    pairwise: tuple[tuple[float, ...], ...]
-    """`pairwise[i][j]` bounds the Lipschitz constant of logit i - logit j; inf where it overflows."""
-    input_shape: tuple[int, ...]
-    seconds: float = 0.0
-    domain: tuple[float, float] | None = None
-    """The bound holds between inputs with entries in this range only; None: between any two."""
-
-    @property
-    def value(self) -> float:
-        """The bound as a float, rounded up; inf if it exceeds the range of float64."""
-        if self.log10 == -math.inf:
-            return 0.0
-        # One ulp of log10 near 300 is a factor 1 + 1.3e-13; pow itself errs by less than that.
-        return 10.0**self.log10 * (1 + 1e-12) if self.log10 < 308.2 else math.inf
-
-    @property
-    def smallest_pairwise(self) -> float:
-        rows = range(len(self.pairwise))
-        return min((self.pairwise[i][j] for i in rows for j in rows if i != j), default=0.0)
-
-    @property
-    def largest_pairwise(self) -> float:
-        return max((value for row in self.pairwise for value in row), default=0.0)
-
-
-@dataclass(frozen=True)
-class Certificate:
-    """No input closer than `radius` (L2, raw-input units) to the sample changes its prediction.
-
-    Zero if the sample is misclassified, tied, or its margin is lost in rounding.
-    A sample is certified at eps if and only if `radius > eps`.
-    """
-
-    sample: int
-    label: int
-    prediction: int
-    margin: float
-    """Logit of the label minus the largest other logit; negative if misclassified."""
-    radius: float
-    method: str = "global"
-
-
-@dataclass(frozen=True)
-class Witness:
-    """An input that changes the prediction, re-evaluated by lipaudit in float64 (never the attack's word)."""
-
-    sample: int
-    attack: str
-    distance: float
-    """L2 in raw-input units, of the exact tensors, rounded up."""
-    prediction: int
 
 
 @dataclass(frozen=True)

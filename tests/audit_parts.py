@@ -12,7 +12,8 @@ import struct
 import zlib
 from collections.abc import Iterable
 
-from lipaudit.results import AttackRecord, LayerBound, NetworkBound, Rate, Samples, Thumbnail, Upper
+from lipaudit.claims import LayerBound, NetworkBound, Upper
+from lipaudit.results import AttackRecord, Rate, Samples, Thumbnail
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EPS = ("36/255", "0.25", "0.5", "1")

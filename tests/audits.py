@@ -23,18 +23,8 @@ from audit_parts import (
     thumbnails,
 )
 
-from lipaudit.results import (
-    AttackRecord,
-    Audit,
-    DataFacts,
-    Finding,
-    ModelFacts,
-    NetworkBound,
-    Samples,
-    Skip,
-    Threat,
-    Verdict,
-)
+from lipaudit.claims import NetworkBound
+from lipaudit.results import AttackRecord, Audit, DataFacts, Finding, ModelFacts, Samples, Skip, Threat, Verdict
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}\x1b[31m\u202egnp.exe\x00" + "A" * 10_000
 

@@ -32,7 +32,7 @@ def under(prefix: str) -> list[Path]:
     return sorted(place.rglob("*.py")) if place.is_dir() else [place]
 
 
-@pytest.mark.parametrize("name", ["errors.py", "results.py", "registry.py", "progress.py"])
+@pytest.mark.parametrize("name", ["errors.py", "claims.py", "results.py", "registry.py", "progress.py"])
 def test_the_ground_floor_needs_only_the_standard_library(name: str) -> None:
     outside = {m for m in imports(PACKAGE / name, everywhere=False) if m.split(".")[0] not in sys.stdlib_module_names}
     assert all(module.startswith("lipaudit") for module in outside), outside
@@ -71,7 +71,7 @@ def test_the_command_line_starts_without_torch() -> None:
 
 def test_exported_names() -> None:
     assert sorted(lipaudit.__all__) == [
-        "audit", "bound", "certify", "conv_norm", "dense_norm", "errors", "load_audit", "nn", "results",
+        "audit", "bound", "certify", "claims", "conv_norm", "dense_norm", "errors", "load_audit", "nn", "results",
     ]  # fmt: skip
     for name in lipaudit.__all__:
         assert getattr(lipaudit, name) is not None

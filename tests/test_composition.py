@@ -28,7 +28,7 @@ class Residual(nn.Module):
         return x + self.branch(x)
 
 
-def rows(bound: lipaudit.results.NetworkBound, i: int, j: int) -> float:
+def rows(bound: lipaudit.claims.NetworkBound, i: int, j: int) -> float:
     return bound.pairwise[i][j]
 
 

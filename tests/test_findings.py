@@ -7,9 +7,10 @@ from dataclasses import replace
 import audits
 import pytest
 
+from lipaudit.claims import LayerBound
 from lipaudit.findings import CHECKS, contradicted, examine, wilson
 from lipaudit.reliability import FLAGS, Flag
-from lipaudit.results import TIME_LIMIT, Audit, Finding, LayerBound
+from lipaudit.results import TIME_LIMIT, Audit, Finding
 
 
 def by_id(audit: Audit) -> dict[str, Finding]:

@@ -11,10 +11,10 @@ from torch import nn
 
 import lipaudit
 from lipaudit import pipeline, sizing
+from lipaudit.claims import NetworkBound
 from lipaudit.composition import compose
 from lipaudit.errors import BadThreat
 from lipaudit.pipeline import ExactNetwork
-from lipaudit.results import NetworkBound
 from lipaudit.sizing import plan_run
 
 

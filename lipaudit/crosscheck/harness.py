@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lipaudit.claims import Witness
 from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
 from lipaudit.crosscheck.arena import Arena, arena
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, plan
@@ -20,7 +21,7 @@ from lipaudit.crosscheck.rounds import Run, Tally, eps_text, run_attack
 from lipaudit.errors import BadThreat
 from lipaudit.journal import Journal
 from lipaudit.progress import Progress, Silent
-from lipaudit.results import AttackRecord, Witness
+from lipaudit.results import AttackRecord
 
 LIBRARIES = {AUTOATTACK: "AutoAttack (pyautoattack {})", ART: "ART {}"}
 

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from lipaudit.claims import Law
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node, Ref, call
 from lipaudit.registry import Registry
-from lipaudit.results import Law
 from lipaudit.rounding import TINY, gamma
 
 LocalError = Callable[[Node, Mapping[str, Any], torch.Tensor], torch.Tensor]

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor, nn
 
 from lipaudit.capture import capture
+from lipaudit.claims import Law
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.walk import walk
 from lipaudit.graph import Node
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Gather, Identity, LinearMap
-from lipaudit.results import Law
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.norms.aol import aol_bound, aol_flops, aol_plain_bound
 from lipaudit.norms.gram import (
     gram_bound,
@@ -28,7 +29,6 @@ from lipaudit.norms.toeplitz import lipgrid_bound, lipgrid_flops, riesz_bound, r
 from lipaudit.norms.torus import torus_bound
 from lipaudit.norms.verified import largest_singular_value
 from lipaudit.registry import Registry
-from lipaudit.results import Upper
 from lipaudit.rounding import check_arithmetic, norm_up, up
 
 __all__ = ["CONV_METHODS", "DENSE_METHODS", "conv_norm", "dense_norm", "norm_bound"]

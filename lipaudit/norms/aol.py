@@ -17,6 +17,7 @@ import math
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.norms.lattice import (
     BUDGET,
     autocorrelation,
@@ -27,7 +28,6 @@ from lipaudit.norms.lattice import (
     smaller_side,
 )
 from lipaudit.norms.maps import Conv, Dense
-from lipaudit.results import Upper
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
 PERRON_STEPS = 30

@@ -26,6 +26,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.norms.aol import absolute_square
 from lipaudit.norms.lattice import (
     SPARE,
@@ -39,7 +40,6 @@ from lipaudit.norms.lattice import (
 from lipaudit.norms.maps import Conv, Dense
 from lipaudit.norms.symbol import Symbols
 from lipaudit.norms.torus import best_class, torus
-from lipaudit.results import Upper
 from lipaudit.rounding import TINY, gamma, up
 
 DENSE_STEPS = 12

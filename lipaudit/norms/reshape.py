@@ -19,10 +19,10 @@ from collections.abc import Iterator
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.norms.lattice import kernel, shape
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.verified import estimate, largest_singular_value
-from lipaudit.results import Upper
 from lipaudit.rounding import up
 
 

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.norms.lattice import (
     autocorrelation,
     autocorrelation_error,
@@ -37,7 +38,6 @@ from lipaudit.norms.lattice import (
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.symbol import PHASE_ERROR, Symbols
 from lipaudit.norms.torus import best_class
-from lipaudit.results import Upper
 from lipaudit.rounding import UNIT, gamma, up
 
 POINTS = 16

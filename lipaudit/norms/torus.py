@@ -23,12 +23,12 @@ from dataclasses import replace
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.norms.cells import lattice_norm
 from lipaudit.norms.lattice import unbordered
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.power import landscape
 from lipaudit.norms.symbol import Symbols
-from lipaudit.results import Upper
 from lipaudit.rounding import up
 
 LARGE = 500

@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lipaudit.claims import LayerBound, NetworkBound
 from lipaudit.formatting import NONE, clean, count, decades, factor, number, number_from_log10, percent, plural
 from lipaudit.report import waterfall
 from lipaudit.report.charts import Figure, Path
 from lipaudit.report.scales import Scale, log10
 from lipaudit.report.stages import stages
-from lipaudit.results import Audit, LayerBound, NetworkBound
+from lipaudit.results import Audit
 
 MOST_LAYERS = 60
 LARGEST_SHOWN = 10

@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lipaudit.results import LayerBound, NetworkBound
+from lipaudit.claims import LayerBound, NetworkBound
 
 MOST = 32
 """Rows of Fig. 3."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from lipaudit.claims import LayerBound, NetworkBound
 from lipaudit.formatting import NONE, clean, factor, number, number_from_log10
 from lipaudit.report.charts import Box, Chart, Figure, Mark, Path, line, px, rect, text, text_width, x_axis
 from lipaudit.report.scales import Scale, log10, log_ticks
 from lipaudit.report.stages import Stage
-from lipaudit.results import LayerBound, NetworkBound
 
 NEARLY_ONE = 0.01
 """log10: 2.3 %. If no stage gains or loses more, a sentence says more than bars without length."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.joining import refuse_undefined, shifted, stretched
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.scaling import constant
@@ -27,7 +28,6 @@ from lipaudit.graph import Node
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Dense
 from lipaudit.norms.verified import largest_singular_value
-from lipaudit.results import Upper
 from lipaudit.rounding import up
 
 BOUNDED.update({"addmm.default", "baddbmm.default"})

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.scaling import constant, dependent
 from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.ranges.normalising import spread
@@ -22,7 +23,6 @@ from lipaudit.domains.ranges.value import Range
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Node
 from lipaudit.norms.maps import Scale
-from lipaudit.results import Upper
 from lipaudit.rounding import UNIT, up
 
 BOUNDED.update({"layer_norm.default", "group_norm.default", "rms_norm.default", "instance_norm.default"})

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.pointwise import GELU_SLOPES, SLOPES
 from lipaudit.domains.lipschitz.value import INPUT, Ledger
 from lipaudit.graph import Node, Ref
-from lipaudit.results import Upper
 from lipaudit.rounding import up
 
 Nodes = Mapping[str, Node]

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.magnitudes import (
     HALF,
     copied,
@@ -30,7 +31,6 @@ from lipaudit.domains.ranges.value import Range
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node, Ref, call
 from lipaudit.norms.maps import Gather, Scale, schur_test
-from lipaudit.results import Upper
 from lipaudit.rounding import up
 
 BOUNDED.update(

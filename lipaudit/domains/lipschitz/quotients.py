@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.magnitudes import copied, finite
 from lipaudit.domains.lipschitz.value import BOUNDED, Ledger, Value
 from lipaudit.errors import NotLipschitz
 from lipaudit.graph import Node, Ref
-from lipaudit.results import Upper
 from lipaudit.rounding import gamma, up
 
 BOUNDED.add("div.Tensor")

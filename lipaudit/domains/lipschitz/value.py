@@ -30,6 +30,7 @@ from decimal import Decimal
 
 import torch
 
+from lipaudit.claims import Law, LayerBound, Upper
 from lipaudit.domains.ranges import Range, walk_ranges
 from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
@@ -39,7 +40,6 @@ from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge, schur_test
 from lipaudit.norms.power import lower_bound
 from lipaudit.progress import Progress, Silent
-from lipaudit.results import Law, LayerBound, Upper
 from lipaudit.rounding import WIDE, log10_up, up, wide, wide_sqrt
 
 RULES = Rules("Lipschitz rule")

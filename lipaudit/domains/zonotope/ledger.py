@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.claims import Law, Upper
 from lipaudit.domains.lipschitz.value import Ledger, Value, merged
 from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import EXACT, LAWS
@@ -37,7 +38,6 @@ from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
 from lipaudit.graph import Node, Ref, call
 from lipaudit.norms.maps import LinearMap, schur_test
-from lipaudit.results import Law, Upper
 from lipaudit.rounding import TINY, gamma
 
 NEGLIGIBLE = 1e-11
