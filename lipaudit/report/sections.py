@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from lipaudit.formatting import (
+    NONE,
     clean,
     count,
     digest,
@@ -15,6 +16,7 @@ from lipaudit.formatting import (
     number,
     percent,
     plural,
+    told_apart,
 )
 from lipaudit.report import measures
 from lipaudit.report.closing import Closing, closing
@@ -22,7 +24,7 @@ from lipaudit.report.division import Part, divide
 from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
 from lipaudit.report.ledger import Bounds, bounds
-from lipaudit.results import Audit, Finding
+from lipaudit.results import Audit, Finding, Gate
 
 LAMPS = {
     "SOUND": ("good", "No contradiction was found between proofs and attacks."),
@@ -34,7 +36,7 @@ LAMPS = {
     "passed": ("good", "Every required condition is met."),
     "failed": ("bad", "A required condition is not met."),
     "not set": ("open", "No condition was required."),
-    "cannot be judged": ("open", "The conditions need certificates that are not there."),
+    "cannot be judged": ("open", "The conditions need something that this audit does not have."),
 }
 """What each state of a lamp means, and the look it has."""
 
@@ -54,6 +56,19 @@ class Lamp:
 
 
 @dataclass(frozen=True)
+class Condition:
+    """A gate, and what came of it."""
+
+    expression: str
+    compared: str
+    least: str
+    level: str
+    look: str
+    state: str
+    why: str
+
+
+@dataclass(frozen=True)
 class Tile:
     value: str
     label: str
@@ -70,6 +85,7 @@ class Top:
     headline: str
     sentences: tuple[str, ...]
     lamps: tuple[Lamp, ...]
+    gates: tuple[Condition, ...]
     tiles: tuple[Tile, ...]
     eps: str
     feel: str
@@ -146,6 +162,7 @@ def top(audit: Audit) -> Top:
         clean(audit.verdict.headline, 300),
         tuple(clean(sentence, 600) for sentence in audit.verdict.sentences),
         _lamps(audit),
+        tuple(_condition(gate) for gate in audit.gates),
         _tiles(audit, eps),
         eps_text(eps) if eps else "",
         _feel(audit, eps),
@@ -183,6 +200,18 @@ def _lamps(audit: Audit) -> tuple[Lamp, ...]:
         Lamp("Strength", *strength[:2], strength[2].format(step=audit.dataset.smallest_change_text)),
         Lamp("Gate", v.gate, *LAMPS[v.gate]),
     )
+
+
+def _condition(gate: Gate) -> Condition:
+    """The numbers with the digits that it takes to see which one is larger."""
+    compared, least = (NONE, f"{gate.least:g}") if gate.value is None else told_apart(gate.value, gate.least)
+    on = "the value itself" if gate.on == "value" else "the 95% lower limit"
+    look = LAMPS[gate.state][0]
+    if gate.level == "warn" and gate.state == "failed":
+        look = "warn"
+    level = "required" if gate.level == "error" else "only a warning"
+    said = compared if gate.value is None else f"{compared} ({on})"
+    return Condition(clean(gate.expression, 80), said, least, level, look, gate.state, clean(gate.why, 200))
 
 
 def _tiles(audit: Audit, eps: str) -> tuple[Tile, ...]:
