@@ -24,7 +24,7 @@ from audit_parts import (
 )
 
 from lipaudit.claims import NetworkBound
-from lipaudit.results import AttackRecord, Audit, DataFacts, Finding, ModelFacts, Samples, Skip, Threat, Verdict
+from lipaudit.results import AttackRecord, Audit, DataFacts, Finding, Gate, ModelFacts, Samples, Skip, Threat, Verdict
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}\x1b[31m\u202egnp.exe\x00" + "A" * 10_000
 
@@ -251,6 +251,18 @@ def thousand_classes() -> Audit:
     return replace(audit, dataset=data, model=model, bound=network(resnet_ledger(random.Random(5)), 1000))
 
 
+def gated() -> Audit:
+    """Four conditions: one met, one missed by less than rounding shows, one that only warns, one without a number."""
+    audit = weak(200)
+    gates = (
+        Gate("clean_accuracy>=0.5", 0.5, "value", "error", "passed", audit.clean.value),
+        Gate("certified_accuracy@36/255>=0.30", 0.3, "ci_low", "error", "failed", 0.299999),
+        Gate("unbroken_accuracy@0.5>=0.9", 0.9, "value", "warn", "failed", 0.12),
+        Gate("unbroken_accuracy@2>=0.1", 0.1, "value", "error", "cannot be judged", None, "2 is not a budget"),
+    )
+    return replace(audit, gates=gates, verdict=replace(audit.verdict, gate="failed"), exit_code=3)
+
+
 def hostile() -> Audit:
     """Every string that comes from outside tries to break the page."""
     audit = vacuous(40)
@@ -267,6 +279,7 @@ def hostile() -> Audit:
         samples=replace(audit.samples, attack=tuple(HOSTILE if by else None for by in audit.samples.attack)),
         thumbnails=(*audit.thumbnails[:2], replace(audit.thumbnails[2], original="javascript:alert(1)")),
         verdict=replace(audit.verdict, headline=HOSTILE, sentences=(HOSTILE,)),
+        gates=(Gate(HOSTILE, 0.5, "value", "error", "failed", 0.4, HOSTILE),),
         findings=(Finding("LA001", "warn", HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
     )  # fmt: skip
 
@@ -275,6 +288,6 @@ ALL: dict[str, Callable[[], Audit]] = {
     make.__name__: make
     for make in (
         strong, vacuous, weak, invalid, no_attacks, unproved, flat, single, all_wrong, random_weights, deep,
-        thousand_classes, hostile,
+        thousand_classes, gated, hostile,
     )
 }  # fmt: skip

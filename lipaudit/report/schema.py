@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
 import json
 import types
 import typing
@@ -119,7 +120,7 @@ def _docstrings(kind: type) -> dict[str, str]:
     (record,) = ast.parse(inspect.cleandoc(inspect.getsource(kind))).body
     said = {}
     body = typing.cast(ast.ClassDef, record).body
-    for field, below in zip(body, body[1:], strict=False):
+    for field, below in itertools.pairwise(body):
         text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant) and below.value.value
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, str):
             said[field.target.id] = " ".join(text.split())
