@@ -142,7 +142,9 @@ def _floor(plot: Box, ys: Scale, audit: Audit) -> list[Mark]:
         return []
     y = ys(at)
     words = smallest_change_words(audit)
-    return [line(plot.left, y, plot.right, y, "reference"), text(plot.left + 6, y + 15, words, "tick")]
+    # Above the line where the axis is close below it.
+    beside = y - 5 if y + 22 > plot.bottom else y + 15
+    return [line(plot.left, y, plot.right, y, "reference"), text(plot.left + 6, beside, words, "tick")]
 
 
 def _gap(shown: Cloud, xs: Scale, ys: Scale, wide: bool) -> list[Mark]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the PATH (Debian: apt-get install chromium)")
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (Debian: apt-get install chromium)")
 
 Mode = Literal["light", "dark"]
 POLICY = '<meta http-equiv="Content-Security-Policy"'
@@ -24,7 +24,8 @@ def _run(page: Path, *options: str, mode: Mode = "light") -> bytes:
         done = subprocess.run(
             [
                 str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
-                f"--user-data-dir={profile}", f"--blink-settings=preferredColorScheme={int(mode == 'light')}", *options, page.as_uri(),
+                f"--user-data-dir={profile}", f"--blink-settings=preferredColorScheme={int(mode == 'light')}",
+                *options, page.as_uri(),
             ],
             capture_output=True, timeout=180, check=True,
         )  # fmt: skip
@@ -32,18 +33,21 @@ def _run(page: Path, *options: str, mode: Mode = "light") -> bytes:
 
 
 def evaluate(folder: Path, page: str, code: str, *, library: str = "", mode: Mode = "light") -> Any:
-    """What the asynchronous JavaScript `code` returns in the page, whose policy against scripts is taken out for that."""
+    """What the asynchronous JavaScript `code` returns in the page, whose policy against scripts is taken out."""
     assert POLICY in page
     free = page.replace(POLICY, '<meta name="policy-taken-out"', 1)
     ask = (
-        "(async () => { if (document.readyState !== 'complete') await new Promise(done => addEventListener('load', done));"
+        "(async () => { const loaded = new Promise(done => addEventListener('load', done));"
+        "if (document.readyState !== 'complete') await loaded;"
         "const out = document.createElement('pre'); out.id = 'answer';"
         f"try {{ out.textContent = JSON.stringify(await (async () => {{ {code} }})()); }}"
         "catch (error) { out.textContent = JSON.stringify('' + error.stack); }"
         "document.body.replaceChildren(out); })()"
     )
     file = folder / "asked.html"
-    file.write_text(free.replace("</body>", f"<script>{library}</script><script>{ask}</script></body>"), encoding="utf-8")
+    file.write_text(
+        free.replace("</body>", f"<script>{library}</script><script>{ask}</script></body>"), encoding="utf-8"
+    )
     dom = _run(file, "--virtual-time-budget=60000", "--window-size=1000,1400", "--dump-dom", mode=mode).decode()
     start = dom.index('<pre id="answer">') + len('<pre id="answer">')
     return json.loads(html.unescape(dom[start : dom.index("</pre>", start)]))
