@@ -1,8 +1,9 @@
 """The sample reports beside this file, made anew: `python reports/make.py --cifar FOLDER [NAME ...]`.
 
-`planted-lie` is an audit whose certified radii were multiplied by 100 before the attacks, to show what lipaudit does with
-a false certificate. The others are what `lipaudit run` writes, under a name of their own; only what identifies the
-machine is left out. FOLDER holds the binary batches of CIFAR-10, in `cifar-10-batches-bin`.
+`planted-lie` is an audit whose certified radii were multiplied by 100 before the attacks, to show what lipaudit does
+with a false certificate. The others are what `lipaudit run` writes, under a name of their own; only what identifies the
+machine is left out. FOLDER holds the binary batches of CIFAR-10, in `cifar-10-batches-bin`. With `--render` only the
+pages are written again, from the result files.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from unittest import mock
+
+import click
 
 from lipaudit import load_audit
 from lipaudit.results import Audit, Skip
@@ -41,9 +44,13 @@ NOT_DONE = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join([*RUNS, 'planted-lie'])}; all by default")
+    parser.add_argument("--render", action="store_true", help="only write the pages again, from the result files")
     parser.add_argument("--cifar", type=Path, help="folder with cifar-10-batches-bin")
     asked = parser.parse_args()
     for name in asked.names or [*RUNS, "planted-lie"]:
+        if asked.render:
+            render(name)
+            continue
         audit = planted() if name == "planted-lie" else made(name, asked.cifar)
         write(name, audit)
 
@@ -84,13 +91,17 @@ def planted() -> Audit:
 
 
 def write(name: str, audit: Audit) -> None:
-    environment = {**audit.environment, "platform": platform.system()}
-    audit = replace(audit, environment=environment)
+    audit = replace(audit, environment={**audit.environment, "platform": platform.system()})
     (HERE / f"{name}.json").write_text(audit.to_json(), encoding="utf-8")
-    # From the file, as `lipaudit report` would.
-    html = load_audit(HERE / f"{name}.json").to_html()
+    render(name)
+
+
+def render(name: str) -> None:
+    """From the file, as `lipaudit report` does."""
+    audit = load_audit(HERE / f"{name}.json")
+    html = audit.to_html()
     (HERE / f"{name}.html").write_text(html, encoding="utf-8")
-    print(f"{name}: {audit.verdict.integrity}, {len(html.encode()) / 1000:.0f} kB")
+    click.echo(f"{name}: {audit.verdict.integrity}, {len(html.encode()) / 1000:.0f} kB")
 
 
 if __name__ == "__main__":

@@ -263,24 +263,22 @@ def gated() -> Audit:
     return replace(audit, gates=gates, verdict=replace(audit.verdict, gate="failed"), exit_code=3)
 
 
-def hostile() -> Audit:
+def hostile(text: str = HOSTILE) -> Audit:
     """Every string that comes from outside tries to break the page."""
     audit = vacuous(40)
-    nasty = replace(
-        audit.model, name=HOSTILE, source=HOSTILE, architecture=HOSTILE, weights_file=HOSTILE, licence=HOSTILE
-    )
-    data = replace(audit.dataset, name=HOSTILE, split="te\ud800st", source=HOSTILE, class_names=(HOSTILE,) * 10)
-    ledger = tuple(replace(entry, name=HOSTILE, source=HOSTILE) for entry in audit.bound.layers) if audit.bound else ()
+    nasty = replace(audit.model, name=text, source=text, architecture=text, weights_file=text, licence=HOSTILE)
+    data = replace(audit.dataset, name=text, split="te\ud800st", source=text, class_names=(text,) * 10)
+    ledger = tuple(replace(entry, name=text, source=text) for entry in audit.bound.layers) if audit.bound else ()
     return replace(
-        audit, run=HOSTILE, model=nasty, dataset=data, command=("lipaudit", "run", HOSTILE), promise=HOSTILE,
-        bound=network(ledger), skipped=(Skip(HOSTILE, HOSTILE),), warnings=(HOSTILE,), config={HOSTILE: [HOSTILE]},
-        environment={HOSTILE: HOSTILE}, timing={HOSTILE: 1.0},
-        attacks=tuple(replace(a, name=HOSTILE, settings=HOSTILE, flags=(HOSTILE,)) for a in audit.attacks),
-        samples=replace(audit.samples, attack=tuple(HOSTILE if by else None for by in audit.samples.attack)),
+        audit, run=text, model=nasty, dataset=data, command=("lipaudit", "run", text), promise=text,
+        bound=network(ledger), skipped=(Skip(text, text),), warnings=(text,), config={text: [text]},
+        environment={text: text}, timing={text: 1.0},
+        attacks=tuple(replace(a, name=text, settings=text, flags=(text,)) for a in audit.attacks),
+        samples=replace(audit.samples, attack=tuple(text if by else None for by in audit.samples.attack)),
         thumbnails=(*audit.thumbnails[:2], replace(audit.thumbnails[2], original="javascript:alert(1)")),
-        verdict=replace(audit.verdict, headline=HOSTILE, sentences=(HOSTILE,)),
-        gates=(Gate(HOSTILE, 0.5, "value", "error", "failed", 0.4, HOSTILE),),
-        findings=(Finding("LA001", "warn", HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
+        verdict=replace(audit.verdict, headline=text, sentences=(text,)),
+        gates=(Gate(text, 0.5, "value", "error", "failed", 0.4, text),),
+        findings=(Finding("LA001", "warn", text, text, text, text),),
     )  # fmt: skip
 
 

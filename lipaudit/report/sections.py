@@ -144,7 +144,7 @@ def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
     data = " ".join(filter(None, (clean(d.name, 40), clean(d.split, 20))))
     when = clean(audit.started, 40).replace("T", " ", 1)[:16]
     return (
-        ("model", f"{clean(m.name, 40)}, {count(m.parameters)} parameters, weights sha256 {digest(m.weights_sha256)}"),
+        ("model", f"{clean(m.name, 60)}, {count(m.parameters)} parameters, weights sha256 {digest(m.weights_sha256)}"),
         ("data", f"{plural(d.samples, 'image')} of {count(d.available)} from {data}, seed {d.seed}"),
         ("changes", f"measured by {audit.threat.norm} norm, {clean(audit.threat.units, 40)}"),
         ("made", f"{when} UTC by lipaudit {clean(version or '', 20)}".rstrip()),
