@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lipaudit.formatting import NONE, clean, plural, told_apart
 from lipaudit.report import measures
@@ -73,12 +73,21 @@ def _met(audit: Audit) -> str:
     states = [gate.state for gate in audit.gates]
     if not states:
         return ""
+    if audit.verdict.integrity == "INVALID":
+        return "Withheld: certificates are contradicted."
     unjudged = states.count("cannot be judged")
     said = f"{states.count('passed')} of {plural(len(states), 'condition')} met"
     return f"{said}, {unjudged} cannot be judged." if unjudged else f"{said}."
 
 
-def condition(gate: Gate) -> Condition:
+def conditions(audit: Audit) -> tuple[Condition, ...]:
+    """The gates of the result; under a contradiction none is shown as judged."""
+    if audit.verdict.integrity == "INVALID":
+        return tuple(_condition(replace(gate, state="cannot be judged", value=None, why="")) for gate in audit.gates)
+    return tuple(_condition(gate) for gate in audit.gates)
+
+
+def _condition(gate: Gate) -> Condition:
     """The numbers with the digits that it takes to see which one is larger."""
     compared, least = (NONE, f"{gate.least:g}") if gate.value is None else told_apart(gate.value, gate.least)
     on = "the value itself" if gate.on == "value" else "the 95% lower limit"

@@ -21,7 +21,7 @@ from lipaudit.report.closing import Closing, closing
 from lipaudit.report.division import Part, divide
 from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
-from lipaudit.report.lamps import Condition, Lamp, condition, lamps, look
+from lipaudit.report.lamps import Condition, Lamp, conditions, lamps, look
 from lipaudit.report.ledger import Bounds, bounds
 from lipaudit.results import Audit, Finding
 
@@ -131,7 +131,7 @@ def top(audit: Audit) -> Top:
         clean(audit.verdict.headline, 300),
         tuple(clean(sentence, 600) for sentence in audit.verdict.sentences),
         lamps(audit),
-        tuple(condition(gate) for gate in audit.gates),
+        conditions(audit),
         _tiles(audit, eps),
         eps_text(eps) if eps else "",
         _feel(audit, eps),

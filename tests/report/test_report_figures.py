@@ -187,6 +187,14 @@ def test_conditions_are_listed_with_digits_that_tell_them_apart() -> None:
     assert "No condition was required." in seen(page("strong")).words()
 
 
+def test_conditions_are_withheld_once_a_certificate_is_contradicted() -> None:
+    html = to_html(replace(audits.invalid(), gates=audits.gated().gates))
+    rows = [row for row in seen(html).rows if row and "_accuracy" in row[0]]
+    assert {(row[1], row[4]) for row in rows} == {("–", "cannot be judged")}
+    assert len(rows) == 4
+    assert "Withheld: certificates are contradicted." in seen(html).words()
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_numbers_that_differ_look_different(one: float, two: float) -> None:
     shown = told_apart(one, two)
