@@ -32,6 +32,8 @@ MOST_UNPACKED = 64_000_000
 """Bytes: a page from a stranger may hold a bomb."""
 MOST_CLASSES = 16
 DIFFERENCES = "index_differences"
+PACKED_WITHOUT, COLUMNS_WITHOUT = ("promises",), ("executed_distance",)
+"""Parts and columns that a packed copy goes without, where a result has them: further radii and distances per image."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ def embed(text: str) -> Block:
     if len(plain.encode()) <= MOST_PLAIN:
         return Block(BLOCK, PLAIN, DIGITS, plain)
     data = _slim(json.loads(text), PACKED_DIGITS)
+    for part, names in ((data, PACKED_WITHOUT), (data["samples"], COLUMNS_WITHOUT)):
+        for name in names:
+            part.pop(name, None)
     index = data["samples"]["index"]
     data["samples"]["index"] = [*index[:1], *(after - before for before, after in itertools.pairwise(index))]
     data[DIFFERENCES] = True

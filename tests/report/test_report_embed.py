@@ -37,7 +37,13 @@ def test_the_copy_is_the_result_but_for_pictures_and_digits(name: str) -> None:
     columns = replace(
         copy.samples, margin=audit.samples.margin, radius=audit.samples.radius, distance=audit.samples.distance
     )
-    assert replace(copy, samples=columns) == replace(audit, thumbnails=(), bound=bound)
+    expected = replace(audit, thumbnails=(), bound=bound)
+    if "application/gzip" in page(name):
+        present = [name for name in embed.PACKED_WITHOUT if hasattr(audit, name)]
+        expected = replace(expected, **dict.fromkeys(present, ()))
+        present = [name for name in embed.COLUMNS_WITHOUT if hasattr(audit.samples, name)]
+        expected = replace(expected, samples=replace(expected.samples, **dict.fromkeys(present, ())))
+    assert replace(copy, samples=columns) == expected
 
 
 @pytest.mark.parametrize("make", [audits.strong, audits.weak, audits.vacuous, audits.invalid])
