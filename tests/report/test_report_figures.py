@@ -18,6 +18,7 @@ from lipaudit.findings import examine
 from lipaudit.formatting import number, told_apart
 from lipaudit.report import classes, margins
 from lipaudit.report.html import to_html
+from lipaudit.report.images import images
 from lipaudit.results import Audit
 
 
@@ -59,7 +60,7 @@ def test_outliers_do_not_squeeze_the_histogram() -> None:
     assert shown is not None
     assert shown.clipped
     assert shown.bars[-1].high < 20
-    assert "The outermost bars hold all images beyond." in seen(to_html(audit)).words()
+    assert images(audit).margins.clipped
 
 
 def test_misclassified_images_stand_apart() -> None:
@@ -141,7 +142,6 @@ def nothing_found() -> Audit:
         (audits.single, "There is nothing to draw: 1 image, with a margin of 2.00."),
         (audits.all_wrong, "no image is classified correctly"),
         (nothing_found, "no image has a certified radius above zero, and none was broken"),
-        (lambda: with_margins([1.0, 1.0]), "There is nothing to draw: 2 images, with a margin of 1.00."),
         (
             lambda: replace(audits.no_attacks(), verdict=audits.invalid().verdict),
             "the certificates are withdrawn, and no",
@@ -154,6 +154,13 @@ def test_a_sentence_stands_where_there_is_nothing_to_draw(make: Callable[[], Aud
     html = to_html(make())
     assert sentence in seen(html).words()
     assert "nan" not in html.lower().split('"')
+
+
+def test_margins_that_cannot_be_told_apart_are_named() -> None:
+    said = {margins.note(with_margins(values)) for values in ([1.0, 1.0], [1.0, 1.0 + 1e-12])}
+    assert said == {"There is nothing to draw: 2 images, with a margin of 1.00."}
+    assert margins.note(with_margins([1e-300, 2e-300])).endswith("margins of 1.00×10⁻³⁰⁰ to 2.00×10⁻³⁰⁰.")
+    assert images(with_margins([1.0, 1.0])).margins.figure is None
 
 
 def test_an_image_without_margin_is_left_out() -> None:
