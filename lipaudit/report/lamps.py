@@ -21,6 +21,7 @@ LAMPS = {
     "cannot be judged": ("open", "The conditions need something that this audit does not have."),
 }
 """What each state of a lamp means, and the look it has."""
+UNTESTED = "Nothing contradicts a proof, but no attack was run that might."
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,11 @@ def lamps(audit: Audit) -> tuple[Lamp, ...]:
     step = audit.dataset.smallest_change_text
     if audit.dataset.levels:
         step += ", the smallest change that such an image can have"
+    look, means = LAMPS[v.integrity]
+    if v.integrity == "SOUND" and not measures.was_attacked(audit):
+        means = UNTESTED
     return (
-        Lamp("Integrity", v.integrity.lower(), *LAMPS[v.integrity]),
+        Lamp("Integrity", v.integrity.lower(), look, means),
         Lamp("Strength", *strength[:2], strength[2].format(step=step)),
         Lamp("Gate", v.gate, LAMPS[v.gate][0], _met(audit) or LAMPS[v.gate][1]),
     )

@@ -122,6 +122,8 @@ def test_figures_speak_to_those_who_cannot_see_them(name: str) -> None:
         ("no_attacks", "No image was attacked, so nothing has put these certificates to the test."),
         ("no_attacks", "There are no adversarial examples to look at: no image was attacked."),
         ("no_attacks", "clean accuracy is the only ceiling"),
+        ("no_attacks", "Nothing contradicts a proof, but no attack was run that might."),
+        ("no_attacks", "No attack was run to test the proofs."),
         ("unproved", "There is no proved curve: part of the network has no proved bound."),
         ("unproved", "There is no network bound"),
         ("unproved", "There is no certificate to hold against the attacks"),
