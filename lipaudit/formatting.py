@@ -84,6 +84,14 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def told_apart(value: float, least: float) -> tuple[str, str]:
+    """Two numbers with four decimals, or as many as it takes that they do not look the same when they are not."""
+    for digits in (4, 6, 9, 12):
+        if value == least or f"{value:.{digits}f}" != f"{least:.{digits}f}":
+            return f"{value:.{digits}f}", f"{least:.{digits}f}"
+    return repr(value), repr(least)
+
+
 def interval(low: float, high: float) -> str:
     """A confidence interval of a share: `28.3–36.4%`."""
     return f"{100 * low:.1f}–{100 * high:.1f}%"

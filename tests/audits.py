@@ -24,7 +24,7 @@ from audit_parts import (
 )
 
 from lipaudit.claims import NetworkBound
-from lipaudit.results import AttackRecord, Audit, DataFacts, Finding, ModelFacts, Samples, Skip, Threat, Verdict
+from lipaudit.results import AttackRecord, Audit, DataFacts, Finding, Gate, ModelFacts, Samples, Skip, Threat, Verdict
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}\x1b[31m\u202egnp.exe\x00" + "A" * 10_000
 
@@ -151,7 +151,7 @@ def invalid(n: int = 512) -> Audit:
     )
     return replace(
         audit, samples=columns, verdict=lamps, proved=(), unbroken=rates(columns, EPS, proved=False), status="invalid",
-        exit_code=4, findings=(broke, *audit.findings[2:3], *audit.findings[4:]), thumbnails=thumbnails(columns),
+        exit_code=4, findings=(broke, *audit.findings[4:]), thumbnails=thumbnails(columns),
     )  # fmt: skip
 
 
@@ -251,23 +251,34 @@ def thousand_classes() -> Audit:
     return replace(audit, dataset=data, model=model, bound=network(resnet_ledger(random.Random(5)), 1000))
 
 
-def hostile() -> Audit:
+def gated() -> Audit:
+    """Four conditions: one met, one missed by less than rounding shows, one that only warns, one without a number."""
+    audit = weak(200)
+    gates = (
+        Gate("clean_accuracy>=0.5", 0.5, "value", "error", "passed", audit.clean.value),
+        Gate("certified_accuracy@36/255>=0.30", 0.3, "ci_low", "error", "failed", 0.299999),
+        Gate("unbroken_accuracy@0.5>=0.9", 0.9, "value", "warn", "failed", 0.12),
+        Gate("unbroken_accuracy@2>=0.1", 0.1, "value", "error", "cannot be judged", None, "2 is not a budget"),
+    )
+    return replace(audit, gates=gates, verdict=replace(audit.verdict, gate="failed"), exit_code=3)
+
+
+def hostile(text: str = HOSTILE) -> Audit:
     """Every string that comes from outside tries to break the page."""
     audit = vacuous(40)
-    nasty = replace(
-        audit.model, name=HOSTILE, source=HOSTILE, architecture=HOSTILE, weights_file=HOSTILE, licence=HOSTILE
-    )
-    data = replace(audit.dataset, name=HOSTILE, split="te\ud800st", source=HOSTILE, class_names=(HOSTILE,) * 10)
-    ledger = tuple(replace(entry, name=HOSTILE, source=HOSTILE) for entry in audit.bound.layers) if audit.bound else ()
+    nasty = replace(audit.model, name=text, source=text, architecture=text, weights_file=text, licence=HOSTILE)
+    data = replace(audit.dataset, name=text, split="te\ud800st", source=text, class_names=(text,) * 10)
+    ledger = tuple(replace(entry, name=text, source=text) for entry in audit.bound.layers) if audit.bound else ()
     return replace(
-        audit, run=HOSTILE, model=nasty, dataset=data, command=("lipaudit", "run", HOSTILE), promise=HOSTILE,
-        bound=network(ledger), skipped=(Skip(HOSTILE, HOSTILE),), warnings=(HOSTILE,), config={HOSTILE: [HOSTILE]},
-        environment={HOSTILE: HOSTILE}, timing={HOSTILE: 1.0},
-        attacks=tuple(replace(a, name=HOSTILE, settings=HOSTILE, flags=(HOSTILE,)) for a in audit.attacks),
-        samples=replace(audit.samples, attack=tuple(HOSTILE if by else None for by in audit.samples.attack)),
+        audit, run=text, model=nasty, dataset=data, command=("lipaudit", "run", text), promise=text,
+        bound=network(ledger), skipped=(Skip(text, text),), warnings=(text,), config={text: [text]},
+        environment={text: text}, timing={text: 1.0},
+        attacks=tuple(replace(a, name=text, settings=text, flags=(text,)) for a in audit.attacks),
+        samples=replace(audit.samples, attack=tuple(text if by else None for by in audit.samples.attack)),
         thumbnails=(*audit.thumbnails[:2], replace(audit.thumbnails[2], original="javascript:alert(1)")),
-        verdict=replace(audit.verdict, headline=HOSTILE, sentences=(HOSTILE,)),
-        findings=(Finding("LA001", "warn", HOSTILE, HOSTILE, HOSTILE, HOSTILE),),
+        verdict=replace(audit.verdict, headline=text, sentences=(text,)),
+        gates=(Gate(text, 0.5, "value", "error", "failed", 0.4, text),),
+        findings=(Finding("LA001", "warn", text, text, text, text),),
     )  # fmt: skip
 
 
@@ -275,6 +286,6 @@ ALL: dict[str, Callable[[], Audit]] = {
     make.__name__: make
     for make in (
         strong, vacuous, weak, invalid, no_attacks, unproved, flat, single, all_wrong, random_weights, deep,
-        thousand_classes, hostile,
+        thousand_classes, gated, hostile,
     )
 }  # fmt: skip

@@ -233,6 +233,14 @@ def report(result: Path, out: str, kind: str | None) -> None:
 
 
 @commands.command()
+def schema() -> None:
+    """Print the JSON Schema of result files."""
+    from lipaudit.report.schema import to_schema
+
+    click.echo(to_schema(), nl=False)
+
+
+@commands.command()
 @click.argument("word", default="")
 @click.option("--coverage", is_flag=True, help="Capture and bound a small model of every family; takes a while.")
 @click.option("--family", "families", multiple=True, metavar="NAME", help="With --coverage: this family; repeat.")

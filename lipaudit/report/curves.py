@@ -164,16 +164,16 @@ class _Place:
     def steps(self, curve: Survival, css: str) -> Path:
         """The step curve closed along the base line, so that one path is line and area; the ends are clipped.
 
-        No more vertices than pixels: of several steps within one, the last counts.
+        No more vertices than pixels, or every second for many: of several steps within one, the last counts.
         """
-        digits = 1 if len(curve.values) <= 400 else 0
+        digits, grain = (1, 1) if len(curve.values) <= 400 else (0, 1 if len(curve.values) <= 1000 else 2)
         after: dict[float, int] = {}
         for rank, value in enumerate(curve.values, 1):
             size = log10(value) if self.log else value
             if size <= self.sizes.low:
                 after[self.plot.left - 3] = rank
             elif size < self.sizes.high:
-                after[round(self.sizes(size), digits)] = rank
+                after[round(self.sizes(size) / grain, digits) * grain] = rank
         alive = len(curve.values) + curve.forever
         start = after.pop(self.plot.left - 3, 0)
         height = self.shares(100 * (alive - start) / curve.total)

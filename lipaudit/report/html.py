@@ -1,7 +1,8 @@
 """The report: one page that needs no script and no network.
 
 The page is a function of the result file alone: an `Audit` first makes the round trip through JSON, so that
-`lipaudit report result.json` writes the same bytes as the run did.
+`lipaudit report result.json` writes the same bytes as the run did. The one script element in it is no script: it holds
+a copy of the result, for `load_audit`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import jinja2
 
 import lipaudit
 from lipaudit.errors import ReportError
+from lipaudit.report.embed import embed
 from lipaudit.report.json import from_json, to_json
 from lipaudit.report.sections import page
 from lipaudit.results import Audit
@@ -29,7 +31,8 @@ def to_html(audit: Audit) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(TEMPLATE).render(page=page(from_json(to_json(audit))))
+    text = to_json(audit)
+    return environment.get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
 
 
 def template_folder() -> Path:

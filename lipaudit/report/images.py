@@ -1,4 +1,4 @@
-"""The view models of the images: the most fragile ones to look at, and the table of samples."""
+"""The view models of the images: margins, classes, the most fragile ones to look at, and the table of samples."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import re
 from dataclasses import dataclass
 
 from lipaudit.formatting import NONE, clean, count, number, number_from_log10, plural
-from lipaudit.report import measures
+from lipaudit.report import margins, measures
+from lipaudit.report.charts import Figure
+from lipaudit.report.classes import Classes, classes
 from lipaudit.results import Audit, Thumbnail
 
 MOST_TRIPLETS = 8
-MOST_BYTES = 110_000
-"""Of all pictures together: the page stays below 300 kB."""
+MOST_BYTES, MANY, FEWER_BYTES = 110_000, 1000, 42_000
+"""Of all pictures together, and from how many samples on less: the page stays below 300 kB."""
 SHOWN = 20
-FOLDED = 80
-"""Rows of the table in sight and folded away; the result file has all."""
+FOLDED, FEWER_FOLDED = 80, 40
+"""Rows of the table in sight and folded away, fewer where samples are many; the result file has all."""
 _PNG = re.compile(r"data:image/(?:png|webp);base64,[A-Za-z0-9+/]{1,40000}={0,2}")
 
 
@@ -48,7 +50,20 @@ class SampleRow:
 
 
 @dataclass(frozen=True)
+class Margins:
+    """Fig. 4, and each bar as a row: from, to, images."""
+
+    figure: Figure | None
+    note: str
+    clipped: bool
+    certified: bool
+    rows: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True)
 class Images:
+    margins: Margins
+    classes: Classes
     triplets: tuple[Triplet, ...]
     note: str
     amplified: str
@@ -66,9 +81,12 @@ def images(audit: Audit) -> Images:
     factors = {one.amplified for one in thumbnails}
     drawn = [_triplet(audit, one, len(factors) > 1) for one in thumbnails]
     ranked = measures.fragile_rows(audit)
-    shown = tuple(_row(audit, row) for row in ranked[: SHOWN + FOLDED])
+    folded = FEWER_FOLDED if len(ranked) > MANY else FOLDED
+    shown = tuple(_row(audit, row) for row in ranked[: SHOWN + folded])
     rest = len(ranked) - len(shown)
     return Images(
+        _margins(audit),
+        classes(audit),
         tuple(drawn),
         "" if drawn else _no_triplets(audit),
         f"{factors.pop():g} times" if len(factors) == 1 else "",
@@ -81,12 +99,21 @@ def images(audit: Audit) -> Images:
     )
 
 
+def _margins(audit: Audit) -> Margins:
+    shown = margins.histogram(audit)
+    if shown is None:
+        return Margins(None, margins.note(audit), False, measures.holds(audit), ())
+    rows = [(number(bar.low), number(bar.high), count(bar.images)) for bar in shown.bars if bar.images]
+    return Margins(margins.figure(shown), "", shown.clipped, measures.holds(audit), tuple(rows))
+
+
 def _thumbnails(audit: Audit) -> list[Thumbnail]:
     """Those that can be shown and fit the budget of the page."""
     shown, size = [], 0
+    most = FEWER_BYTES if len(audit.samples.label) > MANY else MOST_BYTES
     for one in filter(_drawable, audit.thumbnails):
         size += len(one.original) + len(one.perturbed) + len(one.difference)
-        if len(shown) < MOST_TRIPLETS and size <= MOST_BYTES:
+        if len(shown) < MOST_TRIPLETS and size <= most:
             shown.append(one)
     return shown
 

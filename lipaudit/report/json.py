@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from lipaudit.errors import ReportError
 from lipaudit.formatting import clean, eps_value
+from lipaudit.report.embed import result_text
 from lipaudit.results import SCHEMA, Audit
 
 MOST_CLASSES = 128
@@ -68,7 +69,10 @@ def from_json(text: str) -> Audit:
 
 
 def load_audit(path: str | Path) -> Audit:
-    """The audit in a result file; raises ReportError with one line if the file is missing or no result."""
+    """The audit in a result file, or in a report page: from a page without pictures, with rounded sample numbers.
+
+    Raises ReportError with one line if the file is missing or holds no result.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -77,7 +81,7 @@ def load_audit(path: str | Path) -> Audit:
     except UnicodeDecodeError:
         raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
     try:
-        return from_json(text)
+        return from_json(result_text(text) if text.lstrip().startswith("<") else text)
     except ReportError as error:
         raise ReportError(f"cannot read {path}: {error}") from None
 

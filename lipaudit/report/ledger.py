@@ -11,7 +11,7 @@ from lipaudit.formatting import NONE, clean, count, decades, factor, number, num
 from lipaudit.report import waterfall
 from lipaudit.report.charts import Figure, Path
 from lipaudit.report.scales import Scale, log10
-from lipaudit.report.stages import stages
+from lipaudit.report.stages import Stage, stages
 from lipaudit.results import Audit
 
 MOST_LAYERS = 60
@@ -45,6 +45,8 @@ class Bounds:
     withdrawn: bool
     note: str
     figure: Figure | None
+    stages: tuple[tuple[str, str, str, str], ...]
+    """Fig. 3 in numbers: name, bound so far, factor, share."""
     reality: str
     pairs: str
     layers: tuple[LayerRow, ...]
@@ -57,7 +59,7 @@ def bounds(audit: Audit) -> Bounds:
     """Fig. 3 and the layer table."""
     bound = audit.bound
     if bound is None:
-        return Bounds(NONE, False, NO_BOUND, None, "", "", (), (), "", ())
+        return Bounds(NONE, False, NO_BOUND, None, (), "", "", (), (), "", ())
     withdrawn = audit.verdict.integrity == "INVALID"
     rows = stages(bound)
     drawn = not withdrawn and rows and not waterfall.all_nearly_one(rows)
@@ -67,6 +69,7 @@ def bounds(audit: Audit) -> Bounds:
         withdrawn,
         _bound_note(bound, withdrawn),
         waterfall.figure(bound, rows, audit.slope) if drawn else None,
+        tuple(_stage(stage, bound) for stage in rows) if drawn else (),
         "" if withdrawn else _reality(audit),
         "" if withdrawn else _pairs(bound),
         shown,
@@ -74,6 +77,11 @@ def bounds(audit: Audit) -> Bounds:
         note,
         _claims(bound),
     )
+
+
+def _stage(stage: Stage, bound: NetworkBound) -> tuple[str, str, str, str]:
+    so_far = number_from_log10(stage.after)
+    return clean(stage.name, 40), so_far, factor(stage.gain), waterfall.share(stage, bound)
 
 
 def _bound_note(bound: NetworkBound, withdrawn: bool) -> str:

@@ -6,6 +6,7 @@ import math
 import statistics
 from dataclasses import dataclass
 
+from lipaudit.formatting import eps_value
 from lipaudit.results import Audit, Rate
 
 
@@ -114,6 +115,11 @@ def fragile_rows(audit: Audit) -> tuple[int, ...]:
         return 1, s.radius[row] if holds(audit) else s.margin[row], row
 
     return tuple(sorted(range(len(s.label)), key=key))
+
+
+def budget(audit: Audit) -> float:
+    """The first budget, which the page speaks of at its head."""
+    return eps_value(audit.threat.eps[0])
 
 
 def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:

@@ -142,7 +142,9 @@ def _floor(plot: Box, ys: Scale, audit: Audit) -> list[Mark]:
         return []
     y = ys(at)
     words = smallest_change_words(audit)
-    return [line(plot.left, y, plot.right, y, "reference"), text(plot.left + 6, y + 15, words, "tick")]
+    # Above the line where the axis is close below it.
+    beside = y - 5 if y + 22 > plot.bottom else y + 15
+    return [line(plot.left, y, plot.right, y, "reference"), text(plot.left + 6, beside, words, "tick")]
 
 
 def _gap(shown: Cloud, xs: Scale, ys: Scale, wide: bool) -> list[Mark]:
@@ -158,15 +160,18 @@ def _gap(shown: Cloud, xs: Scale, ys: Scale, wide: bool) -> list[Mark]:
 
 
 def _cloud(shown: Cloud, xs: Scale, ys: Scale, holds: bool) -> list[Mark]:
-    """All points that are no contradiction, as one path of round caps; of many, one per 1.5 pixels."""
+    """All points that are no contradiction, as one path of round caps; of many, one per 2 pixels."""
     places: dict[tuple[int, int], tuple[float, float]] = {}
     merge = len(shown.broken) > MERGE_ABOVE
     for rank, point in enumerate(shown.broken):
         if point.distance is None or point.row in shown.false:
             continue
         x, y = xs(point.radius), ys(point.distance)
-        key = (round(x / 1.5), round(y / 1.5)) if merge and rank >= NEVER_MERGED else (-1, rank)
-        places.setdefault(key, (x, y))
+        if merge and rank >= NEVER_MERGED:
+            x, y = 2 * round(x / 2), 2 * round(y / 2)
+            places.setdefault((x, y), (x, y))
+        else:
+            places[-1, rank] = x, y
     if not places:
         return []
     css = " ".join(filter(None, ("points", merge and "dense", not holds and "withdrawn")))

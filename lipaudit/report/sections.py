@@ -21,36 +21,21 @@ from lipaudit.report.closing import Closing, closing
 from lipaudit.report.division import Part, divide
 from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
+from lipaudit.report.lamps import Condition, Lamp, conditions, lamps, look
 from lipaudit.report.ledger import Bounds, bounds
 from lipaudit.results import Audit, Finding
 
-LAMPS = {
-    "SOUND": ("good", "No contradiction was found between proofs and attacks."),
-    "INVALID": ("bad", "A proof is contradicted. Every certificate is withdrawn."),
-    "UNPROVED": ("open", "Part of the network has no proof, so there is no certificate."),
-    "vacuous": ("warn", "True, but fewer than 1% of the correct images have a radius of {step} or more."),
-    "weak": ("warn", "Fewer than half of the correct images have a radius of {step} or more."),
-    "substantial": ("good", "At least half of the correct images have a radius of {step} or more."),
-    "passed": ("good", "Every required condition is met."),
-    "failed": ("bad", "A required condition is not met."),
-    "not set": ("open", "No condition was required."),
-    "cannot be judged": ("open", "The conditions need certificates that are not there."),
-}
-"""What each state of a lamp means, and the look it has."""
-
 RANDOM = "Random weights: this network was never trained. Nothing on this page describes a trained model."
+QUESTION = (
+    "Can a small change of the pixels alter the answer of this network? For each image, a proof says up to which size "
+    "of change that is ruled out"
+)
+TESTED = ", and attacks look for the smallest change that does it. A proof and an attack must never disagree."
+UNTESTED = ". No attack was run to test the proofs."
 PARTIAL = "Incomplete run: something that was asked for was not done. The checks say what."
 
 MARKS = {"fail": "✕", "warn": "!", "pass": "✓", "info": "i", "not run": "–"}
 """States of a check, worst first, each with its sign."""
-
-
-@dataclass(frozen=True)
-class Lamp:
-    name: str
-    state: str
-    look: str
-    means: str
 
 
 @dataclass(frozen=True)
@@ -64,12 +49,14 @@ class Tile:
 class Top:
     run: str
     title: str
-    facts: tuple[str, ...]
+    facts: tuple[tuple[str, str], ...]
+    question: str
     alarms: tuple[str, ...]
     look: str
     headline: str
     sentences: tuple[str, ...]
     lamps: tuple[Lamp, ...]
+    gates: tuple[Condition, ...]
     tiles: tuple[Tile, ...]
     eps: str
     feel: str
@@ -133,19 +120,18 @@ def title(audit: Audit) -> str:
 
 def top(audit: Audit) -> Top:
     """Title, verdict, lamps, tiles and the bar at the first budget."""
-    look = LAMPS[audit.verdict.integrity][0]
-    if audit.verdict.integrity == "SOUND":
-        look = LAMPS[audit.verdict.strength or "weak"][0]
     eps = audit.threat.eps[0] if audit.threat.eps else ""
     return Top(
         clean(audit.run, 60),
         title(audit),
         _facts(audit),
+        QUESTION + (TESTED if measures.was_attacked(audit) else UNTESTED),
         _alarms(audit),
-        look,
+        look(audit, eps),
         clean(audit.verdict.headline, 300),
         tuple(clean(sentence, 600) for sentence in audit.verdict.sentences),
-        _lamps(audit),
+        lamps(audit),
+        conditions(audit),
         _tiles(audit, eps),
         eps_text(eps) if eps else "",
         _feel(audit, eps),
@@ -153,14 +139,15 @@ def top(audit: Audit) -> Top:
     )
 
 
-def _facts(audit: Audit) -> tuple[str, ...]:
-    d, version = audit.dataset, audit.environment.get("lipaudit")
+def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
+    d, m, version = audit.dataset, audit.model, audit.environment.get("lipaudit")
+    data = " ".join(filter(None, (clean(d.name, 40), clean(d.split, 20))))
+    when = clean(audit.started, 40).replace("T", " ", 1)[:16]
     return (
-        f"weights sha256 {digest(audit.model.weights_sha256)}",
-        f"{plural(d.samples, 'image')} of {count(d.available)}, seed {d.seed}",
-        f"{audit.threat.norm} norm, {clean(audit.threat.units, 40)}",
-        clean(audit.started, 40).replace("T", " ", 1)[:16] + " UTC",
-        f"lipaudit {clean(version, 20)}" if version else "lipaudit",
+        ("model", f"{clean(m.name, 60)}, {count(m.parameters)} parameters, weights sha256 {digest(m.weights_sha256)}"),
+        ("data", f"{plural(d.samples, 'image')} of {count(d.available)} from {data}, seed {d.seed}"),
+        ("changes", f"measured by {audit.threat.norm} norm, {clean(audit.threat.units, 40)}"),
+        ("made", f"{when} UTC by lipaudit {clean(version or '', 20)}".rstrip()),
     )
 
 
@@ -172,17 +159,6 @@ def _alarms(audit: Audit) -> tuple[str, ...]:
     if audit.status == "partial":
         said.append(PARTIAL)
     return tuple(said)
-
-
-def _lamps(audit: Audit) -> tuple[Lamp, ...]:
-    v = audit.verdict
-    withheld = ("withheld", "open", "Nothing is said about the size of certificates that do not hold.")
-    strength = (v.strength, *LAMPS[v.strength]) if v.strength else withheld
-    return (
-        Lamp("Integrity", v.integrity.lower(), *LAMPS[v.integrity]),
-        Lamp("Strength", *strength[:2], strength[2].format(step=audit.dataset.smallest_change_text)),
-        Lamp("Gate", v.gate, *LAMPS[v.gate]),
-    )
 
 
 def _tiles(audit: Audit, eps: str) -> tuple[Tile, ...]:

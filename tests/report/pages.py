@@ -51,7 +51,7 @@ class Seen(HTMLParser):
                 pass
 
     def handle_data(self, data: str) -> None:
-        if "style" in self._open or not data.strip():
+        if {"style", "script"} & set(self._open) or not data.strip():
             return
         (self.struck if "s" in self._open else self.text).append(data.strip())
         if self.rows and self.rows[-1] and {"td", "th"} & set(self._open):

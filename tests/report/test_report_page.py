@@ -16,11 +16,14 @@ from pages import page, seen
 
 import lipaudit
 from lipaudit.errors import ReportError
+from lipaudit.facts import run_name
 from lipaudit.formatting import eps_text, eps_value, interval, number, percent
 from lipaudit.report import html as report_html
+from lipaudit.report.embed import result_text
 from lipaudit.report.html import template_folder, to_html
 from lipaudit.report.json import from_json, to_json
 from lipaudit.report.measures import contradictions
+from lipaudit.report.text import to_markdown, to_text
 
 CSS = (template_folder() / "report.css").read_text(encoding="utf-8")
 
@@ -44,7 +47,10 @@ def test_nothing_is_loaded_and_nothing_runs(name: str) -> None:
     html = page(name)
     tags = seen(html).tags
     kinds = {tag for tag, _ in tags}
-    assert not kinds & {"script", "link", "iframe", "object", "embed", "base", "form", "input", "button"}
+    assert [a for tag, a in tags if tag == "script"] in (
+        [{"id": "lipaudit-result", "type": kind}] for kind in ("application/json", "application/gzip")
+    )
+    assert not kinds & {"link", "iframe", "object", "embed", "base", "form", "input", "button"}
     for tag, attributes in tags:
         assert not [key for key in attributes if key.startswith("on")], tag
         for key in ("src", "href", "xlink:href", "action", "data", "srcset", "poster"):
@@ -116,6 +122,8 @@ def test_figures_speak_to_those_who_cannot_see_them(name: str) -> None:
         ("no_attacks", "No image was attacked, so nothing has put these certificates to the test."),
         ("no_attacks", "There are no adversarial examples to look at: no image was attacked."),
         ("no_attacks", "clean accuracy is the only ceiling"),
+        ("no_attacks", "Nothing contradicts a proof, but no attack was run that might."),
+        ("no_attacks", "No attack was run to test the proofs."),
         ("unproved", "There is no proved curve: part of the network has no proved bound."),
         ("unproved", "There is no network bound"),
         ("unproved", "There is no certificate to hold against the attacks"),
@@ -196,19 +204,65 @@ def test_an_invalid_verdict_shows_no_number_that_rests_on_a_certificate() -> Non
     assert claims & {word.strip("().,;:") for word in seen(page("strong")).words().split()}
 
 
-@pytest.mark.parametrize("name", ["hostile"])
-def test_hostile_strings_stay_text(name: str) -> None:
-    html = page(name)
-    assert "<img src=x" not in html
-    assert "</script" not in html
-    assert "{{7*7}}" in html
-    assert not re.search("[\x00-\x08\x1b\u202e\ud800-\udfff]", html)
-    assert "A" * 1000 not in re.sub(r'src="data:[^"]*"', "", html)
-    assert "javascript:" not in html
-    titles = re.findall(r"<title[^>]*>(.*?)</title>", html, re.S)
+HOSTILE = {
+    "all": audits.HOSTILE,
+    "markup": "</script></title></svg><img src=x onerror=alert(1)><script>alert(1)</script>",
+    "attribute": '" onmouseover="alert(1)" x=\'y',
+    "comment": "<!--<script>",
+    "template": "{{7*7}}{% raw %}${7*7}",
+    "path": "../../../etc/passwd\\..\\x",
+    "controls": "a\x00\x1b[31mred\x07\x85\u202egnp.exe\u2066\u200b\ufeff\ud800z",
+    "markdown": "[x](javascript:alert(1)) | `code` **b** # @everyone <b>",
+    "long": "x" * 10_000,
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_strings_stay_text(kind: str) -> None:
+    text = HOSTILE[kind]
+    audit = audits.hostile(text)
+    html = to_html(audit)
+    parsed = seen(html)
+    assert {tag for tag, _ in parsed.tags} <= {tag for tag, _ in seen(page("vacuous")).tags} | {"ul", "li", "bdi", "p"}
+    assert html.count("<script") == html.count("</script") == 1
+    assert not [key for _, attributes in parsed.tags for key in attributes if key.startswith("on")]
+    assert {a["src"][:22] for tag, a in parsed.tags if tag == "img"} <= {"data:image/png;base64,"}  # type: ignore[index]
+    assert "<!--" not in html
+    assert not re.search(
+        "[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]", outside_of_copy(html)
+    )
+    assert "x" * 1000 not in outside_of_copy(html)
+    titles = re.findall(r"<(?:title|desc)[^>]*>(.*?)</(?:title|desc)>", html, re.S)
     assert titles
     assert not [title for title in titles if "<" in title]
     assert len(html.encode()) < 300_000
+    # The copy keeps the strings as they are, and gives them back.
+    back = from_json(result_text(html))
+    assert back.model.name == text.encode("utf-8", "replace").decode()
+    assert back.findings[0].title == back.model.name
+
+
+def outside_of_copy(html: str) -> str:
+    """The page without the copy of the result and without pictures."""
+    return re.sub(r'src="data:[^"]*"|<script.*?</script>', "", html, flags=re.S)
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_strings_stay_text_in_markdown_and_terminal(kind: str) -> None:
+    audit = audits.hostile(HOSTILE[kind])
+    markdown, terminal = to_markdown(audit), to_text(audit)
+    assert set(re.findall(r"(?<!\\)<(\S*?)>", markdown)) <= {"sub", "/sub"}
+    assert not re.search(r"(?<!\\)\[x", markdown)
+    assert "@everyone" not in markdown
+    for text in (markdown, terminal):
+        assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]", text)
+        assert "x" * 1000 not in text
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_hostile_string_becomes_part_of_a_file_name(kind: str) -> None:
+    assert re.fullmatch(r"la-\d{4}-\d\d-\d\d-[0-9a-f]{6}", run_name(audits.hostile(HOSTILE[kind])))
 
 
 def test_a_picture_that_is_no_inline_png_is_left_out() -> None:
