@@ -39,6 +39,7 @@ from lipaudit.rounding import down, up
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
 
+
 @dataclass(frozen=True)
 class Promised:
     """Certified radii under one promise, one per sample."""
@@ -162,9 +163,7 @@ def certify_with(
     )
 
 
-def _promised(
-    execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int
-) -> Promised:
+def _promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
     """Radii under one promise; `exact` says how many samples have one under R."""
     count = len(found)
     if execution.why[promise]:
@@ -233,7 +232,7 @@ def _locally(
     local: LocalRadii,
     deadline: float,
 ) -> Promised:
-    """The larger radii that follow from local ones of R, where the margins over the ball exceed what execution loses."""
+    """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
     radius, method = promised.radius.copy(), list(promised.method)
     for row, executed in enumerate(promised.executed):
         if local.radius[row] > radius[row]:

@@ -6,8 +6,9 @@ from each witness the boundary in its own dtype is looked for, on the segment to
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,11 @@ _BATCH = 64
 def executed_distances(
     logits: nn.Module, inputs: Tensor, labels: Sequence[int], evidence: Evidence
 ) -> tuple[float | None, ...]:
-    """For each row of `inputs` (n, ...), how far (L2, rounded up) the closest point found lies that `logits` as executed
-    takes for another class than `labels` say; None where there is no witness, or it is no witness in that dtype.
+    """For each row of `inputs` (n, ...), how far (L2, rounded up) the closest point found lies at which `logits` as
+    executed answer something else than `labels`; None where there is no witness, or it is none in that dtype.
 
-    A tie counts as another answer. Points are in float64, rounded to the network's dtype when it reads them: a distance is
-    the one before that, as promise F counts it.
+    A tie counts as another answer. Points are in float64, rounded to the network's dtype when it reads them: a distance
+    is the one before that, as promise F counts it.
     """
     found: list[float | None] = [None] * len(inputs)
     rows = sorted(witness.sample for witness in evidence.witnesses)
@@ -62,8 +63,20 @@ def first_flips(network: nn.Module, clean: Tensor, wrong: Tensor, labels: Tensor
 def changed(network: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
     """Whether the network, run in its own dtype on float64 points that are rounded to it, answers something else."""
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    with torch.no_grad():
+    with torch.no_grad(), _plain_sums():
         answer = network(points.to(dtype))
     column = labels.unsqueeze(1)
     others = answer.scatter(1, column, -math.inf).amax(1)
     return ~(answer.gather(1, column).squeeze(1) > others)
+
+
+@contextlib.contextmanager
+def _plain_sums() -> Iterator[None]:
+    """Without kernels that promise F leaves out: cuDNN may use Winograd or TF32, matrix products may use TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -87,7 +87,9 @@ def _refuse_ambiguous(audit: Audit) -> None:
     """A null may stand for one value only: no NaN in a radius or bound, no infinite logarithm but of a constant."""
     bound = audit.bound
     logs = [bound.log10, *(line.log10_so_far for line in bound.layers)] if bound else []
-    proved = itertools.chain(audit.samples.radius, *(p.radius for p in audit.promises), logs, *(bound.pairwise if bound else ()))
+    proved = itertools.chain(
+        audit.samples.radius, *(p.radius for p in audit.promises), logs, *(bound.pairwise if bound else ())
+    )
     if any(math.isnan(number) for number in proved):
         raise ReportError("expected numbers in everything proved, got NaN in a radius or bound: please report this")
     if math.inf in logs:

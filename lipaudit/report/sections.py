@@ -22,6 +22,7 @@ from lipaudit.report.division import Part, divide
 from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
 from lipaudit.report.ledger import Bounds, bounds
+from lipaudit.report.promised import Promises, promises
 from lipaudit.results import Audit, Finding
 
 LAMPS = {
@@ -105,6 +106,7 @@ class Page:
     top: Top
     checks: Checks
     curves: Curves
+    promises: Promises
     crosscheck: CrossCheck
     bounds: Bounds
     images: Images
@@ -119,6 +121,7 @@ def page(audit: Audit) -> Page:
         top(audit),
         checks(audit),
         curves(audit),
+        promises(audit),
         crosscheck(audit),
         bounds(audit),
         images(audit),
