@@ -38,7 +38,6 @@ from lipaudit.results import (
     Audit,
     DataFacts,
     ModelFacts,
-    PromiseResult,
     Rate,
     Samples,
     Skip,
@@ -94,8 +93,8 @@ def audit(
     "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
     allows ("auto"), around all ("on"), or not at all ("off"); of at most `local_samples` images.
 
-    Certificates are about the exact function of the weights, about the network as executed in its own dtype, and about it
-    in float64; `promise`, "R", "F" or "D", says which of them the radii, rates and gates of the result are about
+    Certificates are about the exact function of the weights ("R"), about the network as executed in its own dtype
+    ("F"), and in float64 ("D"); `promise` says which of them the radii, rates and gates of the result are about
     (`Audit.promises` has all three).
 
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
@@ -174,7 +173,7 @@ def audit(
         slope_share=share,
         rounding=certificates.rounding,
         promise=sentence_of(promise, composition.graph.dtype),
-        promises=_promises(certificates, composition),
+        promises=facts.of_promises(certificates, composition.graph.dtype),
         samples=samples,
         attacks=evidence.records,
         findings=(),
@@ -186,18 +185,6 @@ def audit(
         config=dict(config or {}),
     )
     return conclude(draft)
-
-
-def _promises(certificates: Certificates, composition: Composition) -> tuple[PromiseResult, ...]:
-    """What is certified under each promise, R first; the rates come with the verdict."""
-    found = []
-    for promise in ("R", "F", "D"):
-        headline = promise == certificates.promise
-        radius = certificates.radius if headline else certificates.others[promise].radius
-        why_not = certificates.why_not if headline else certificates.others[promise].why_not
-        sentence = sentence_of(promise, composition.graph.dtype)
-        found.append(PromiseResult(promise, sentence, headline, (), () if why_not else tuple(radius.tolist()), why_not))
-    return tuple(found)
 
 
 def _locally(

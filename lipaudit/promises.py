@@ -10,7 +10,7 @@ Note [Three promises]
         margin_j - r L_yj - E_yj(r) > 0,   r = (margin_j - a) / (L_yj + b).
     Rounding an input z' to the dtype moves it by at most u ||z'||, so the radius of inputs before it is
         (r - u ||x|| - underflow) / (1 + u).
-    Source: Note [Error recursion] in domains/roundoff.py, with the spread of the ball added to what each operation reads.
+    Source: Note [Error recursion] in domains/roundoff.py, with the ball's spread added to what each operation reads.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ PROMISE_R = (
     "float64 and every rounding of the evaluation and of the bounds is accounted for outward."
 )
 PROMISE_F = (
-    "F: certificates are about the network as executed in {dtype}, inputs rounded to {dtype} first, whatever the order "
-    "of its sums (IEEE arithmetic; no Winograd, FFT or TF32 kernels)."
+    "F: certificates are about the network as executed in {dtype}, inputs rounded to it first, whatever the order of "
+    "its sums (IEEE arithmetic; no Winograd, FFT or TF32 kernels)."
 )
 PROMISE_D = (
-    "D: certificates are about the network as executed in float64 (model.double()) with the weights that run now, inputs "
-    "rounded to float64 first, whatever the order of its sums (IEEE arithmetic; no Winograd or FFT kernels)."
+    "D: certificates are about the network as executed in float64 (model.double(), with the weights that run now), "
+    "whatever the order of its sums (IEEE arithmetic; no Winograd or FFT kernels)."
 )
 
 _SLACK = 1 + 1e-9
@@ -128,8 +128,6 @@ class Execution:
     def _refused(self, promise: Promise) -> str:
         """Why this promise cannot be given for the network, whatever the input."""
         form = self.formats[promise]
-        if self.ledger.used_domain:
-            return "its bound rests on ranges of activations, which rounding leaves"
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
         for node in self.graph.nodes:
@@ -144,7 +142,7 @@ class Execution:
                 why = f"{node.op} rounds outside the ledger ({node.title}, {node.source})"
             if why:
                 return why
-        return ""
+        return "its bound rests on ranges of activations, which rounding leaves" if self.ledger.used_domain else ""
 
     def _ratios(self) -> list[list[float]]:
         """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf."""

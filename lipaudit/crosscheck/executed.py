@@ -19,6 +19,8 @@ from lipaudit.crosscheck.witness import distance_up
 
 STEPS = 60
 """Halvings: more than a float64 segment has."""
+BEYOND = (1.0, 1 + 1e-6, 1 + 1e-4, 1 + 1e-2)
+"""Witnesses were drawn in to the boundary of the exact function: that of the executed one may lie a little behind."""
 _BATCH = 64
 
 
@@ -38,9 +40,12 @@ def executed_distances(
         some = rows[start : start + _BATCH]
         clean = inputs[some].double()
         answers = torch.tensor([labels[row] for row in some], device=clean.device)
-        points = first_flips(network, clean, evidence.perturbed[some].to(clean), answers)
-        for row, point, origin in zip(some, points, clean, strict=True):
-            found[row] = None if point is None else distance_up(point, origin)
+        wrong = evidence.perturbed[some].to(clean)
+        for beyond in BEYOND:
+            points = first_flips(network, clean, clean + beyond * (wrong - clean), answers)
+            for row, point, origin in zip(some, points, clean, strict=True):
+                if point is not None and found[row] is None:
+                    found[row] = distance_up(point, origin)
     return tuple(found)
 
 
