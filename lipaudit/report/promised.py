@@ -38,7 +38,7 @@ def promises(audit: Audit) -> Promises:
 
 
 def _row(audit: Audit, found: PromiseResult, budgets: list[str]) -> PromiseRow:
-    rates = [measures.rate_at(found.proved, eps) for eps in budgets]
+    rates = [measures.rate_at(found.proved, eps) if measures.holds(audit) else None for eps in budgets]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE if found.certified else "not certified"
     cells = tuple(percent(rate.value) if rate else missing for rate in rates)
     sentence = clean(found.sentence.removeprefix(f"{found.promise}: "), 600)

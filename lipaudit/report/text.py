@@ -93,7 +93,7 @@ def _budgets(audit: Audit) -> list[Line]:
 def _promises(audit: Audit) -> list[Line]:
     """Certified accuracy under each promise, and what each is about."""
     found = promises(audit)
-    if not found.rows:
+    if not found.rows or not measures.holds(audit):
         return []
     lines: list[Line] = [(Span(f"{'certified accuracy':<24}{''.join(f'{eps:>16}' for eps in found.eps)}", "dim"),)]
     for row in found.rows:
@@ -176,15 +176,12 @@ def _markdown_budgets(audit: Audit) -> list[str]:
 
 def _markdown_promises(audit: Audit) -> list[str]:
     found = promises(audit)
-    if not found.rows:
+    if not found.rows or not measures.holds(audit):
         return []
-    lines = [
-        f"| certified accuracy |{''.join(f' ε = {_escaped(eps)} |' for eps in found.eps)}",
-        "|---|" + "---:|" * len(found.eps),
-    ]
-    for row in found.rows:
-        mark = "**" if row.headline else ""
-        lines.append(f"| {mark}{row.promise}{mark}, {row.name} |" + "".join(f" {cell} |" for cell in row.cells))
+    names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
+    lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
+    for place, eps in enumerate(found.eps):
+        lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
     said = [(row.promise, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
     return [*lines, "", *(f"{promise}: {_escaped(sentence)}  " for promise, sentence in said), ""]
 
