@@ -8,7 +8,7 @@ float64 finds the last point before (rounded to float32, as the network reads it
 several places on the way, the last of them one step before the boundary, it is asked whether the first point behind the
 boundary is closer than the certified radius of the start. Promise R may be beaten by that, as it is about another
 function, the exact one; promise F must not be. "excess" is the most by which a radius reaches beyond, over the
-resolution of the start: 2^-24 times its norm, by which rounding the input moves it.
+resolution of the start: 2^-23 times its norm, the distance of neighbouring float32 inputs.
 
 The same is done with `--biases` added to what the last layer reads, and taken off by its biases, as rounded to float32:
 nearly the same function, in which rounding is as large as that number makes it. Such a network answers differently from
@@ -112,7 +112,7 @@ def attack(network: nn.Module, images: Tensor, pairs: int, seed: int) -> dict[tu
             point = points[row].double()
             # The point behind before it is rounded, and what is really executed.
             distance = min(math.dist(point.flatten(), p.flatten()) for p in (behind[row], behind[row].float().double()))
-            resolution = 2.0**-24 * float(point.norm())
+            resolution = 2.0**-23 * float(point.norm())
             as_executed = found.others["F"].radius
             for promise, radius in (("R", found.radius[place]), ("F", as_executed[place] if len(as_executed) else 0)):
                 count = counts.setdefault((share, promise), Count())
@@ -122,6 +122,9 @@ def attack(network: nn.Module, images: Tensor, pairs: int, seed: int) -> dict[tu
                     count.beaten += 1
                     count.largest = max(count.largest, float(radius))
                     count.excess = max(count.excess, (float(radius) - distance) / resolution)
+        if share == 0:
+            both = [np.median(r) if len(r) else 0.0 for r in (found.radius, found.others["F"].radius)]
+            say(f"  median radius of the images: R {both[0]:.6g}, F {both[1]:.6g}")
         if found.others["F"].why_not:
             say(f"  starts at {share:g}: F: not certified: {found.others['F'].why_not}")
     return counts
