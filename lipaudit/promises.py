@@ -120,7 +120,9 @@ class Execution:
         self.growth = self.ledger.growth()
         self.lines = {line.step: line for line in self.ledger.lines}
         self.last = self.ledger.settle(self.head).step
-        maps = {node.name: linear for parts in self.ledger.parts.values() for node, linear in parts if linear}
+        maps = {
+            node.name: linear for parts in self.ledger.parts.values() for node, linear in parts if linear is not None
+        }
         self.steep = {name: schur_test(linear, self.ledger.device) for name, linear in maps.items()}
         self.reached = {step: narrow_up(bound) for step, bound in self.ledger.so_far.items()}
         self.ratios = self._ratios()

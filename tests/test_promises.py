@@ -19,6 +19,7 @@ from lipaudit.crosscheck.executed import changed, first_flips
 from lipaudit.graph import evaluate
 from lipaudit.promises import Execution, Promise
 from lipaudit.report.json import from_json
+from lipaudit.report.text import to_text
 
 NETWORKS = {
     "residual": lambda: (residual(0), (2, 8, 8)),
@@ -317,3 +318,17 @@ def test_an_audit_has_all_three_and_the_headline_that_was_asked_for() -> None:
         (d is None) == (e is None) or abs(d - e) < 1e-5
         for d, e in zip(both["R"].samples.distance, executed_at, strict=True)
     )
+
+
+def test_a_headline_that_cannot_be_certified_says_so_and_certifies_nothing() -> None:
+    torch.manual_seed(1)
+    network = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3)).eval().requires_grad_(False)
+    images = torch.rand(20, 6)
+    audit = lipaudit.audit(network, images, network(images).argmax(1), attacks="none", local="off", promise="F")
+    assert audit.verdict.headline == "F: not certified."
+    assert (audit.verdict.integrity, audit.verdict.strength) == ("SOUND", "vacuous")
+    assert "gelu in float32 has no proved error" in audit.verdict.sentences[0]
+    assert not any(audit.samples.radius)
+    assert any(audit.promises[0].radius)
+    assert audit.promises[1].radius == ()
+    assert "F: not certified: gelu in float32 has no proved error" in to_text(audit)
