@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -30,17 +31,25 @@ from lipaudit.domains.roundoff import LAWS, local_error
 from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph import Node, call, evaluate
 from lipaudit.journal import Journal
-from lipaudit.local import BUDGET, LocalRadii, local_radii
+from lipaudit.local import BUDGET, LocalRadii, confirmed, local_radii
 from lipaudit.progress import Progress, Silent
+from lipaudit.promises import Executed, Execution, Promise, executed_radius
 from lipaudit.rounding import down, up
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
 
-PROMISE_R = (
-    "R: certificates are about the exact function of the stored weights (real arithmetic); margins are evaluated in "
-    "float64 and every rounding of the evaluation and of the bounds is accounted for outward."
-)
+
+@dataclass(frozen=True)
+class Promised:
+    """Certified radii under one promise, one per sample."""
+
+    radius: np.ndarray
+    method: tuple[str, ...]
+    why_not: str = ""
+    """Why no radius is certified; empty if one is, or could be."""
+    executed: tuple[Executed, ...] = ()
+    """What execution may change around each sample; empty for R, and where nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,12 @@ class Certificates:
     rows: tuple[Certificate, ...]
     rounding: float = 0.0
     """Largest bound of the rounding error of a sample's logits, L2; every radius is already reduced by it."""
+    promise: Promise = "R"
+    """What the radii are about (lipaudit/promises.py)."""
+    why_not: str = ""
+    """Why no radius is certified under this promise; empty if one is, or could be."""
+    others: Mapping[Promise, Promised] = field(default_factory=dict)
+    """The radii under other promises that were asked for."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -69,6 +84,7 @@ def certify(
     std: tuple[float, ...] | None = None,
     device: str | torch.device | None = None,
     domain: tuple[float, float] | None = None,
+    promise: Promise = "R",
     progress: Progress | None = None,
 ) -> Certificates:
     """Certified L2 radii of `inputs` (n, ...), in their own units.
@@ -79,6 +95,9 @@ def certify(
     ART classifier it is its `clip_values`, the units of which are those of the radii.
     `method`: "global" radii come from Lipschitz bounds (layer norms by `norms`); "local" adds those from affine forms
     around each sample, which may take minutes each, and takes the larger; "best" does so as far as a minute allows.
+    `promise`: what is certified is the exact function of the weights ("R"), the network as executed in its own dtype
+    ("F") or in float64 ("D"), see `lipaudit.promises`; where that cannot be proved every radius is 0 and
+    `.why_not` says why.
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
@@ -89,10 +108,11 @@ def certify(
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
     composition = compose(module, tuple(points.shape[1:]), domain=domain, method=norms, progress=progress)
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
-    found = certify_with(composition, points, answers, progress=progress)
-    if method == "global":
-        return found
-    return with_local_radii(found, composition, points, budget=None if method == "local" else BUDGET)[0]
+    asked = () if promise == "R" else (promise,)
+    found = certify_with(composition, points, answers, promises=asked, progress=progress)
+    if method != "global":
+        found = with_local_radii(found, composition, points, budget=None if method == "local" else BUDGET)[0]
+    return under(found, promise)
 
 
 def certify_with(
@@ -100,9 +120,10 @@ def certify_with(
     inputs: torch.Tensor,
     labels: Sequence[int] | None = None,
     *,
+    promises: Sequence[Promise] = (),
     progress: Progress | None = None,
 ) -> Certificates:
-    """`certify` for a network that is already bounded."""
+    """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them."""
     progress = progress or Silent()
     pairwise = composition.network.pairwise
     if len(pairwise) < 2:
@@ -111,8 +132,9 @@ def certify_with(
             "to return the logits (0, z)"
         )
     progress.start("certificates", len(inputs))
-    error_of = ErrorRecursion(composition)
+    error_of, execution = ErrorRecursion(composition), Execution(composition, promises)
     rows: list[Certificate] = []
+    beside: dict[Promise, list[tuple[float, Executed]]] = {promise: [] for promise in promises}
     largest = 0.0
     with torch.no_grad():
         for sample, x in enumerate(inputs):
@@ -124,6 +146,10 @@ def certify_with(
             largest = max(largest, error)
             label = None if labels is None else int(labels[sample])
             rows.append(_certificate(sample, logits, error, pairwise, label))
+            target, sure = rows[-1].label, sure_margins(logits, error, rows[-1].label)
+            for promise, executed in execution.around(point).items():
+                radius = executed_radius(executed, sure, pairwise[target], execution.ratios[target])
+                beside[promise].append((min(radius, rows[-1].radius), executed))
             progress.advance()
     correct = sum(row.radius > 0 for row in rows)
     progress.finish(f"{correct} of {len(rows)} have a positive radius")
@@ -133,7 +159,41 @@ def certify_with(
         margin=np.array([row.margin for row in rows]),
         rows=tuple(rows),
         rounding=largest,
+        others={promise: _promised(execution, promise, found, correct) for promise, found in beside.items()},
     )
+
+
+def _promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
+    """Radii under one promise; `exact` says how many samples have one under R."""
+    count = len(found)
+    if execution.why[promise]:
+        return Promised(np.zeros(0), (), execution.why[promise])
+    radii, executed = np.array([radius for radius, _ in found]), tuple(each for _, each in found)
+    why_not = ""
+    if exact and not (radii > 0).any():
+        overflows = sum(not each.limit > 0 for each in executed)
+        least = min((each.whole.a for each in executed), default=0.0)
+        why_not = (
+            f"overflow in {execution.formats[promise].name} cannot be ruled out for {overflows} of {count} images"
+            if overflows
+            else f"rounding may change the logits by {least:.3g} (L2) or more, and no margin is proved to exceed it"
+        )
+    return Promised(radii, ("global",) * count, why_not, executed)
+
+
+def under(certificates: Certificates, promise: Promise) -> Certificates:
+    """The certificates with the radii of another promise in their rows, those of R beside them."""
+    if promise == certificates.promise:
+        return certificates
+    found = certificates.others[promise]
+    radius = found.radius if len(found.radius) else np.zeros(len(certificates))
+    method = found.method or ("global",) * len(certificates)
+    rows = tuple(
+        replace(row, radius=float(r), method=m) for row, r, m in zip(certificates.rows, radius, method, strict=True)
+    )
+    mine = Promised(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
+    others = {**certificates.others, certificates.promise: mine}
+    return replace(certificates, radius=radius, rows=rows, promise=promise, why_not=found.why_not, others=others)
 
 
 def with_local_radii(
@@ -156,7 +216,30 @@ def with_local_radii(
         replace(row, radius=radius, method="local") if radius > row.radius else row
         for row, radius in zip(certificates.rows, local.radius, strict=True)
     )
-    return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows), local
+    deadline = math.inf if budget is None else time.monotonic() + budget / 2
+    others = {
+        promise: _locally(promised, composition, points, labels, local, deadline)
+        for promise, promised in certificates.others.items()
+    }
+    return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
+
+
+def _locally(
+    promised: Promised,
+    composition: Composition,
+    points: torch.Tensor,
+    labels: Sequence[int],
+    local: LocalRadii,
+    deadline: float,
+) -> Promised:
+    """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
+    radius, method = promised.radius.copy(), list(promised.method)
+    for row, executed in enumerate(promised.executed):
+        if local.radius[row] > radius[row]:
+            found = confirmed(composition, points[row], labels[row], local.radius[row], executed, radius[row], deadline)
+            if found > radius[row]:
+                radius[row], method[row] = found, "local"
+    return replace(promised, radius=radius, method=tuple(method))
 
 
 class ErrorRecursion:
@@ -202,20 +285,23 @@ class ErrorRecursion:
         return logits, error if trusted else math.inf
 
 
+def sure_margins(logits: Sequence[float], error: float, target: int) -> dict[int, float]:
+    """What the logit of `target` exceeds each other logit by, at least; 0 where that is not sure."""
+    # Two logits of a vector that is off by `error` are together off by at most sqrt(2) times that; one rounding more.
+    slack = up(up(math.sqrt(2.0)) * error)
+    margins = {j: logits[target] - value for j, value in enumerate(logits) if j != target}
+    return {j: down(down(value) - slack) if value > 0 else 0.0 for j, value in margins.items()}
+
+
 def _certificate(
     sample: int, logits: list[float], error: float, pairwise: Sequence[Sequence[float]], label: int | None
 ) -> Certificate:
     order = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)
     prediction = order[0]
     target = prediction if label is None else label
-    others = [j for j in range(len(logits)) if j != target]
-    margins = {j: logits[target] - logits[j] for j in others}
-    margin = min(margins.values(), default=math.inf)
-    # Two logits of a vector that is off by `error` are together off by at most sqrt(2) times that; one rounding more.
-    slack = up(up(math.sqrt(2.0)) * error)
+    margin = min((logits[target] - logits[j] for j in range(len(logits)) if j != target), default=math.inf)
     radius = sys.float_info.max
-    for j, value in margins.items():
-        sure = down(down(value) - slack) if value > 0 else 0.0
+    for j, sure in sure_margins(logits, error, target).items():
         pair = pairwise[target][j]
         if sure <= 0.0:
             radius = 0.0

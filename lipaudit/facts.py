@@ -15,10 +15,12 @@ from torch import nn
 
 from lipaudit import __version__
 from lipaudit.adapters import PIXELS, Normalised
+from lipaudit.certificates import Certificates
 from lipaudit.composition import Composition
 from lipaudit.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
-from lipaudit.results import Audit, DataFacts, ModelFacts
+from lipaudit.promises import sentence_of
+from lipaudit.results import Audit, DataFacts, ModelFacts, PromiseResult
 
 PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 _FEW = 32
@@ -117,3 +119,15 @@ def run_name(draft: Audit) -> str:
     """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
     seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
     return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
+
+
+def of_promises(certificates: Certificates, dtype: torch.dtype) -> tuple[PromiseResult, ...]:
+    """What is certified under each promise, R first; the rates come with the verdict."""
+    found = []
+    for promise in ("R", "F", "D"):
+        headline = promise == certificates.promise
+        radius = certificates.radius if headline else certificates.others[promise].radius
+        why_not = certificates.why_not if headline else certificates.others[promise].why_not
+        sentence = sentence_of(promise, dtype)
+        found.append(PromiseResult(promise, sentence, headline, (), () if why_not else tuple(radius.tolist()), why_not))
+    return tuple(found)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 
 from lipaudit.errors import ExitCode
 from lipaudit.formatting import number, number_from_log10, percent
+from lipaudit.promised import holds_as_executed, no_promise_broken
 from lipaudit.registry import Registry
 from lipaudit.reliability import FLAGS, Flag
 from lipaudit.results import Audit, Finding, Rate, Verdict
@@ -24,7 +25,7 @@ WEAK, SUBSTANTIAL = 0.01, 0.5
 """Shares of the correct images whose radius reaches the smallest change that such an image can have, from which a
 result counts as weak and as substantial."""
 
-REST_ON_BOUNDS = ("LA002", "LA003", "LA006", "LA007", "LA101", "LA105")
+REST_ON_BOUNDS = ("LA002", "LA003", "LA006", "LA007", "LA009", "LA101", "LA105")
 """Checks that say something good of a bound or a certificate: nothing, once one is contradicted or missing."""
 
 _WILSON = statistics.NormalDist().inv_cdf(0.975)
@@ -148,6 +149,10 @@ def preprocessing_included(audit: Audit) -> Finding | None:
     std = audit.model.std
     value = f"1/std up to {1 / min(std):.2f}" if std else "none outside the model"
     return Finding("LA007", "pass", "Preprocessing is inside the bound", value, why)
+
+
+CHECKS.register("LA008")(no_promise_broken)
+CHECKS.register("LA009")(holds_as_executed)
 
 
 @CHECKS.register("LA101")
@@ -287,7 +292,7 @@ def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
     findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
     failed = {finding.id for finding in findings if finding.state == "fail"}
-    refuted = failed & {"LA001", "LA002", "LA003"}
+    refuted = failed & {"LA001", "LA002", "LA003", "LA008"}
     integrity = "UNPROVED" if audit.bound is None else "INVALID" if refuted else "SOUND"
     if integrity != "SOUND":
         findings = [_withheld(f) if f.id in REST_ON_BOUNDS and f.state != "fail" else f for f in findings]
@@ -336,6 +341,9 @@ def _invalid(audit: Audit) -> tuple[str, list[str]]:
     if broken:
         noun = "certificate is" if broken == 1 else "certificates are"
         return f"Integrity failure: {broken} {noun} contradicted by attacks.", [caution]
+    promises = no_promise_broken(audit)
+    if promises is not None and promises.state == "fail":
+        return f"Integrity failure: an adversarial example lies within a radius of promise {promises.value}.", [caution]
     return "Integrity failure: a proved bound is contradicted by a measurement.", [caution]
 
 
@@ -344,6 +352,9 @@ def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
     tested = sum(audit.samples.attacked)
     held = f"No attack contradicted a certificate ({tested} images tested)." if tested else "No attack was run."
     radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
+    missing = next((p for p in audit.promises if p.headline and not p.certified), None)
+    if missing is not None:
+        return "vacuous", f"{missing.promise}: not certified.", [f"{held} {missing.promise}: {missing.why_not}."]
     if share < WEAK:
         assert audit.bound is not None
         median = statistics.median(radii) if radii else 0.0

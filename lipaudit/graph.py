@@ -55,6 +55,10 @@ class Graph:
     input_shape: tuple[int, ...]
     output: str
     """Name of the node that holds the logits."""
+    dtype: torch.dtype = torch.float32
+    """The model's own, in which it is executed."""
+    casts: tuple[str, ...] = ()
+    """Where the model leaves its own dtype for another, which the graph does not show."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""

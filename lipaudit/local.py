@@ -24,7 +24,8 @@ from lipaudit.errors import LipauditError
 from lipaudit.formatting import duration
 from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
-from lipaudit.rounding import gamma
+from lipaudit.promises import Executed
+from lipaudit.rounding import gamma, up
 
 LARGEST_ROWS_BYTES = 6 * 2**30
 """Memory of the rows of one tensor, at most."""
@@ -217,6 +218,31 @@ def local_radius(
     return proved if proved > known else 0.0
 
 
+def confirmed(
+    composition: Composition,
+    x: torch.Tensor,
+    label: int,
+    radius: float,
+    executed: Executed,
+    known: float,
+    deadline: float,
+) -> float:
+    """A radius above `known` of the network as executed, from a local one of the exact function; 0 if none was found.
+
+    Tries that radius, and one that is smaller by the precision of the search.
+    """
+    search, others = Search(), [j for j in range(len(composition.network.pairwise)) if j != label]
+    both = up(math.sqrt(2.0))
+    for ball in (radius, radius / search.precision):
+        reach = executed.uncast(ball)
+        slack = up(both * executed.whole.at(ball))
+        if not reach > known or not ball <= executed.limit or time.monotonic() > deadline:
+            continue
+        if math.isfinite(slack) and proof(composition, x, label, ball, search, slack=[slack] * len(others)):
+            return reach
+    return 0.0
+
+
 def proof(
     composition: Composition,
     x: torch.Tensor,
@@ -224,10 +250,12 @@ def proof(
     radius: float,
     search: Search | None = None,
     room: int | None = None,
+    slack: Sequence[float] | None = None,
 ) -> int:
     """The rows that a proof took that every input within `radius` of `x` has the top class `label`; 0 if it failed.
 
-    `room` is the most rows, if it is less than there is memory for.
+    `room` is the most rows, if it is less than there is memory for; `slack` what the differences to the logits of all
+    other classes, in their order, have to exceed, if not zero.
     """
     search = search or Search()
     room = min(_room(composition), room or sys.maxsize)
@@ -236,15 +264,18 @@ def proof(
             logits = logits_over(composition.ledger, x, radius, room_for=room, backwards=backwards)
         except TooWide:
             return 0
-        bounds = torch.tensor(margins(logits, label))
+        bounds = torch.tensor(margins(logits, label), dtype=torch.float64)
+        lost = torch.zeros_like(bounds) if slack is None else torch.tensor(slack, dtype=torch.float64)
+        bounds = bounds - lost
         others = torch.tensor([j for j in range(logits.centre.shape[1]) if j != label])
         open_ones = others[~(bounds > 0)]
         if not len(open_ones):
             return len(logits.rows)
         gaps = (logits.centre[0, label] - logits.centre[0]).cpu()
+        gaps[others] -= lost
         if not bool((gaps[open_ones] > 0).all()):
             return 0
-        if search.ascent_steps and _backwards(logits, label, open_ones.tolist(), search.ascent_steps):
+        if search.ascent_steps and _backwards(logits, label, open_ones.tolist(), lost[~(bounds > 0)], search):
             return len(logits.rows)
         if not bool((bounds > -_HOPELESS * gaps[others]).all()):
             return 0
@@ -258,20 +289,21 @@ def _room(composition: Composition) -> int:
     return LARGEST_ROWS_BYTES // (8 * largest)
 
 
-def _backwards(logits: Form, label: int, others: list[int], steps: int) -> bool:
-    """Whether lower lines can be found with which every difference to `others` stays positive."""
+def _backwards(logits: Form, label: int, others: list[int], slack: torch.Tensor, search: Search) -> bool:
+    """Whether lower lines can be found with which every difference to `others` exceeds its slack."""
     c = logits.centre.new_zeros(len(others), *logits.centre.shape)
     c[:, 0, label] = 1.0
     c[torch.arange(len(others)), 0, others] = -1.0
     gaps = (c * logits.centre).flatten(1).sum(1)
-    gaps = gaps - gamma(4) * logits.centre.abs().max()
+    slack = slack.to(gaps.device)
+    gaps = gaps - slack - gamma(16) * (logits.centre.abs().max() + slack)
     bent = [step for step in ancestors(logits.step) if isinstance(step, Banded) and step.low is not None]
     slopes = [step.least_area().expand(len(c), *step.low.shape).clone() for step in bent]
     rates = [torch.zeros_like(slope) for slope in slopes]
     for step, slope in zip(bent, slopes, strict=True):
         step.chosen[:] = [slope]
     try:
-        for _ in range(steps):
+        for _ in range(search.ascent_steps):
             for slope in slopes:
                 slope.requires_grad_(True)
             with torch.enable_grad():

@@ -18,21 +18,22 @@ from torch import nn
 from lipaudit import facts
 from lipaudit.adapters import as_module, domain_of, without_range
 from lipaudit.certificates import (
-    PROMISE_R,
     Certificates,
     certify_with,
     check_inputs,
     check_labels,
+    under,
     with_local_radii,
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
-from lipaudit.crosscheck import Evidence, cross_check, largest_slope, plan
+from lipaudit.crosscheck import Evidence, cross_check, executed_distances, largest_slope, plan
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate, in_dtype
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
+from lipaudit.promises import Promise, sentence_of
 from lipaudit.results import (
     Audit,
     DataFacts,
@@ -64,6 +65,7 @@ def audit(
     eps: Sequence[str | float] | None = None,
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
+    promise: Promise = "R",
     local: Local = "auto",
     local_samples: int | None = None,
     seed: int = 0,
@@ -91,6 +93,10 @@ def audit(
     "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
     allows ("auto"), around all ("on"), or not at all ("off"); of at most `local_samples` images.
 
+    Certificates are about the exact function of the weights ("R"), about the network as executed in its own dtype
+    ("F"), and in float64 ("D"); `promise` says which of them the radii, rates and gates of the result are about
+    (`Audit.promises` has all three).
+
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
     an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete.
     Raises `BadThreat` for inputs or budgets that make no sense, `ResumeError` for the journal of another audit, and
@@ -115,6 +121,7 @@ def audit(
             "domain": box,
             "attacks": [entry.name for entry in plan(attacks)],
             "norms": norms,
+            "promise": promise,
             "local": local,
             "local samples": local_samples,
             "seed": seed,
@@ -124,9 +131,10 @@ def audit(
         }
         held = Journal(journal, facts.of_audit(composition, points, answers, settings), started)
     clock.mark("layer bounds")
-    certificates = certify_with(composition, points, answers, progress=progress)
+    certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress)
     clock.mark("certificates")
     certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress, held)
+    certificates = under(certificates, promise)
     clock.mark("local radii")
     evidence = _attack(
         module,
@@ -145,7 +153,8 @@ def audit(
     clock.mark("attacks")
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
-    samples = _samples(index or range(len(points)), answers, certificates, evidence)
+    executed = executed_distances(module, points.to(device_of(module)), answers, evidence)
+    samples = _samples(index or range(len(points)), answers, certificates, evidence, executed)
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -163,7 +172,8 @@ def audit(
         slope=slope,
         slope_share=share,
         rounding=certificates.rounding,
-        promise=PROMISE_R,
+        promise=sentence_of(promise, composition.graph.dtype),
+        promises=facts.of_promises(certificates, composition.graph.dtype),
         samples=samples,
         attacks=evidence.records,
         findings=(),
@@ -208,7 +218,13 @@ def conclude(draft: Audit) -> Audit:
     if any(draft.samples.attacked):
         holds = list(zip(right, draft.samples.distance, strict=True))
         unbroken = tuple(rate(e, [ok and (d is None or d > eps_value(e)) for ok, d in holds]) for e in draft.threat.eps)
-    draft = replace(draft, proved=proved, unbroken=unbroken)
+    promises = tuple(
+        replace(p, proved=tuple(rate(e, [r > eps_value(e) for r in p.radius]) for e in draft.threat.eps))
+        if p.certified
+        else p
+        for p in draft.promises
+    )
+    draft = replace(draft, proved=proved, unbroken=unbroken, promises=promises)
     findings, verdict, code = examine(draft)
     invalid = verdict.integrity == "INVALID"
     status = "invalid" if invalid else "partial" if code == 5 else "complete"
@@ -220,6 +236,7 @@ def conclude(draft: Audit) -> Audit:
         verdict=verdict,
         findings=findings,
         proved=() if verdict.integrity != "SOUND" else proved,
+        promises=promises if verdict.integrity == "SOUND" else tuple(replace(p, proved=()) for p in promises),
     )
 
 
@@ -347,7 +364,13 @@ def _clean(samples: Samples) -> Rate:
     return Rate("0", sum(right) / len(right), sum(right), len(right), *wilson(sum(right), len(right)))
 
 
-def _samples(index: Sequence[int], answers: Sequence[int], certificates: Certificates, evidence: Evidence) -> Samples:
+def _samples(
+    index: Sequence[int],
+    answers: Sequence[int],
+    certificates: Certificates,
+    evidence: Evidence,
+    executed: Sequence[float | None],
+) -> Samples:
     witness = {w.sample: w for w in evidence.witnesses}
     rows = range(len(answers))
     return Samples(
@@ -361,4 +384,5 @@ def _samples(index: Sequence[int], answers: Sequence[int], certificates: Certifi
         attack=tuple(witness[k].attack if k in witness else None for k in rows),
         attacked=evidence.attacked,
         method=tuple(row.method for row in certificates.rows),
+        executed_distance=tuple(executed),
     )

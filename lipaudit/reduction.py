@@ -98,7 +98,7 @@ def reduce(
     nodes = _live(reading.nodes, value.name)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
-    return Graph(named, input_shape, value.name)
+    return Graph(named, input_shape, value.name, dtype, tuple(dict.fromkeys(reading.casts)))
 
 
 def _live(nodes: list[Node], output: str) -> list[Node]:
@@ -130,6 +130,8 @@ class _Reading:
     nodes: list[Node] = field(default_factory=list)
     kinds: dict[str, torch.dtype] = field(default_factory=dict)
     """Nodes that are not floating-point."""
+    casts: list[str] = field(default_factory=list)
+    """Where floating-point tensors are of another type than the model's own."""
 
     def translate(self, fx: torch.fx.Node) -> Any:
         """What the fx node stands for; a node of the graph is appended where it has to be one."""
@@ -173,6 +175,8 @@ class _Reading:
                 f"expected {self.dtype} throughout, got a cast to {got} in {_where(fx)}; turn autocast off, or give "
                 "the whole model in that type"
             )
+        if got != self.dtype:
+            self.casts.append(f"a cast to {got} in {_where(fx)}")
         return arguments[COPIES[op]]
 
     def refuse_steps(self, nodes: list[Node]) -> None:
@@ -195,6 +199,8 @@ class _Reading:
             )
         if not (val.is_floating_point() or val.is_complex()):
             self.kinds[fx.name] = val.dtype
+        elif val.dtype != self.dtype:
+            self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
         op = str(call.target).removeprefix("aten.")
         shape = tuple(val.shape)
         self.nodes.append(Node(fx.name, op, call.target, arguments, output, shape, _layer(call), _source(call)))

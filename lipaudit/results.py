@@ -187,6 +187,31 @@ class Samples:
     attacked: tuple[bool, ...]
     method: tuple[str, ...] = ()
     """Where the radius comes from: "global" (Lipschitz bounds) or "local" (affine forms around the image)."""
+    executed_distance: tuple[float | None, ...] = ()
+    """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
+    own dtype, gives another answer; None where there was none."""
+
+
+@dataclass(frozen=True)
+class PromiseResult:
+    """What is certified under one promise; the one that `Samples.radius` is about is among them."""
+
+    promise: Literal["R", "F", "D"]
+    """The exact function of the weights, the network as executed in its own dtype, or in float64."""
+    sentence: str
+    """About which function its certificates speak."""
+    headline: bool
+    """Whether `Samples.radius`, the rates and the gates of this result are about this promise."""
+    proved: tuple[Rate, ...]
+    """Certified accuracy, per eps. Empty when nothing is certified or the verdict is INVALID or UNPROVED."""
+    radius: Numbers
+    """One per row of `Samples`; empty when nothing is certified."""
+    why_not: str = ""
+    """Why nothing is certified; empty if something is, or could have been."""
+
+    @property
+    def certified(self) -> bool:
+        return not self.why_not
 
 
 @dataclass(frozen=True)
@@ -247,6 +272,8 @@ class Audit:
     warnings: tuple[str, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     gates: tuple[Gate, ...] = ()
+    promises: tuple[PromiseResult, ...] = ()
+    """R, F and D, as far as they were looked at."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds per stage."""
     environment: dict[str, Any] = field(default_factory=dict)

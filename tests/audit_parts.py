@@ -11,9 +11,10 @@ import random
 import struct
 import zlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lipaudit.claims import LayerBound, NetworkBound, Upper
-from lipaudit.results import AttackRecord, Rate, Samples, Thumbnail
+from lipaudit.results import AttackRecord, PromiseResult, Rate, Samples, Thumbnail
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EPS = ("36/255", "0.25", "0.5", "1")
@@ -55,7 +56,18 @@ def samples(n: int, seed: int, median_radius: float, tightness: float, clean: fl
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
     columns = tuple(tuple(column) for column in columns)
-    return Samples(*columns, method=("global",) * len(columns[0]))
+    return Samples(*columns, method=("global",) * len(columns[0]), executed_distance=columns[5])
+
+
+def promises(columns: Samples, eps: Iterable[str]) -> tuple[PromiseResult, ...]:
+    """R, F a little below it, and D that is not certified."""
+    shorter = tuple(0.99 * radius for radius in columns.radius)
+    as_executed = rates(replace(columns, radius=shorter), eps, proved=True)
+    return (
+        PromiseResult("R", "R: about the weights.", True, rates(columns, eps, proved=True), columns.radius),
+        PromiseResult("F", "F: about the network as executed in float32.", False, as_executed, shorter),
+        PromiseResult("D", "D: about float64.", False, (), (), "gelu in float64 has no proved error"),
+    )
 
 
 def rates(columns: Samples, eps: Iterable[str], proved: bool) -> tuple[Rate, ...]:

@@ -23,6 +23,7 @@ from lipaudit.cli.options import (
     model_options,
     norm_options,
     output_options,
+    promise_options,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
 from lipaudit.progress import EVERY
@@ -105,6 +106,7 @@ def commands(session: Session, verbose: int) -> None:
 @data_options
 @norm_options
 @local_options
+@promise_options
 @attack_options
 @output_options
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name in DIR.")

@@ -120,6 +120,16 @@ local_options = _together(
     click.option("--local-samples", type=click.IntRange(1), metavar="N", help="Of at most so many images."),
 )
 
+promise_options = _together(
+    click.option(
+        "--promise",
+        type=click.Choice(["R", "F", "D"]),
+        default="R",
+        show_default=True,
+        help="What radii are about: the exact function, the network as executed, or in float64. All are shown.",
+    ),
+)
+
 data_options = _together(
     click.option("--data-dir", type=FILE, metavar="DIR", help="Folder of the data set instead of the cache."),
     click.option(

@@ -36,6 +36,7 @@ SETTINGS = (
     "tight",
     "local",
     "local_samples",
+    "promise",
 )
 
 
@@ -88,6 +89,7 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
         eps=eps,
         attacks=attacks,
         norms="tight" if chosen["tight"] else "all",
+        promise=chosen["promise"],
         local=chosen["local"],
         local_samples=chosen["local_samples"],
         seed=chosen["seed"],

@@ -20,7 +20,7 @@ def _gamma(count: int) -> float:
     return roundoff.gamma(count)
 
 
-def _absolute(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
+def absolute(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
     """The operation on the absolute values of all its operands."""
 
     def positive(value: Any) -> Any:
@@ -37,7 +37,7 @@ def transposed(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -
     del output
     weight = arguments["weight"]
     terms = weight[:, 0].numel() // arguments["groups"]
-    return _gamma(terms + 3) * _absolute(node, arguments)
+    return _gamma(terms + 3) * absolute(node, arguments)
 
 
 @RULES.register("matmul.default", "mm.default", "bmm.default", "tensordot.default")
@@ -49,7 +49,7 @@ def product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> t
     else:
         terms = operands[0].shape[-1]
     del output
-    return _gamma(terms + 3) * _absolute(node, arguments)
+    return _gamma(terms + 3) * absolute(node, arguments)
 
 
 @RULES.register("addmm.default", "baddbmm.default")
@@ -58,7 +58,7 @@ def added_product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor
     del output
     factor = arguments["mat1"] if node.op.startswith("addmm") else arguments["batch1"]
     size = {**arguments, "alpha": abs(arguments["alpha"]), "beta": abs(arguments["beta"])}
-    entries = _gamma(factor.shape[-1] + 8) * _absolute(node, size)
+    entries = _gamma(factor.shape[-1] + 8) * absolute(node, size)
     # A shift of -inf is the exact result.
     return entries.masked_fill(entries.isinf(), 0.0) if bool(arguments["self"].isinf().any()) else entries
 
@@ -79,7 +79,7 @@ def contraction(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) 
     else:
         terms = math.prod(tensor.numel() for tensor in tensors)
     del output
-    return _gamma(terms + 8) * _absolute(node, arguments)
+    return _gamma(terms + 8) * absolute(node, arguments)
 
 
 @RULES.register("mean.default", "sum.default", "cumsum.default", "col2im.default")
@@ -92,7 +92,7 @@ def running(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> t
         terms = math.prod(arguments["kernel_size"])
     else:
         terms = arguments["self"].numel()
-    return _gamma(terms + 3) * _absolute(node, arguments)
+    return _gamma(terms + 3) * absolute(node, arguments)
 
 
 @RULES.register(

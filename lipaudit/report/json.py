@@ -34,6 +34,7 @@ NULLS = {
     ("NetworkBound", "log10"): -math.inf,
     ("NetworkBound", "pairwise"): math.inf,
     ("Samples", "radius"): math.inf,
+    ("PromiseResult", "radius"): math.inf,
 }
 """What null stands for: an overflowed bound, the bound of a constant, the radius of a constant."""
 
@@ -90,7 +91,8 @@ def _refuse_ambiguous(audit: Audit) -> None:
     """A null may stand for one value only: no NaN in a radius or bound, no infinite logarithm but of a constant."""
     bound = audit.bound
     logs = [bound.log10, *(line.log10_so_far for line in bound.layers)] if bound else []
-    proved = itertools.chain(audit.samples.radius, logs, *(bound.pairwise if bound else ()))
+    radii = [audit.samples.radius, *(found.radius for found in audit.promises)]
+    proved = itertools.chain(*radii, logs, *(bound.pairwise if bound else ()))
     if any(math.isnan(number) for number in proved):
         raise ReportError("expected numbers in everything proved, got NaN in a radius or bound: please report this")
     if math.inf in logs:
@@ -206,8 +208,10 @@ def _short(value: Any) -> str:
 def _check(audit: Audit) -> None:
     """What the types cannot say: columns of one length, rows that exist, budgets that are numbers."""
     lengths = {field.name: len(getattr(audit.samples, field.name)) for field in fields(audit.samples)}
-    if not lengths["method"]:  # older files have no such column
-        del lengths["method"]
+    for later in ("method", "executed_distance"):  # older files have no such columns
+        if not lengths[later]:
+            del lengths[later]
+    lengths |= {f"promises.{p.promise}": len(p.radius) for p in audit.promises if p.certified}
     if len(set(lengths.values())) > 1:
         raise ReportError(f"result.samples: expected columns of one length, got {lengths}")
     if any(not 0 <= thumbnail.sample < lengths["index"] for thumbnail in audit.thumbnails):

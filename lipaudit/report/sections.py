@@ -23,6 +23,7 @@ from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
 from lipaudit.report.lamps import Condition, Lamp, conditions, lamps, look
 from lipaudit.report.ledger import Bounds, bounds
+from lipaudit.report.promised import Promises, promises
 from lipaudit.results import Audit, Finding
 
 RANDOM = "Random weights: this network was never trained. Nothing on this page describes a trained model."
@@ -92,6 +93,7 @@ class Page:
     top: Top
     checks: Checks
     curves: Curves
+    promises: Promises
     crosscheck: CrossCheck
     bounds: Bounds
     images: Images
@@ -106,6 +108,7 @@ def page(audit: Audit) -> Page:
         top(audit),
         checks(audit),
         curves(audit),
+        promises(audit),
         crosscheck(audit),
         bounds(audit),
         images(audit),

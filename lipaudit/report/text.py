@@ -23,6 +23,7 @@ from lipaudit.formatting import (
     points,
 )
 from lipaudit.report import measures
+from lipaudit.report.promised import promises
 from lipaudit.report.sections import MARKS, title
 from lipaudit.results import Audit, Finding
 
@@ -46,7 +47,7 @@ Line = tuple[Span, ...]
 
 def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
     """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
-    blocks = [_head(audit), _budgets(audit), _checks(audit), _verdict(audit), _paths(paths)]
+    blocks = [_head(audit), _budgets(audit), _promises(audit), _checks(audit), _verdict(audit), _paths(paths)]
     lines: list[Line] = []
     for block in blocks:
         if block:
@@ -86,6 +87,21 @@ def _budgets(audit: Audit) -> list[Line]:
     clean_rate = audit.clean
     ci = interval(clean_rate.low, clean_rate.high)
     lines.append((Span(f"clean accuracy {percent(clean_rate.value)}, 95% CI {ci}", "dim"),))
+    return lines
+
+
+def _promises(audit: Audit) -> list[Line]:
+    """Certified accuracy under each promise, and what each is about."""
+    found = promises(audit)
+    if not found.rows or not measures.holds(audit):
+        return []
+    lines: list[Line] = [(Span(f"{'certified accuracy':<24}{''.join(f'{eps:>16}' for eps in found.eps)}", "dim"),)]
+    for row in found.rows:
+        cells = "".join(f"{cell:>16}" for cell in row.cells)
+        lines.append((Span(f"{row.promise}  {row.name:<21}{cells}", "bold" if row.headline else ""),))
+    for row in found.rows:
+        said = f"{row.promise}: " + (f"not certified: {row.why_not}" if row.why_not else row.sentence)
+        lines += [(Span(part, "dim"),) for part in textwrap.wrap(said, WIDTH, subsequent_indent="   ")]
     return lines
 
 
@@ -140,7 +156,7 @@ def to_markdown(audit: Audit) -> str:
         lines[2:2] = ["**Random weights: this network was never trained.**", ""]
     lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
     lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
-    lines += ["", lamps, "", *_markdown_budgets(audit), ""]
+    lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit)]
     lines += _markdown_checks(audit)
     d = audit.dataset
     about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
@@ -156,6 +172,18 @@ def _markdown_budgets(audit: Audit) -> list[str]:
         cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, unbroken)]
         lines.append(f"| {_escaped(eps_text(eps))} | {cells[0] or missing} | {cells[1] or NONE} |")
     return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
+
+
+def _markdown_promises(audit: Audit) -> list[str]:
+    found = promises(audit)
+    if not found.rows or not measures.holds(audit):
+        return []
+    names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
+    lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
+    for place, eps in enumerate(found.eps):
+        lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
+    said = [(row.promise, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
+    return [*lines, "", *(f"{promise}: {_escaped(sentence)}  " for promise, sentence in said), ""]
 
 
 def _markdown_checks(audit: Audit) -> list[str]:

@@ -90,3 +90,16 @@ def test_local_radii_are_counted() -> None:
     assert "(2 local)" in to_text(some)
     assert "(2 local)" not in to_text(audit)
     assert "2 by affine forms around the image" in some.to_html()
+
+
+def test_every_promise_has_its_rates_and_its_sentence() -> None:
+    audit = audits.strong()
+    for text in (to_text(audit), to_markdown(audit), audit.to_html()):
+        for found in audit.promises:
+            assert found.sentence.removeprefix(f"{found.promise}: ") in text or not found.certified
+        assert "as executed" in text
+        assert "not certified" in text
+        assert "gelu in float64 has no proved error" in text
+    shares = [f"{100 * rate.value:.1f}%" for rate in audit.promises[1].proved]
+    assert all(share in to_markdown(audit) for share in shares)
+    assert "as executed" not in to_text(audits.invalid())

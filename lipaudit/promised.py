@@ -1,0 +1,56 @@
+"""The checks of what is certified under R, F and D (lipaudit/promises.py). Pure functions of an `Audit`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from lipaudit.formatting import eps_value
+from lipaudit.results import Audit, Finding
+
+
+def no_promise_broken(audit: Audit) -> Finding | None:
+    """Does an adversarial example lie within a radius of any promise?"""
+    why = (
+        "Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype "
+        "(F) and in float64 (D). An adversarial example of the exact function refutes each of them; one of the network "
+        "in its own dtype, looked for from there by bisection, refutes F."
+    )
+    tested = sum(audit.samples.attacked)
+    if not audit.promises or not tested:
+        return None
+    broken = [p.promise for p in audit.promises if _broken(p.radius, audit.samples.distance)]
+    as_executed = next((p.radius for p in audit.promises if p.promise == "F"), ())
+    broken += ["F"] * _broken(as_executed, audit.samples.executed_distance)
+    if broken:
+        fix = "Do not use any certificate of this report; report the result file as a bug of lipaudit."
+        which = ", ".join(dict.fromkeys(broken))
+        return Finding(
+            "LA008", "fail", f"An adversarial example lies within a radius of promise {which}", which, why, fix
+        )
+    executed = sum(distance is not None for distance in audit.samples.executed_distance)
+    value = f"{executed} executed, 0 within"
+    return Finding("LA008", "pass", "No adversarial example lies within a radius of R, F or D", value, why)
+
+
+def _broken(radius: Iterable[float], distance: Iterable[float | None]) -> int:
+    pairs = zip(radius, distance, strict=False)  # either is empty where there is nothing to compare
+    return sum(found is not None and found <= certified for certified, found in pairs)
+
+
+def holds_as_executed(audit: Audit) -> Finding | None:
+    """Do certificates also hold for the network as it is executed?"""
+    why = (
+        "The network that runs rounds: near its decision boundary it gives other answers than the exact function of "
+        "its weights. Promise F takes that into account, whatever the order of the sums."
+    )
+    found = next((p for p in audit.promises if p.promise == "F"), None)
+    if found is None:
+        return None
+    if not found.certified:
+        fix = f"Deploy it in float64 (promise D), or rely on R where rounding does not matter. {found.why_not}."
+        return Finding("LA009", "info", "F: not certified as executed", "", why, fix)
+    eps = audit.threat.eps[0]
+    kept = sum(radius > eps_value(eps) for radius in found.radius)
+    exact = next((sum(r > eps_value(eps) for r in p.radius) for p in audit.promises if p.promise == "R"), 0)
+    value = f"{kept} images at {eps}, exact {exact}"
+    return Finding("LA009", "info", "Certificates for the network as executed were computed, too", value, why)

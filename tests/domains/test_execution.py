@@ -1,0 +1,92 @@
+"""Every operation: its execution in float32 stays within the proved error, or F is refused with its name."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from samples import NETWORKS, composed
+
+from lipaudit.domains.execution import SIZES, Format
+from lipaudit.domains.roundoff import EXACT
+from lipaudit.graph import evaluate, in_dtype
+from lipaudit.promises import Execution
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+@pytest.mark.parametrize("op", NETWORKS)
+def test_execution_in_float32_is_bounded_or_refused(op: str) -> None:
+    _, composition = composed(op)
+    execution = Execution(composition, ("F", "D"))
+    if execution.why["F"]:
+        assert execution.why["D"] or "rounded in float32" in execution.why["F"]
+        assert "(" in execution.why["F"] or "ranges" in execution.why["F"], "the reason names the layer"
+        return
+    assert all(node.op in EXACT or node.op in SIZES for node in composition.graph.nodes)
+    generator = torch.Generator().manual_seed(0)
+    in_float32 = in_dtype(composition.graph, torch.float32)
+    for x in torch.rand(2, *composition.graph.input_shape, generator=generator):
+        bounds = execution.around(x)
+        assert bounds["D"].whole.a < bounds["F"].whole.a < math.inf
+        for radius in (0.0, 5.0):
+            step = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+            moved = (x.double() + radius * step / step.norm()).float()
+            reach = float((moved.double() - x.double()).norm()) * (1 + 1e-12)
+            own = execution.around(moved)["D"].whole.a
+            off = evaluate(in_float32, moved).double() - evaluate(composition.graph, moved.double())
+            assert float(off.norm()) + own <= bounds["F"].whole.at(reach)
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_most_operations_without_library_functions_are_known() -> None:
+    """So that a rule that is lost does not go unnoticed: refusing is always sound."""
+    known = {op for op in NETWORKS if not Execution(composed(op)[1], ("F",)).why["F"]}
+    assert {
+        "conv1d.default", "conv2d.default", "conv3d.default", "conv2d.padding", "conv_transpose2d.input",
+        "linear.default", "_native_batch_norm_legit_no_training.default", "avg_pool2d.default",
+        "adaptive_avg_pool2d.default", "mean.dim", "sum.dim_IntList", "max_pool2d.default", "relu.default",
+        "leaky_relu.default", "prelu.default", "hardswish.default", "hardsigmoid.default", "sort.default",
+        "cat.default", "slice.Tensor", "maximum.default", "add.Scalar", "sub.Scalar", "rsub.Scalar",
+    } <= known  # fmt: skip
+    assert not known & {"gelu.default", "softmax.int", "sigmoid.default", "layer_norm.default"}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "unit", "smallest", "largest"),
+    [
+        (torch.float64, 2.0**-53, 2.0**-1074, 1.7976931348623157e308),
+        (torch.float32, 2.0**-24, 2.0**-149, 3.4028234663852886e38),
+        (torch.float16, 2.0**-11, 2.0**-24, 65504.0),
+        (torch.bfloat16, 2.0**-8, 2.0**-133, 3.3895313892515355e38),
+    ],
+)
+def test_formats(dtype: torch.dtype, unit: float, smallest: float, largest: float) -> None:
+    form = Format(dtype)
+    assert (form.unit, form.smallest, form.largest) == (unit, smallest, largest)
+    assert form.gamma(3) >= 3 * unit / (1 - 3 * unit)
+    assert form.gamma(math.ceil(0.5 / unit)) == math.inf
+    assert form.holds(0.5)
+    assert form.holds(-math.inf)
+    assert form.holds(0.1) is (dtype is torch.float64)
+    assert not form.normal(1e-320)
+
+
+def test_a_sum_that_is_not_charged_for_its_terms_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail: with one rounding instead of all, executions leave the bound."""
+    _, composition = composed("linear.default")
+    monkeypatch.setattr(Format, "gamma", lambda form, roundings: form.unit * 0.01 * min(roundings, 1))
+    execution, outside = Execution(composition, ("F",)), 0
+    in_float32 = in_dtype(composition.graph, torch.float32)
+    for x in torch.rand(20, 6, generator=torch.Generator().manual_seed(0)):
+        off = evaluate(in_float32, x).double() - evaluate(composition.graph, x.double())
+        outside += float(off.norm()) > execution.around(x)["F"].whole.a
+    assert outside > 10
+
+
+def test_a_network_is_not_touched() -> None:
+    network, composition = composed("conv2d.default")
+    before = copy.deepcopy(network.state_dict())
+    Execution(composition, ("F", "D")).around(torch.rand(composition.graph.input_shape))
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
