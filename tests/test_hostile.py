@@ -7,7 +7,9 @@ The tables are in `hostile/`.
 from __future__ import annotations
 
 import resource
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,20 @@ LIBRARY = {f"{table}: {case.name}": case for table, cases in TABLES.items() for 
 
 def files(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
+
+
+@pytest.fixture(autouse=True)
+def alarm() -> Iterator[None]:
+    """Ends a case that waits, for a pipe say."""
+
+    def ring(*_: object) -> None:
+        pytest.fail("it takes more than a minute")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 @pytest.fixture

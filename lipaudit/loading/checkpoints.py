@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lipaudit.errors import LoadError
+from lipaudit.formatting import clean
 from lipaudit.loading.hashes import sha256_of_file
 
 State = Mapping[str, torch.Tensor]
@@ -110,12 +111,12 @@ def _check_file(path: Path) -> None:
         if path.is_dir():
             raise LoadError(f"{path} is a folder, expected a checkpoint file (.safetensors, .pt, .pth)")
         if not path.is_file():
-            raise LoadError(f"no checkpoint at {_plain(path)}; check the path given to --checkpoint")
+            raise LoadError(f"no checkpoint at {clean(path, 300)}; check the path given to --checkpoint")
         empty = path.stat().st_size == 0
         with path.open("rb"):
             pass
     except OSError as error:
-        raise LoadError(f"cannot read {_plain(path)}: {error.strerror}") from error
+        raise LoadError(f"cannot read {clean(path, 300)}: {error.strerror}") from error
     if empty:
         raise LoadError(f"{path} is empty, expected a checkpoint; copy or download it again")
 
@@ -209,20 +210,14 @@ def _differences(
     if shapes:
         name = shapes[0]
         parts.append(
-            f"{len(shapes)} of another shape ({_plain(name)}: file {tuple(state[name].shape)}, "
+            f"{len(shapes)} of another shape ({clean(name)}: file {tuple(state[name].shape)}, "
             f"network {tuple(own[name].shape)}{', …' if len(shapes) > 1 else ''})"
         )
     return "; ".join(parts) + "; is it the checkpoint of this architecture?"
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(map(_plain, names[:count])) + (", …" if len(names) > count else "")
-
-
-def _plain(name: object) -> str:
-    """A name out of a file: no line breaks, nothing that steers a terminal, and not without end."""
-    text = str(name) if str(name).isprintable() else repr(str(name))
-    return text if len(text) <= 200 else f"{text[:80]}…{text[-20:]}"
+    return ", ".join(map(clean, names[:count])) + (", …" if len(names) > count else "")
 
 
 def _short(error: Exception) -> str:

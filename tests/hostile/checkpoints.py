@@ -320,8 +320,8 @@ REFUSED: dict[str, tuple[Callable[[Path], Act], str]] = {
     "a tensor too many": (file(lambda: changed(head__weight=torch.zeros(1))), "1 unknown to the network (head.weight)"),
     "all names wrong": (file(lambda: {f"x{i}": t for i, t in enumerate(stored().values())}), "missing from the file"),
     "names in capitals": (file(lambda: {n.upper(): t for n, t in stored().items()}), "missing from the file"),
-    "a name of two lines": (file(lambda: changed(**{"a\nb": torch.zeros(1)})), r"unknown to the network ('a\nb')"),
-    "a name with an escape": (file(lambda: changed(**{"\x1b[2J": torch.zeros(1)})), r"('\x1b[2J')"),
+    "a name of two lines": (file(lambda: changed(**{"a\nb": torch.zeros(1)})), "unknown to the network (a b)"),
+    "a name with an escape": (file(lambda: changed(**{"\x1b[2J": torch.zeros(1)})), "(\ufffd[2J)"),
     "a name of a megabyte": (file(lambda: changed(**{"x" * 2**20: torch.zeros(1)})), "1 unknown to the network (xxx"),
     "a name that climbs": (file(lambda: changed(**{"../../x": torch.zeros(1)})), "unknown to the network (../../x)"),
     "ten classes instead of three": (

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from hostile.case import Act, Case
-from hostile.networks import SHAPE, Small
+from hostile.networks import SHAPE
 from PIL import Image
+from torch import nn
 
 from lipaudit.certificates import Certificates, certify
 from lipaudit.datasets import check_fit, load_dataset
-from lipaudit.errors import BadThreat, LoadError
+from lipaudit.errors import BadThreat, LipauditError, LoadError
 from lipaudit.pipeline import audit
 from lipaudit.results import ModelFacts
 
@@ -87,11 +88,6 @@ def claiming(shape: str) -> bytes:
     """An array of four bytes whose header says more."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + b"\0" * 4
-
-
-def bomb() -> bytes:
-    """Half a gigabyte of zeros in 500 kB."""
-    return npz(x=claiming("(3728270, 1, 6, 6)") + b"\0" * (2**29), y=npy(np.zeros(3728270, dtype=np.int64)))
 
 
 def with_value(value: float) -> np.ndarray:
@@ -191,8 +187,15 @@ def bomb_image() -> bytes:
 # --- arrays in memory
 
 
-def equal(found: Certificates, other: Certificates) -> bool:
-    return np.array_equal(found.radius, other.radius) and np.array_equal(found.prediction, other.prediction)
+def network() -> nn.Module:
+    """Quickly bounded."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(36, 3)).eval()
+
+
+@functools.cache
+def plainly(labelled: bool) -> Certificates:
+    return certify(network(), torch.from_numpy(X), torch.from_numpy(Y) if labelled else None, method="global")
 
 
 def certified(inputs: Any, *answers: Any) -> Make:
@@ -202,12 +205,13 @@ def certified(inputs: Any, *answers: Any) -> Make:
         del folder
 
         def act() -> None:
-            found = certify(Small(), inputs() if callable(inputs) else inputs, *answers, method="global")
-            assert equal(found, certify(Small(), torch.from_numpy(X), *(torch.from_numpy(Y) for _ in answers), method="global"))
+            found = certify(network(), inputs() if callable(inputs) else inputs, *answers, method="global")
+            assert np.array_equal(found.radius, plainly(bool(answers)).radius)
+            assert np.array_equal(found.prediction, plainly(bool(answers)).prediction)
 
         return act
 
-    return make  # fmt: skip
+    return make
 
 
 def labelled(answers: Any) -> Make:
@@ -219,8 +223,8 @@ def audited(inputs: Any = X, answers: Any = Y, **options: Any) -> Make:
         del folder
 
         def act() -> None:
-            done = audit(Small(), inputs, answers, **{"attacks": "none", "local": "off", **options})
-            assert list(done.samples.radius) == certify(Small(), X, Y, method="global").radius.tolist()
+            done = audit(network(), inputs, answers, **{"attacks": "none", "local": "off", **options})
+            assert list(done.samples.radius) == plainly(True).radius.tolist()
 
         return act
 
@@ -332,7 +336,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "image of 16 bits": (image("1.png", lambda: png("I;16")), "more than 8 bits"),
     "image in float": (image("1.tiff", lambda: png("F", kind="tiff")), "more than 8 bits"),
     "image that is a dangling link": (tree(dangling), "cannot read the image"),
-    "image whose name steers the terminal": (image("\x1b[2J\n.png", b""), r"\x1b[2J\n.png"),
+    "image whose name steers the terminal": (image("\x1b[2J\n.png", b""), "\ufffd[2J .png"),
     "image that is a folder": (tree(lambda folder: (folder / "a" / "x.png").mkdir()), "cannot read the image"),
     "image that is a pipe": (tree(lambda folder: os.mkfifo(folder / "a" / "x.png")), "cannot read the image"),
 }  # fmt: skip
@@ -345,7 +349,6 @@ UNFIT: dict[str, tuple[Make, str]] = {
     "inputs of complex": (certified(X.astype(np.complex64)), "torch.complex64"),
     "inputs with NaN": (certified(with_value(np.nan)), "got NaN or inf"),
     "inputs with inf": (certified(with_value(np.inf)), "got NaN or inf"),
-    "inputs beyond float32": (certified(with_value(1.0).astype(np.float64) * 1e300), "NaN or inf"),
     "inputs of strings": (certified(X.astype(str)), "expected an array of numbers"),
     "inputs of objects": (certified(pickled()), "expected an array of numbers"),
     "ragged inputs": (certified([[1.0, 2.0], [3.0]]), "expected an array of numbers"),
@@ -363,9 +366,9 @@ UNFIT: dict[str, tuple[Make, str]] = {
     "labels of NaN in one-hot rows": (labelled(np.full((4, 3), np.nan)), "expected one-hot labels"),
     "audit of pixels of 0 to 255": (audited(X * 255), "[0, 1]"),
     "audit of pixels a little above": (audited(with_value(1.0001)), "[0, 1]"),
-    "audit with an empty range": (audited(domain=(1.0, 1.0)), "range"),
-    "audit with a range backwards": (audited(domain=(1.0, 0.0)), "range"),
-    "audit with a range of NaN": (audited(domain=(0.0, float("nan"))), "range"),
+    "audit with an empty range": (audited(domain=(1.0, 1.0)), "finite low < high"),
+    "audit with a range backwards": (audited(domain=(1.0, 0.0)), "finite low < high"),
+    "audit with a range of NaN": (audited(domain=(0.0, float("nan"))), "finite low < high"),
     "audit with a budget of zero": (audited(eps=[0]), "eps"),
     "audit with a negative budget": (audited(eps=[-1.0]), "eps"),
     "audit with a budget of NaN": (audited(eps=[float("nan")]), "eps"),
@@ -383,6 +386,6 @@ CASES = [
     *(Case(name, make) for name, make in RIGHT.items()),
     *(Case(name, make, LoadError, says) for name, (make, says) in REFUSED.items()),
     *(Case(name, make, BadThreat, says) for name, (make, says) in UNFIT.items()),
-    *(Case(f"npz cut at {s:.0%}", partial(cut, s), LoadError, "is not a whole") for s in (0.1, 0.4, 0.7, 0.9, 0.99)),
-    Case("npz with a bomb", raw(bomb), LoadError, "has images of shape", either=True),
+    *(Case(f"npz cut at {s:.0%}", functools.partial(cut, s), LoadError, "is not a whole") for s in (0.1, 0.4, 0.7, 0.9, 0.99)),
+    Case("inputs that overflow", certified(with_value(1.0).astype(np.float64) * 1e300), LipauditError, "finite logits"),
 ]
