@@ -13,9 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile import checkpoints, data
+from hostile import checkpoints, data, models, options
 from hostile.case import Case
 
+from lipaudit import cli
 from lipaudit.errors import LipauditError
 
 SECONDS = 10.0
@@ -23,7 +24,8 @@ SECONDS = 10.0
 MEGABYTES = 400
 """What the peak of memory may grow by."""
 
-TABLES = {"checkpoint": checkpoints.CASES, "data": data.CASES}
+TABLES = {"checkpoint": checkpoints.CASES, "data": data.CASES, "model": models.CASES}
+CALLS = {call.name: call for call in options.CASES}
 LIBRARY = {f"{table}: {case.name}": case for table, cases in TABLES.items() for case in cases}
 
 
@@ -84,3 +86,30 @@ def judge(case: Case, error: LipauditError | None) -> None:
     assert case.says in text, text
     assert text.isprintable(), "several lines, or signs that steer a terminal"
     assert len(text) < 700, text
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_one_line_on_stderr(name: str, places: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    call, (given, here) = CALLS[name], places
+    arguments = call.make(given)
+    before = files(given)
+    began = time.process_time()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    shown = capsys.readouterr()
+    assert (shown.out, ended.value.code) == ("", call.code), shown
+    *steps, last = shown.err.splitlines()
+    assert last.startswith("lipaudit: ")
+    assert not any(line.startswith(("Traceback", " ", "lipaudit:")) for line in steps), shown.err
+    assert call.says in last, last
+    assert last.isprintable()
+    assert len(last) < 900, last
+    assert time.process_time() - began < SECONDS
+    assert files(given) == before
+    assert not {path for path in files(here) if path != Path("reports")}, "half of a run is left"
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(LIBRARY) + len(CALLS) >= 500
+    assert len(CALLS) == len(options.CASES)
+    assert len(LIBRARY) == sum(map(len, TABLES.values()))

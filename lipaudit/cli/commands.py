@@ -25,6 +25,7 @@ from lipaudit.cli.options import (
     output_options,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
+from lipaudit.formatting import clean
 from lipaudit.progress import EVERY
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ PACKAGES = (
 )  # fmt: skip
 
 REPORTS = ("json", "html", "md")
+LONGEST = 800
+"""Letters of an error: what came from outside may have any number of them, or steer the terminal."""
 
 
 @dataclass
@@ -82,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _fail(session: Session, message: str, code: int) -> NoReturn:
     if session.verbose > 1:
         traceback.print_exc()
-    click.echo(f"lipaudit: {' '.join(message.split())}", err=True)
+    click.echo(f"lipaudit: {clean(message, LONGEST)}", err=True)
     sys.exit(code)
 
 
@@ -127,7 +130,7 @@ def run(context: click.Context, **chosen: Any) -> int:
     if session.verbose > 1:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     running = Resumable(session.arguments)
-    if chosen["resume"]:
+    if chosen["resume"] is not None:
         typed = [name for name in chosen if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         running, chosen = resume(chosen, typed)
     session.running = running

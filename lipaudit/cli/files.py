@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from lipaudit.errors import ReportError
+from lipaudit.formatting import clean
 
 
 @contextlib.contextmanager
@@ -45,6 +46,8 @@ def prepare_folder(folder: Path) -> None:
         probe = folder / f".{secrets.token_hex(4)}.part"
         probe.touch()
         probe.unlink()
-    except OSError as error:
-        reason = error.strerror or type(error).__name__
-        raise ReportError(f"cannot write reports into {folder}: {reason}; choose a folder by --out DIR") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ReportError(
+            f"cannot write reports into {clean(folder, 300)}: {reason}; choose a folder by --out DIR"
+        ) from error

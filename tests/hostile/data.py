@@ -386,6 +386,9 @@ CASES = [
     *(Case(name, make) for name, make in RIGHT.items()),
     *(Case(name, make, LoadError, says) for name, (make, says) in REFUSED.items()),
     *(Case(name, make, BadThreat, says) for name, (make, says) in UNFIT.items()),
-    *(Case(f"npz cut at {s:.0%}", functools.partial(cut, s), LoadError, "is not a whole") for s in (0.1, 0.4, 0.7, 0.9, 0.99)),
+    *(
+        Case(f"npz cut at {s:.0%}", functools.partial(cut, s), LoadError, "is not a whole")
+        for s in (0.1, 0.4, 0.7, 0.9, 0.99)
+    ),
     Case("inputs that overflow", certified(with_value(1.0).astype(np.float64) * 1e300), LipauditError, "finite logits"),
 ]
