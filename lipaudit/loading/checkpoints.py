@@ -150,13 +150,13 @@ def _check_archive(path: Path) -> None:
             records = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return  # a file of another format, or a damaged one: torch.load says so
-    if any(record.filename.endswith("/constants.pkl") for record in records):
+    if any(re.fullmatch("[^/]+/constants.pkl", record.filename) for record in records):
         return  # TorchScript, of which torch.load reads nothing
     claimed = sum(record.file_size for record in records)
     if claimed > path.stat().st_size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise LoadError(
-            f"{path} is packed: a file of {path.stat().st_size} bytes that unpacks to {claimed}, expected plain records "
-            f"as torch.save writes them; {SAVE_ADVICE}"
+            f"{path} is packed: a file of {path.stat().st_size} bytes that unpacks to {claimed}, expected plain "
+            f"records as torch.save writes them; {SAVE_ADVICE}"
         )
 
 

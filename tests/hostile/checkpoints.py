@@ -159,7 +159,7 @@ def armed(call: str, where: str, folder: Path) -> Act:
 
 def on_a_gpu(folder: Path) -> Act:
     """As `torch.save` writes tensors that are on a GPU."""
-    with mock.patch("torch.serialization.location_tag", lambda storage: "cuda:0"):
+    with mock.patch("torch.serialization.location_tag", return_value="cuda:0"):
         torch.save(stored(), folder / "weights.pt")
     return loading(folder / "weights.pt")
 
@@ -184,9 +184,14 @@ def archive(edit: Callable[[str, bytes], bytes], compression: int = zipfile.ZIP_
     return stream.getvalue()
 
 
-def bomb() -> bytes:
-    """A storage of a quarter of a gigabyte in 300 kB."""
-    return archive(lambda name, data: b"\0" * 2**28 if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
+def bomb(*more: str) -> bytes:
+    """A storage of a sixteenth of a gigabyte in 60 kB."""
+    whole = archive(lambda name, data: b"\0" * 2**26 if name.endswith("data/0") else data, zipfile.ZIP_DEFLATED)
+    stream = io.BytesIO(whole)
+    with zipfile.ZipFile(stream, "a") as archived:
+        for name in more:
+            archived.writestr(name, b"")
+    return stream.getvalue()
 
 
 def claiming() -> bytes:
@@ -362,8 +367,9 @@ REFUSED: dict[str, tuple[Callable[[Path], Act], str]] = {
     "safetensors: no tensors": (raw(header({}), "weights.safetensors"), "expected named tensors"),
     "safetensors: too many bytes": (raw(lambda: bytes_of("safetensors") + b"x", "w.safetensors"), "safetensors file"),
     "zip: a directory of gigabytes": (raw(claiming), "unpacks to 60397977600"),
-    "zip: a bomb": (raw(bomb), "unpacks to 26"),
+    "zip: a bomb": (raw(bomb), "unpacks to 67"),
     "zip: compressed": (raw(lambda: archive(lambda _, data: data, zipfile.ZIP_DEFLATED)), "is packed"),
+    "zip: a bomb that looks like TorchScript": (raw(lambda: bomb("a/b/constants.pkl")), "is packed"),
     "zip: a record cut short": (
         raw(lambda: archive(lambda name, data: data[:-4] if name.endswith("data/0") else data)), "damaged, truncated",
     ),
