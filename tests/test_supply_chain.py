@@ -120,7 +120,7 @@ def test_the_watch_on_the_network_works(no_network: list[str]) -> None:
 
 
 OFFLINE = {
-    "digits": (["run", "--samples", "2", "--attacks", "none", "--local", "off"], 0),
+    "digits": (["bounds", "digits-aol"], 0),
     "weights of a hub": (["run", "--model", "timm:resnet18", "--dataset", "cifar10"], 2),
     "weights of another hub": (["bounds", "torchvision:resnet18"], 2),
     "a data set": (["run", "--model", "digits-aol", "--dataset", "mnist"], 2),
@@ -156,8 +156,10 @@ def test_the_users_own_files_need_no_network(
     np.savez("images.npz", x=np.random.default_rng(0).random((2, 1, 6, 6), dtype=np.float32), y=[0, 1])
     with pytest.raises(SystemExit) as ended:
         cli.main(
-            ["run", "--model", NAME, "--checkpoint", "weights.pt", "--mean", "none", "--dataset", "npz:images.npz"]
-            + ["--attacks", "none", "--local", "off"]
-        )
+            [
+                "run", "--model", NAME, "--checkpoint", "weights.pt", "--mean", "none", "--dataset", "npz:images.npz",
+                "--attacks", "none", "--local", "off",
+            ]
+        )  # fmt: skip
     assert ended.value.code == 0
     assert not no_network

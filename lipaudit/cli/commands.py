@@ -79,6 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(ExitCode.CRASH)
     except Exception as error:  # noqa: BLE001  (the border: nothing passes it but one line and an exit code)
         hint = "" if session.verbose > 1 else "; run again with -vv for the traceback"
+        if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+            hint = "; try --device cpu, a smaller --batch-size, or a machine with more memory"
         _fail(session, f"{type(error).__name__}: {error}{hint}{session.hint()}", ExitCode.CRASH)
 
 

@@ -101,6 +101,7 @@ def _run_tests(tests: Sequence[str], copy: Path, log: Path) -> None:
         os.dup2(descriptor, 2)
         os.chdir(ROOT)
         sys.dont_write_bytecode = True
+        os.environ.setdefault("LIPAUDIT_FUZZ_SECONDS", "4")
         sys.path.insert(0, str(copy))
         import pytest
 
@@ -108,7 +109,7 @@ def _run_tests(tests: Sequence[str], copy: Path, log: Path) -> None:
 
         assert Path(lipaudit.__file__).is_relative_to(copy), lipaudit.__file__
         code = int(pytest.main(["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *IGNORED, *tests]))
-    except BaseException:
+    except BaseException:  # noqa: BLE001  (a child: whatever it is, it goes into the log)
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -119,10 +120,16 @@ def _run_tests(tests: Sequence[str], copy: Path, log: Path) -> None:
 def judge(mutant: Mutant, copy: Path, log: Path) -> Outcome:
     """Killed if a test failed, or an import, or the time ran out."""
     with mutated(mutant, copy):
-        code = tests_fail(mutant.tests, copy, log)
+        code = tests_fail(sorted(mutant.tests, key=lambda test: test not in WHOLE), copy, log)
     if code == 0:
         return "SURVIVED"
     return "killed" if code in (None, 1, 2) else "broken"
+
+
+def first_failure(log: Path) -> str:
+    """The test that killed it, as pytest's summary has it."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    return next((line.partition(" - ")[0] for line in lines if line.startswith(("FAILED", "ERROR"))), "time ran out")
 
 
 def score(chosen: Sequence[Mutant]) -> int:
@@ -141,6 +148,8 @@ def score(chosen: Sequence[Mutant]) -> int:
             print(f"{number:3} {outcome:8} {time.monotonic() - start:5.1f} s  {mutant.name}", flush=True)  # noqa: T201
             if outcome != "killed":
                 left.append(mutant.name)
+            if outcome == "killed":
+                print("      ", first_failure(log), flush=True)  # noqa: T201
             if outcome == "broken":
                 print(log.read_text(encoding="utf-8")[-2000:])  # noqa: T201
     killed = len(chosen) - len(left)

@@ -17,6 +17,10 @@ from lipaudit.crosscheck.network import UnitBox
 from lipaudit.crosscheck.witness import accepted, distance_up
 from lipaudit.domains.roundoff import LAWS
 from lipaudit.domains.zonotope.form import Form
+from lipaudit.norms import conv_norm
+from lipaudit.norms.aol import aol_plain_bound
+from lipaudit.norms.gram import gram_lattice_bound
+from lipaudit.norms.maps import Conv
 from lipaudit.rounding import UNIT, WIDE, down, gamma, narrow_up, norm_up, up, wide, wide_sqrt
 
 NUMBERS = [0.1, 0.2, 0.3, 0.7, 1.1, 1.3, 1e-3, 3.3e5]
@@ -168,3 +172,12 @@ def test_points_of_an_attack_stay_in_the_box() -> None:
         for unit in (torch.zeros(1, 3), torch.ones(1, 3), torch.full((1, 3), 1.1), torch.full((1, 3), -0.1)):
             raw = box.to_raw(unit)
             assert bool(((raw >= low) & (raw <= high)).all())
+
+
+def test_every_autocorrelation_sharpens_the_bound() -> None:
+    weight = torch.randn(4, 3, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    conv = Conv(weight, (8, 8), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    plain = aol_plain_bound(conv).value
+    first, second, third = (gram_lattice_bound(conv, steps).value for steps in (1, 2, 3))
+    assert third < second < first <= plain
+    assert conv_norm(weight, input_size=(8, 8), padding=1).value <= third
