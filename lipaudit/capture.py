@@ -36,11 +36,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lipaudit.adapters import WRAPPED, Normalised
 from lipaudit.errors import CaptureError
+from lipaudit.formatting import clean
 from lipaudit.graph import Graph, evaluate
 from lipaudit.reduction import fold_shapes, innermost, reduce
 
 SAME = 1e-4
 """Two answers that differ by less than this share of the largest logit are the same, but for rounding."""
+
+_MOST_ENTRIES = 2**31
+"""Of an input: more would not fit into memory, whatever the network."""
 
 HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default"}
 """They prefer numbers to NaN, or move it away from entries that depended on it: a path through them may stay hidden,
@@ -54,7 +58,17 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     in train mode, branches on values, is random, writes to its buffers or its input, couples samples, or when the
     captured graph does not reproduce it.
     """
+    _check_shape(input_shape)
+    if torch.get_default_device().type == "meta":
+        raise CaptureError(
+            "expected a default device with values, got meta; call torch.set_default_device('cpu') first"
+        )
     frozen, like = _frozen(model)
+    absent = next((name for name, tensor in _named(frozen) if tensor.is_meta), None)
+    if absent is not None or like.is_meta:
+        raise CaptureError(
+            f"expected weights with values, got {absent or 'tensors'} on the meta device; load them first"
+        )
     probe, fresh = (_random(seed, input_shape).to(like) for seed in (0, 1))
     with torch.no_grad():
         _run_eagerly(frozen, probe)
@@ -63,9 +77,24 @@ def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
     return graph
 
 
+def _check_shape(shape: tuple[int, ...]) -> None:
+    whole = all(isinstance(size, int) and size > 0 for size in shape)
+    if not shape or not whole or math.prod(shape) > _MOST_ENTRIES:
+        raise CaptureError(
+            f"expected an input shape of whole numbers above 0 without the batch, such as (3, 32, 32), got "
+            f"{clean(tuple(shape))}"
+        )
+
+
 def _random(seed: int, shape: tuple[int, ...]) -> torch.Tensor:
     """Two samples in [0,1], the same on every device."""
-    return torch.rand(2, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    return torch.rand(2, *shape, generator=generator, dtype=torch.float64, device="cpu")
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
 
 
 def outline(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:
@@ -89,13 +118,30 @@ def _frozen(model: nn.Module) -> tuple[nn.Module, torch.Tensor]:
             f"expected a model in eval mode, got {len(training)} modules in train mode (first: {training[0]}); "
             "call model.eval() first: certificates hold for eval mode only"
         )
+    _check_tensors(bare)
     frozen = _copied(bare).requires_grad_(False)
     for parent in list(frozen.modules()):
         for name, child in parent._modules.items():
             if child is not None:
                 parent._modules[name] = _bare(child)
     tensors = [*frozen.parameters(), *frozen.buffers()]
-    return frozen, next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(0))
+    return frozen, next((tensor for tensor in tensors if tensor.is_floating_point()), torch.zeros(0, device="cpu"))
+
+
+def _check_tensors(model: nn.Module) -> None:
+    """Modules and tensors that can be looked into: all the others would fail in some line of torch."""
+    for name, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"expected modules in Python, got {name or 'a model'} as a TorchScript module, which cannot be looked "
+                "into; pass the nn.Module that it was made from"
+            )
+    for name, tensor in _named(model):
+        if nn.parameter.is_lazy(tensor):
+            raise CaptureError(f"expected weights with a shape, got {name} of a lazy module; run the model once first")
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            kind = tensor.layout if tensor.layout != torch.strided else tensor.dtype
+            raise CaptureError(f"expected dense weights of real numbers, got {name} as {kind}; convert the model first")
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -134,7 +180,7 @@ def _prefix(model: nn.Module) -> str:
 def _run_eagerly(model: nn.Module, probe: torch.Tensor) -> None:
     """The model's own answer on two samples is plain logits, and the same alone, again, and with gradients."""
     both = _answer(model, probe)
-    if not isinstance(both, torch.Tensor) or both.ndim != 2 or not both.is_floating_point():
+    if not isinstance(both, torch.Tensor) or both.ndim != 2 or not both.is_floating_point() or not both.numel():
         got = tuple(both.shape) if isinstance(both, torch.Tensor) else type(both).__name__
         raise CaptureError(f"expected logits of shape (batch, classes), got {got}; wrap the model to return logits")
     if not bool(torch.isfinite(both).all()):
@@ -158,7 +204,7 @@ def _answer(model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     try:
         with torch.compiler.set_stance("force_eager"):
             return model(inputs.clone())
-    except Exception as error:  # the model is the user's code
+    except (Exception, SystemExit) as error:  # the model is the user's code
         raise CaptureError(
             f"expected the model to run on inputs of shape {tuple(inputs.shape)}, got "
             f"{type(error).__name__}: {_first_line(error)}; check the input shape and channel order"
@@ -260,9 +306,9 @@ def _mixed(got: str) -> CaptureError:
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of its message, and the innermost line of the model's code that it passed through."""
-    line = str(error).strip().split("\n", 1)[0][:200]
+    line = clean(str(error).strip().split("\n", 1)[0], 200)
     frames = traceback.extract_tb(error.__traceback__)
     place = innermost((frame.filename, frame.lineno or 0) for frame in frames if frame.filename != __file__)
     return f"{line} ({place})" if place else line

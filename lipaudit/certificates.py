@@ -329,7 +329,10 @@ def _tensor(data: Any) -> torch.Tensor:
     """
     if isinstance(data, torch.Tensor):
         return data.detach()
-    array = np.ascontiguousarray(data)
+    try:
+        array = np.ascontiguousarray(data)
+    except ValueError:
+        raise BadThreat("expected an array of numbers, got rows of different lengths") from None
     try:
         array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
         return torch.from_numpy(array)
@@ -340,7 +343,7 @@ def _tensor(data: Any) -> torch.Tensor:
 def check_labels(labels: torch.Tensor | np.ndarray | Sequence[int], count: int, classes: int) -> list[int]:
     """Labels (integers or one-hot rows) as a list. Raises `BadThreat`, also for shares of classes ("soft" labels)."""
     answers = _tensor(labels)
-    answers = answers if answers.is_floating_point() else answers.long()
+    answers = answers if answers.is_floating_point() or answers.is_complex() else answers.long()
     if answers.ndim == 2 and answers.shape[1] == classes > 1:
         if not bool(((answers == 0) | (answers == 1)).all()) or not bool((answers.sum(1) == 1).all()):
             raise BadThreat(
@@ -348,7 +351,7 @@ def check_labels(labels: torch.Tensor | np.ndarray | Sequence[int], count: int, 
                 "certificates are about one class per input: pass labels.argmax(1) if that is what is meant"
             )
         answers = answers.long().argmax(1)
-    if answers.ndim != 1 or len(answers) != count or answers.is_floating_point():
+    if answers.ndim != 1 or len(answers) != count or answers.dtype != torch.int64:
         raise BadThreat(
             f"expected {count} integer or one-hot labels, got {answers.dtype} of shape {tuple(answers.shape)}"
         )

@@ -88,13 +88,19 @@ def open_dataset(
     progress: Progress | None = None,
 ) -> ImageSet:
     """What the data set is, before its images are read or fetched. Raises `LoadError` for an unknown name."""
+    check_name(name)
     kind, _, argument = name.partition(":")
+    shape = tuple(input_shape) if input_shape else None
+    return DATASETS[kind](Wanted(name, argument, data_dir, shape, offline, progress or Silent()))
+
+
+def check_name(name: str) -> None:
+    """Refuse a data set that does not exist, with the name that is close to it. Raises `LoadError`."""
+    kind = name.partition(":")[0]
     if kind not in DATASETS or (kind in NAMED) != (kind == name):
         close = difflib.get_close_matches(name, list(DATASETS), n=1)
         hint = f"did you mean {close[0]}?" if close and close[0] != kind else f"expected {', '.join(NAMED)},"
         raise LoadError(f"unknown data set {name!r}; {hint} imagefolder:DIR and npz:FILE read your own images")
-    shape = tuple(input_shape) if input_shape else None
-    return DATASETS[kind](Wanted(name, argument, data_dir, shape, offline, progress or Silent()))
 
 
 def read_images(

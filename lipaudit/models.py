@@ -130,10 +130,10 @@ def _statistics(
 @torch.no_grad()
 def _count_classes(module: nn.Module, name: str, shape: tuple[int, ...], expected: int | None) -> int:
     """The length of the logits on one image; also that they are logits of one image, and finite."""
-    image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
     try:
+        image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(0))
         logits = module(image)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise LoadError(
             f"{name} fails on an input of shape {shape}: {one_line(error)}; check --input-shape and --dataset"
         ) from error

@@ -26,6 +26,7 @@ from lipaudit.cli.options import (
     promise_options,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
+from lipaudit.formatting import clean
 from lipaudit.progress import EVERY
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ PACKAGES = (
 )  # fmt: skip
 
 REPORTS = ("json", "html", "md")
+LONGEST = 800
+"""Letters of an error: what came from outside may have any number of them, or steer the terminal."""
 
 
 @dataclass
@@ -77,13 +80,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(ExitCode.CRASH)
     except Exception as error:  # noqa: BLE001  (the border: nothing passes it but one line and an exit code)
         hint = "" if session.verbose > 1 else "; run again with -vv for the traceback"
+        if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):
+            hint = "; try --device cpu, a smaller --batch-size, or a machine with more memory"
         _fail(session, f"{type(error).__name__}: {error}{hint}{session.hint()}", ExitCode.CRASH)
 
 
 def _fail(session: Session, message: str, code: int) -> NoReturn:
     if session.verbose > 1:
         traceback.print_exc()
-    click.echo(f"lipaudit: {' '.join(message.split())}", err=True)
+    click.echo(f"lipaudit: {clean(message, LONGEST)}", err=True)
     sys.exit(code)
 
 
@@ -129,7 +134,7 @@ def run(context: click.Context, **chosen: Any) -> int:
     if session.verbose > 1:
         logging.basicConfig(stream=sys.stderr, level=logging.INFO)
     running = Resumable(session.arguments)
-    if chosen["resume"]:
+    if chosen["resume"] is not None:
         typed = [name for name in chosen if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         running, chosen = resume(chosen, typed)
     session.running = running

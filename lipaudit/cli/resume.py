@@ -97,6 +97,8 @@ def resume(chosen: Mapping[str, Any], given: Collection[str]) -> tuple[Resumable
 def _find(name: str, out: Path) -> Path:
     """The journal of a run, named by its folder, its path without the suffix, or its name in the output folder."""
     text = name.rstrip("/").removesuffix(SUFFIX)
+    if not text:
+        raise ResumeError("--resume: expected the folder or name of an interrupted run, got nothing")
     for path in (Path(text + SUFFIX), out / (text + SUFFIX)):
         if (path / OPTIONS).is_file():
             return path

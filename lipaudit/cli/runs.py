@@ -11,7 +11,7 @@ import torch
 from lipaudit.cli.options import comma_list, parse_eps
 from lipaudit.cli.resume import Resumable
 from lipaudit.crosscheck.attacks import plan
-from lipaudit.datasets import check_fit, open_dataset, read_images
+from lipaudit.datasets import check_fit, check_name, open_dataset, read_images
 from lipaudit.errors import LoadError
 from lipaudit.loading.imagesets import ImageSet
 from lipaudit.loading.sources import PAIRS
@@ -128,8 +128,10 @@ def _sized(chosen: Chosen, model: LoadedModel, opened: ImageSet, eps: Sequence[s
 
 def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
     """Model and data set; where only one is given, the other is its partner in `PAIRS`."""
+    if dataset is not None:
+        check_name(dataset)
     if model is None:
-        model = next((name for name, data in PAIRS.items() if data == (dataset or "digits")), None)
+        model = next((name for name, data in PAIRS.items() if data == ("digits" if dataset is None else dataset)), None)
     if model is None:
         raise LoadError(f"which model for {dataset}? add --model NAME (`lipaudit models` lists them)")
     dataset = dataset or PAIRS.get(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import torch
 from torch import nn
 
 from lipaudit.errors import LoadError
+from lipaudit.formatting import clean
 from lipaudit.loading.hashes import sha256_of_file
 
 State = Mapping[str, torch.Tensor]
@@ -53,6 +56,7 @@ def load_weights(module: nn.Module, state: State, path: Path) -> None:
     unknown = [name for name in state if name not in own]
     shapes = [n for n, tensor in state.items() if n in own and tensor.shape != own[n].shape]
     kinds = [n for n in state if n in own and state[n].is_floating_point() != own[n].is_floating_point()]
+    odd = [n for n, tensor in state.items() if tensor.is_meta or tensor.layout != torch.strided]
     if missing or unknown or shapes:
         raise LoadError(f"{path} does not fit the network: {_differences(own, state, missing, unknown, shapes)}")
     if kinds:
@@ -60,7 +64,21 @@ def load_weights(module: nn.Module, state: State, path: Path) -> None:
             f"{path}: {_first(kinds)} should be {own[kinds[0]].dtype}, the file has {state[kinds[0]].dtype}; "
             f"quantised weights cannot be audited, {SAVE_ADVICE}"
         )
+    if odd:
+        kind = "no values (saved on the meta device)" if state[odd[0]].is_meta else f"layout {state[odd[0]].layout}"
+        raise LoadError(f"{path}: {_first(odd)} has {kind}, expected all values one by one; {SAVE_ADVICE}")
+    rounded = [n for n, tensor in state.items() if n in own and not _holds(own[n].dtype, tensor)]
+    if rounded:
+        raise LoadError(
+            f"{path}: {_first(rounded)} is {state[rounded[0]].dtype} and {own[rounded[0]].dtype} does not hold its "
+            "values: rounded, it would be another network; save the weights of the one that runs, model.float()"
+        )
     module.load_state_dict(state, strict=False)
+
+
+def _holds(dtype: torch.dtype, tensor: torch.Tensor) -> bool:
+    """Whether a dtype has every value of a tensor, NaN aside."""
+    return tensor.dtype == dtype or bool(((tensor.to(dtype).to(tensor.dtype) == tensor) | tensor.isnan()).all())
 
 
 def check_finite(module: nn.Module, what: str) -> None:
@@ -89,16 +107,16 @@ def check_name_hash(path: Path) -> None:
 
 
 def _check_file(path: Path) -> None:
-    if path.is_dir():
-        raise LoadError(f"{path} is a folder, expected a checkpoint file (.safetensors, .pt, .pth)")
-    if not path.is_file():
-        raise LoadError(f"no checkpoint at {path}; check the path given to --checkpoint")
     try:
+        if path.is_dir():
+            raise LoadError(f"{path} is a folder, expected a checkpoint file (.safetensors, .pt, .pth)")
+        if not path.is_file():
+            raise LoadError(f"no checkpoint at {clean(path, 300)}; check the path given to --checkpoint")
         empty = path.stat().st_size == 0
         with path.open("rb"):
             pass
     except OSError as error:
-        raise LoadError(f"cannot read {path}: {error.strerror}") from error
+        raise LoadError(f"cannot read {clean(path, 300)}: {error.strerror}") from error
     if empty:
         raise LoadError(f"{path} is empty, expected a checkpoint; copy or download it again")
 
@@ -116,10 +134,30 @@ def _read_safetensors(path: Path) -> object:
 
 
 def _read_torch(path: Path) -> object:
+    _check_archive(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters in them comes back as an error
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise LoadError(f"{path}: {_why_unreadable(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file that unpacks to more than it is: a few kB could fill the memory. `torch.save` packs nothing."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return  # a file of another format, or a damaged one: torch.load says so
+    if any(re.fullmatch("[^/]+/constants.pkl", record.filename) for record in records):
+        return  # TorchScript, of which torch.load reads nothing
+    claimed = sum(record.file_size for record in records)
+    if claimed > path.stat().st_size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise LoadError(
+            f"{path} is packed: a file of {path.stat().st_size} bytes that unpacks to {claimed}, expected plain "
+            f"records as torch.save writes them; {SAVE_ADVICE}"
+        )
 
 
 def _why_unreadable(error: Exception) -> str:
@@ -139,7 +177,9 @@ def _unwrapped(content: object, path: Path) -> dict[str, torch.Tensor]:
     """The mapping of names to tensors inside what the file holds."""
     for _ in range(3):
         if isinstance(content, Mapping) and content and all(map(torch.is_tensor, content.values())):
-            return dict(content)
+            if all(isinstance(name, str) for name in content):
+                return dict(content)
+            break
         wrapper = next((key for key in WRAPPERS if isinstance(content, Mapping) and key in content), None)
         if wrapper is None:
             break
@@ -170,14 +210,14 @@ def _differences(
     if shapes:
         name = shapes[0]
         parts.append(
-            f"{len(shapes)} of another shape ({name}: file {tuple(state[name].shape)}, "
+            f"{len(shapes)} of another shape ({clean(name)}: file {tuple(state[name].shape)}, "
             f"network {tuple(own[name].shape)}{', …' if len(shapes) > 1 else ''})"
         )
     return "; ".join(parts) + "; is it the checkpoint of this architecture?"
 
 
 def _first(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", …" if len(names) > count else "")
+    return ", ".join(map(clean, names[:count])) + (", …" if len(names) > count else "")
 
 
 def _short(error: Exception) -> str:

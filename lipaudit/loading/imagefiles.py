@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from lipaudit.errors import LoadError
+from lipaudit.formatting import clean
 from lipaudit.loading.imagesets import DATASETS, Batch, ImageSet, Wanted
 from lipaudit.progress import Progress
 
@@ -88,13 +89,17 @@ def _read_image(file: Path, channels: int, height: int, width: int) -> tuple[np.
     """(c, h, w) uint8, scaled to cover the frame and cropped about its centre; and whether it was scaled."""
     from PIL import Image, UnidentifiedImageError
 
+    if file.exists() and not file.is_file():
+        raise LoadError(f"cannot read the image {clean(file, 300)}: it is no file; remove it")
     try:
         with Image.open(file) as opened:
             if opened.mode.startswith(("I", "F")):
                 raise LoadError(f"{file} has more than 8 bits per channel; convert it, or use npz:FILE with floats")
             image = opened.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise LoadError(f"cannot read the image {file}: {' '.join(str(error).split())}; remove or repair it") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise LoadError(
+            f"cannot read the image {clean(file, 300)}: {clean(error, 200)}; remove or repair it"
+        ) from error
     scale = max(width / image.width, height / image.height)
     if scale != 1:
         size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
@@ -112,12 +117,13 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
             archive = np.load(stream, allow_pickle=False)
             if isinstance(archive, np.ndarray):
                 raise LoadError(f"{path} holds a single array, expected arrays x and y; write it with numpy.savez")
-            return {key: archive[key] for key in archive.files if key in IMAGE_KEYS + LABEL_KEYS}
-    except (ValueError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            arrays = {key: archive[key] for key in archive.files if key in IMAGE_KEYS + LABEL_KEYS}
+    except (ValueError, OSError, EOFError, MemoryError, NotImplementedError, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())[:120]
         raise LoadError(
             f"{path} is not a whole .npz file of plain arrays ({reason}); write it with numpy.savez"
         ) from error
+    return {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
 
 
 def _pick(arrays: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> np.ndarray:
@@ -155,6 +161,8 @@ def _integer_labels(y: np.ndarray, path: Path) -> tuple[np.ndarray, int | None]:
         )
     if len(y) and y.min() < 0:
         raise LoadError(f"{path}: label {y.min()} found, expected 0, 1, 2, …; drop unlabelled images")
+    if len(y) and y.max() > np.iinfo(np.int64).max:
+        raise LoadError(f"{path}: label {y.max()} found, expected 0, 1, 2, …; number the classes from 0")
     return y.astype(np.int64), None
 
 
