@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable
+from typing import Literal
 
+from lipaudit import gates
 from lipaudit.errors import ExitCode
 from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.registry import Registry
@@ -164,19 +166,38 @@ def radii_reach_a_pixel(audit: Audit) -> Finding | None:
     return Finding("LA101", "pass", "Most certificates reach a real image change", value, why)
 
 
+@CHECKS.register("LA102")
+def proved_reaches_gate(audit: Audit) -> Finding | None:
+    """Is as much proved as the gate asks for?"""
+    fix = "Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, or ask for less."
+    return gates.finding(audit.gates, "LA102", "certified_accuracy", fix)
+
+
+@CHECKS.register("LA103")
+def unbroken_reaches_gate(audit: Audit) -> Finding | None:
+    """Do attacks leave as much unbroken as the gate asks for?"""
+    fix = "Train against adversarial examples or for certificates, or ask for less."
+    return gates.finding(audit.gates, "LA103", "unbroken_accuracy", fix)
+
+
 @CHECKS.register("LA104")
 def accuracy_above_chance(audit: Audit) -> Finding | None:
     """Does the network classify far better than guessing?"""
     why = "Accuracy near chance usually means a wrong normalisation, channel order or order of classes."
     chance = 1 / max(1, audit.model.classes)
     value = percent(audit.clean.value)
+    gated = gates.finding(
+        audit.gates, "LA104", "clean_accuracy", "Train longer or with a larger network, or ask for less."
+    )
+    if gated is not None and gated.state in ("fail", "warn"):
+        return gated
     if audit.model.weights == "random":
         fix = "Load trained weights (--checkpoint) before drawing any conclusion."
         return Finding("LA104", "warn", "The network is untrained: its weights are random", value, why, fix)
     if audit.clean.high < 2 * chance:
         fix = "Compare --mean, --std and the order of classes with those of training."
         return Finding("LA104", "warn", "Clean accuracy is near chance", value, why, fix)
-    return Finding("LA104", "pass", "Clean accuracy is well above chance", value, why)
+    return gated or Finding("LA104", "pass", "Clean accuracy is well above chance", value, why)
 
 
 @CHECKS.register("LA105")
@@ -280,29 +301,43 @@ def unfinished(audit: Audit) -> list[str]:
     return [record.name for record in audit.attacks if record.unfinished]
 
 
+def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
+    """What the integrity checks say of the audit's own numbers."""
+    if audit.bound is None:
+        return "UNPROVED"
+    found = [CHECKS[name](audit) for name in ("LA001", "LA002", "LA003")]
+    return "INVALID" if any(finding is not None and finding.state == "fail" for finding in found) else "SOUND"
+
+
+def incomplete(audit: Audit) -> bool:
+    """Something that was asked for was not done."""
+    return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)
+
+
+def exit_code(audit: Audit, integrity: str) -> int:
+    """4 before 5 before 3: a miss counts for little on an audit that is wrong or unfinished."""
+    if integrity == "INVALID":
+        return ExitCode.INTEGRITY
+    binding = [gate for gate in audit.gates if gate.level == "error"]
+    if integrity == "UNPROVED" or incomplete(audit) or any(gate.state == "cannot be judged" for gate in binding):
+        return ExitCode.INCOMPLETE
+    return ExitCode.GATE_FAILED if any(gate.state == "failed" for gate in binding) else ExitCode.DONE
+
+
 def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
     findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
-    failed = {finding.id for finding in findings if finding.state == "fail"}
-    refuted = failed & {"LA001", "LA002", "LA003"}
-    integrity = "UNPROVED" if audit.bound is None else "INVALID" if refuted else "SOUND"
+    integrity = integrity_of(audit)
     if integrity != "SOUND":
         findings = [_withheld(f) if f.id in ("LA006", "LA101", "LA105") else f for f in findings]
-    verdict = _verdict(audit, integrity)
-    if integrity == "INVALID":
-        code = ExitCode.INTEGRITY
-    elif integrity == "UNPROVED" or unfinished(audit) or any(s.asked for s in audit.skipped):
-        code = ExitCode.INCOMPLETE
-    else:
-        code = ExitCode.DONE
-    return tuple(findings), verdict, code
+    return tuple(findings), _verdict(audit, integrity), exit_code(audit, integrity)
 
 
 def _withheld(finding: Finding) -> Finding:
     return Finding(finding.id, "not run", f"{CHECKS.claim(finding.id)} Withheld", "no valid certificates", finding.why)
 
 
-def _verdict(audit: Audit, integrity: str) -> Verdict:
+def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -> Verdict:
     eps = audit.threat.eps[0]
     strength, headline, sentences = None, "", []
     if integrity == "INVALID":
@@ -324,7 +359,8 @@ def _verdict(audit: Audit, integrity: str) -> Verdict:
     missing = unfinished(audit)
     if missing:
         headline = f"Incomplete: {', '.join(missing)} did not run to the end. {headline}"
-    return Verdict(integrity, strength, "not set", headline, tuple(sentences))
+    headline = gates.headline_of(audit.gates, integrity) + headline
+    return Verdict(integrity, strength, gates.state_of(audit.gates), headline, tuple(sentences))
 
 
 def _invalid(audit: Audit) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 THIN = "\u202f"  # narrow no-break space: groups digits
 NONE = "–"
@@ -82,6 +83,16 @@ def percent(share: float) -> str:
     if 0.9995 <= share < 1:
         return ">99.9%"
     return f"{100 * share:.1f}%"
+
+
+def percents(share: float, least: float) -> tuple[str, str]:
+    """A share and what it is held against, with digits enough to tell them apart: `69.96%`, `70.00%`."""
+    exponent = (Decimal(repr(least)) * 100).normalize().as_tuple().exponent
+    for decimals in range(max(1, min(12, -int(exponent))), 13):
+        texts = f"{100 * share:.{decimals}f}%", f"{100 * least:.{decimals}f}%"
+        if share == least or texts[0] != texts[1]:
+            return texts
+    return repr(share), repr(least)
 
 
 def interval(low: float, high: float) -> str:

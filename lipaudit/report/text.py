@@ -22,9 +22,10 @@ from lipaudit.formatting import (
     plural,
     points,
 )
+from lipaudit.gates import compared
 from lipaudit.report import measures
-from lipaudit.report.sections import MARKS, title
-from lipaudit.results import Audit, Finding
+from lipaudit.report.sections import MARKS, gate_look, title
+from lipaudit.results import Audit, Finding, Gate
 
 WIDTH = 96
 STYLES = {"fail": "bold red", "warn": "yellow", "pass": "green", "info": "dim", "not run": "dim"}
@@ -46,7 +47,7 @@ Line = tuple[Span, ...]
 
 def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
     """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
-    blocks = [_head(audit), _budgets(audit), _checks(audit), _verdict(audit), _paths(paths)]
+    blocks = [_head(audit), _budgets(audit), _checks(audit), gate_lines(audit.gates), _verdict(audit), _paths(paths)]
     lines: list[Line] = []
     for block in blocks:
         if block:
@@ -111,6 +112,18 @@ def _check(finding: Finding) -> Line:
     )
 
 
+def gate_lines(gates: Sequence[Gate]) -> list[Line]:
+    """Each condition, and what was compared, or why nothing was."""
+    width = max((len(clean(gate.expression, 60)) for gate in gates), default=0)
+    lines: list[Line] = []
+    for gate in gates:
+        look = gate_look(gate)
+        sign = f"{MARKS[look]} {'GATE' if look in ('fail', 'warn') else 'gate':<5}"
+        said = Span(compared(gate), "bold") if gate.value is not None else Span(f"{gate.state}: {clean(gate.why, 120)}")
+        lines.append((Span(sign, STYLES[look]), Span(f" {clean(gate.expression, 60):<{width}}  "), said))
+    return lines
+
+
 def _verdict(audit: Audit) -> list[Line]:
     v = audit.verdict
     lamps = [("integrity", v.integrity), ("strength", v.strength or "withheld"), ("gate", v.gate)]
@@ -141,6 +154,7 @@ def to_markdown(audit: Audit) -> str:
     lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
     lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
     lines += ["", lamps, "", *_markdown_budgets(audit), ""]
+    lines += _markdown_gates(audit)
     lines += _markdown_checks(audit)
     d = audit.dataset
     about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
@@ -156,6 +170,17 @@ def _markdown_budgets(audit: Audit) -> list[str]:
         cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, unbroken)]
         lines.append(f"| {_escaped(eps_text(eps))} | {cells[0] or missing} | {cells[1] or NONE} |")
     return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
+
+
+def _markdown_gates(audit: Audit) -> list[str]:
+    if not audit.gates:
+        return []
+    lines = ["| gate | | |", "|---|---|---|"]
+    for gate in audit.gates:
+        said = compared(gate) if gate.value is not None else clean(gate.why, 160)
+        state = "missed, warns" if gate_look(gate) == "warn" else gate.state
+        lines.append(f"| {_escaped(clean(gate.expression, 60))} | {state} | {_escaped(said)} |")
+    return [*lines, ""]
 
 
 def _markdown_checks(audit: Audit) -> list[str]:
