@@ -93,8 +93,8 @@ def condition(measure: str, eps: str, share: str, *, on: str = "value", level: s
             raise ConfigError(f"{measure} needs a budget, such as {measure}@36/255")
         try:
             eps_value(eps)
-        except ValueError as error:
-            raise ConfigError(clean(error)) from None
+        except ValueError:
+            raise ConfigError(f"expected a budget such as 36/255 or 0.5, got {clean(eps)!r}") from None
     return Condition(
         measure, eps, _share(share), share, cast(Literal["value", "ci_low"], on), cast(Literal["error", "warn"], level)
     )

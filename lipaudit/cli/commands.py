@@ -89,13 +89,17 @@ def _fail(session: Session, message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, message="lipaudit %(version)s")
 @click.option("-v", "--verbose", count=True, help="-vv: logs and tracebacks.")
-@click.pass_obj
-def commands(session: Session, verbose: int) -> None:
+@click.pass_context
+def commands(context: click.Context, verbose: int) -> None:
     """Audit image classifiers: provable Lipschitz bounds and certified radii, held against real attacks."""
-    session.verbose += verbose
+    context.obj.verbose += verbose
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @commands.command(context_settings={"auto_envvar_prefix": "LIPAUDIT"})
@@ -237,7 +241,7 @@ def report(result: Path, out: str, kind: str | None) -> None:
     from lipaudit.cli.files import write_all
     from lipaudit.report.json import load_audit
 
-    kind = kind or ("html" if out == "-" else Path(out).suffix.removeprefix("."))
+    kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
     if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
         raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
     text = _render(load_audit(result), kind)

@@ -32,7 +32,9 @@ def write_all(texts: Mapping[Path, str]) -> None:
             for path, text in texts.items():
                 stack.enter_context(replacing(path)).write_text(text, encoding="utf-8", newline="\n")
     except OSError as error:
-        raise ReportError(f"cannot write {error.filename}: {error.strerror}; nothing was written") from error
+        raise ReportError(
+            f"cannot write {error.filename2 or error.filename}: {error.strerror}; nothing was written"
+        ) from error
 
 
 def prepare_folder(folder: Path) -> None:

@@ -73,7 +73,7 @@ def load_audit(path: str | Path) -> Audit:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise ReportError(f"cannot read {path}: {why}; `lipaudit run` writes a result.json") from None
+        raise ReportError(f"cannot read {path}: {why}; name a .json file that `lipaudit run` wrote") from None
     except UnicodeDecodeError:
         raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
     try:
