@@ -16,6 +16,7 @@ from click.core import ParameterSource
 
 from lipaudit import __version__
 from lipaudit.cli.config import config_option, origin
+from lipaudit.cli.interrupt import Interruption, Stoppable, interruption
 from lipaudit.cli.options import (
     FILE,
     MODELS,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from lipaudit.results import Audit
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scikit-learn",
-    "safetensors", "huggingface-hub",
+    "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scipy", "scikit-learn",
+    "safetensors", "huggingface-hub", "click", "rich", "jinja2",
 )  # fmt: skip
 
 REPORTS = ("json", "html", "md")
@@ -132,6 +133,11 @@ def run(context: click.Context, **chosen: Any) -> int:
     in lipaudit.toml. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed, 4 a certificate is contradicted,
     5 incomplete, 130 interrupted.
     """
+    with interruption() as stop:
+        return _run(context, chosen, stop)
+
+
+def _run(context: click.Context, chosen: dict[str, Any], stop: Interruption) -> int:
     from lipaudit.cli.files import prepare_folder
     from lipaudit.cli.resume import Resumable, resume
     from lipaudit.cli.runs import check, run_audit
@@ -159,7 +165,7 @@ def run(context: click.Context, **chosen: Any) -> int:
     every = 0.0 if session.verbose else EVERY
     # What libraries and user code print belongs to the reader, not to the result on stdout.
     with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
-        audit = run_audit(chosen, running, progress)
+        audit = run_audit(chosen, running, Stoppable(progress, stop))
     _deliver(audit, chosen)
     running.finish()
     return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code
@@ -299,11 +305,15 @@ def _coverage(word: str, families: tuple[str, ...], library: str | None, variant
 def datasets() -> None:
     """List the data sets."""
     from lipaudit.datasets import known_datasets
+    from lipaudit.loading.downloads import cache_dir
 
     rows = [("name", "images", "shape", "here", "licence", "what")]
     for d in known_datasets():
         rows.append((d.name, d.images, d.shape, "yes" if d.cached else "no", d.licence, d.what))
     _table(rows)
+    click.echo(
+        f"\nWhat is not here is fetched on first use, into {cache_dir()}; --data-dir DIR reads files that you have."
+    )
 
 
 @commands.command()
@@ -327,6 +337,7 @@ def env() -> None:
             rows.append((package, "not installed"))
     rows += [("cuda", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")]
     rows += [("threads", f"{torch.get_num_threads()} of {os.cpu_count()}")]
+    rows += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith("LIPAUDIT_")]
     _table(rows)
 
 
