@@ -7,7 +7,6 @@ before `LIPAUDIT_*` in the environment, that before the file, that before the de
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Collection, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -19,7 +18,6 @@ from click.core import ParameterSource
 from lipaudit.cli.options import FILE, parse_eps
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.formatting import clean
-from lipaudit.gates import MEASURES, condition
 
 NAMES = ("lipaudit.toml", "pyproject.toml")
 KEY = "lipaudit.config"
@@ -73,6 +71,8 @@ def origin(context: click.Context) -> dict[str, str]:
 
 def _read(path: Path | None) -> tuple[Path | None, Mapping[str, Any]]:
     """The file and its tables; nothing if there is none, or it has no settings."""
+    import tomllib
+
     for file in [Path(name) for name in NAMES if Path(name).is_file()] if path is None else [path]:
         try:
             content = tomllib.loads(file.read_text(encoding="utf-8"))
@@ -139,6 +139,8 @@ def _text(value: Any, where: str) -> str:
 
 def gates(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The table of `[gate]` as expressions; raises `ConfigError` that names the key."""
+    from lipaudit.gates import MEASURES, condition
+
     found = []
     for measure, value in table.items():
         place = f"{where} {_known(measure, MEASURES, where)}"
