@@ -87,6 +87,8 @@ def percent(share: float) -> str:
 
 def percents(share: float, least: float) -> tuple[str, str]:
     """A share and what it is held against, with digits enough to tell them apart: `69.96%`, `70.00%`."""
+    if not math.isfinite(share) or not math.isfinite(least):  # a file may hold anything
+        return repr(share), repr(least)
     exponent = (Decimal(repr(least)) * 100).normalize().as_tuple().exponent
     for decimals in range(max(1, min(12, -int(exponent))), 13):
         texts = f"{100 * share:.{decimals}f}%", f"{100 * least:.{decimals}f}%"

@@ -460,6 +460,17 @@ def test_bounds_prints_the_ledger_and_the_network_bound(call: Call, user_module:
     assert "3×8×8" in lines[-1]
 
 
+def test_bounds_prints_json(call: Call, user_module: Write) -> None:
+    name = user_module(SMALL)
+
+    result = call("bounds", f"{name}:seeded", "--input-shape", "3,8,8", "--format", "json")
+
+    found = json.loads(result.out)
+    assert found["kind"] == "lipaudit-bound/1.0"
+    assert len(found["bound"]["pairwise"]) == 3
+    assert found["bound"]["log10"] == found["bound"]["layers"][-1]["log10_so_far"]
+
+
 def test_bounds_refuses_in_one_line(call: Call) -> None:
     assert "--input-shape" in refused(call("bounds", "resnet18.py:make", "--input-shape", "3,8"))
     assert "torchvision:vgg11" in refused(call("bounds", "vgg11"))

@@ -16,7 +16,7 @@ from lipaudit.gates import compared, conditions, judge, lower_limit, parse
 from lipaudit.pipeline import conclude
 from lipaudit.report.json import from_json
 from lipaudit.report.text import to_markdown, to_text
-from lipaudit.results import TIME_LIMIT, Audit
+from lipaudit.results import TIME_LIMIT, Audit, Gate
 
 
 def concluded(audit: Audit, *gates: str) -> Audit:
@@ -246,3 +246,17 @@ def test_every_format_shows_each_gate_with_its_digits() -> None:
 def test_each_condition_counts_once() -> None:
     assert len(conditions(["clean_accuracy>=0.5", " clean_accuracy >= 0.5 "])) == 1
     assert judge(audits.strong(10), (), "SOUND") == ()
+
+
+def test_gates_of_a_foreign_file_are_shown_as_text() -> None:
+    gate = Gate(audits.HOSTILE, math.nan, "value", "error", "failed", 0.5)
+    other = Gate("<img src=x onerror=alert(1)>", 0.5, "value", "warn", "cannot be judged", None, audits.HOSTILE)
+    audit = replace(audits.strong(20), gates=(gate, other))
+
+    page, note = audit.to_html(), to_markdown(audit)
+
+    assert "<img src=x" not in page
+    assert "<img src=x" not in note
+    assert "\x1b" not in to_text(audit)
+    assert len(to_text(audit)) < 5000
+    assert from_json(audit.to_json()).gates[1] == other

@@ -27,6 +27,7 @@ from lipaudit.cli.options import (
     model_options,
     norm_options,
     output_options,
+    text_or_json,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
 from lipaudit.progress import EVERY
@@ -210,7 +211,8 @@ def _render(audit: Audit, kind: str) -> str:
 @click.argument("model")
 @model_options
 @norm_options
-def bounds(model: str, dataset: str | None, tight: bool, **given: Any) -> None:
+@text_or_json
+def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.cli.terminal import terminal_progress
     from lipaudit.composition import bound
@@ -224,6 +226,11 @@ def bounds(model: str, dataset: str | None, tight: bool, **given: Any) -> None:
         method = "tight" if tight else "best"
         shape = loaded.facts.input_shape
         network = bound(loaded.module, shape, domain=(0.0, 1.0), method=method, progress=progress)
+    if kind == "json":
+        from lipaudit.report.json import bound_to_json
+
+        click.echo(bound_to_json(loaded.facts.name, method, network), nl=False)
+        return
     rows = [("layer", "op", "bound", "so far", "by")]
     for line in network.layers:
         so_far = number_from_log10(line.log10_so_far)

@@ -12,15 +12,11 @@ import click
 
 from lipaudit.cli.commands import commands
 from lipaudit.cli.config import config_option
-from lipaudit.cli.options import FILE, gate_option
+from lipaudit.cli.options import FILE, gate_option, text_or_json
 from lipaudit.errors import ExitCode
 
 if TYPE_CHECKING:
     from lipaudit.results import Audit
-
-text_or_json = click.option(
-    "--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True, help="On stdout."
-)
 
 
 @commands.command(context_settings={"auto_envvar_prefix": "LIPAUDIT"})

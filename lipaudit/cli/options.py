@@ -116,6 +116,10 @@ gate_option = click.option(
     "',ci_low' behind it takes the lower 95% limit, ',warn' only warns. Repeat.",
 )
 
+text_or_json = click.option(
+    "--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True, help="On stdout."
+)
+
 model_options = _together(
     click.option(
         "--dataset", metavar="NAME", help="Data set (`lipaudit datasets`).", shell_complete=complete(DATASETS)

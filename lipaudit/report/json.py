@@ -20,6 +20,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lipaudit.claims import NetworkBound
 from lipaudit.errors import ReportError
 from lipaudit.formatting import clean, eps_value
 from lipaudit.results import SCHEMA, Audit
@@ -45,6 +46,14 @@ def to_json(audit: Audit) -> str:
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the layers are kept"
     return _write({"schema": data.pop("schema"), **data}) + "\n"
+
+
+def bound_to_json(model: str, method: str, bound: NetworkBound) -> str:
+    """The bound of a network without an audit around it, for `lipaudit bounds --format json`."""
+    data = {"kind": "lipaudit-bound/1.0", "model": model, "method": method, "bound": _plain(bound)}
+    if len(bound.pairwise) > MOST_CLASSES:
+        data["bound"]["pairwise"] = []
+    return _write(data) + "\n"
 
 
 def from_json(text: str) -> Audit:
