@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from test_cli import Call, audited, call, pair, refused
 from usermodels import user_module
+
+from lipaudit.gates import parse
 
 __all__ = ["audited", "call", "pair", "user_module"]
 
@@ -151,3 +154,14 @@ def test_help_needs_no_file(call: Call) -> None:
 
     assert call("run", "--help").code == 0
     assert call("check", "--help").code == 0
+
+
+def test_the_readme_shows_settings_and_gates_that_work(call: Call, audited: dict[str, Any]) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    Path("lipaudit.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
+
+    assert call("run", "--attacks", "none").code == 0
+    assert audited["eps"] == ("36/255", "0.5")
+    assert len(audited["gates"]) == 3
+    for gate in re.findall(r"--gate '([^']+)'", text):
+        assert parse(gate).expression
