@@ -301,11 +301,15 @@ def unfinished(audit: Audit) -> list[str]:
     return [record.name for record in audit.attacks if record.unfinished]
 
 
+REFUTING = ("LA001", "LA002", "LA003")
+"""Checks that make an audit INVALID if they fail."""
+
+
 def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
     """What the integrity checks say of the audit's own numbers."""
     if audit.bound is None:
         return "UNPROVED"
-    found = [CHECKS[name](audit) for name in ("LA001", "LA002", "LA003")]
+    found = [CHECKS[name](audit) for name in REFUTING]
     return "INVALID" if any(finding is not None and finding.state == "fail" for finding in found) else "SOUND"
 
 

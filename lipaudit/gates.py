@@ -225,15 +225,15 @@ def headline_of(gates: Sequence[Gate], integrity: str) -> str:
 
 def finding(gates: Iterable[Gate], identifier: str, measure: str, fix: str) -> Finding | None:
     """The gates on one measure as one finding, the missed ones first; None where there are none."""
-    rows = [(parse(gate.expression), gate) for gate in gates]
-    rows = [row for row in rows if row[0].measure == measure]
+    rows = [(_budget(gate, measure), gate) for gate in gates]
+    rows = [row for row in rows if row[0] is not None]
     if not rows:
         return None
     failed = [row for row in rows if row[1].state == "failed"]
     missed = [row for row in failed if row[1].level == "error"] or failed
     unsure = [row for row in rows if row[1].state == "cannot be judged"]
     shown = missed or unsure or rows
-    budgets = ", ".join(wanted.eps for wanted, _ in shown if wanted.eps)
+    budgets = ", ".join(eps for eps, _ in shown if eps)
     name = MEASURES[measure].capitalize() + (f" at {budgets}" if budgets else "")
     value = compared(shown[0][1]) + (f" and {len(shown) - 1} more" if len(shown) > 1 else "")
     why = "The user asked for at least this much."
@@ -243,3 +243,9 @@ def finding(gates: Iterable[Gate], identifier: str, measure: str, fix: str) -> F
     if unsure:
         return Finding(identifier, "not run", f"{name} cannot be held against the gate", unsure[0][1].why, why)
     return Finding(identifier, "pass", f"{name} reaches the gate", value, why)
+
+
+def _budget(gate: Gate, measure: str) -> str | None:
+    """The budget of a gate on this measure, empty for clean accuracy; None if it is on another, or on none."""
+    found = _FORM.fullmatch(gate.expression)
+    return (found[2] or "") if found is not None and found[1] == measure else None

@@ -118,10 +118,6 @@ def test_what_is_no_result_is_one_line(command: list[str], file: str, says: str,
     assert file in line
 
 
-def test_a_page_is_not_a_result_yet(call: Call) -> None:
-    assert "name the .json file" in refused(call("compare", "a.html", "b.html"))
-
-
 # --- explain
 
 

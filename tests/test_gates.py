@@ -11,6 +11,7 @@ import audits
 import pytest
 
 from lipaudit.errors import ConfigError
+from lipaudit.findings import examine
 from lipaudit.formatting import percents
 from lipaudit.gates import compared, conditions, judge, lower_limit, parse
 from lipaudit.pipeline import conclude
@@ -230,14 +231,13 @@ def test_findings_name_what_was_missed() -> None:
 def test_every_format_shows_each_gate_with_its_digits() -> None:
     made = concluded(share(6996, 10_000), "clean_accuracy>=0.7", "unbroken_accuracy@0.3>=0.1,warn")
 
-    for text in (
-        to_text(made),
-        to_markdown(made).replace("\\", "").replace("&lt;", "<"),
-        made.to_html().replace("&lt;", "<"),
-    ):
+    for text in (to_text(made), to_markdown(made).replace("\\", "").replace("&lt;", "<")):
         assert "69.96% < 70.00%" in text
         assert "70.0% < 70.0%" not in text
         assert "no attack was aimed at 0.3" in text
+    page = made.to_html()
+    assert "Gate failed: 1 of 1 condition." in page
+    assert "69.96% &lt; 70.00%" in page
     assert "gate FAILED" in to_text(made)
     assert from_json(made.to_json()).gates == made.gates
     assert json.loads(made.to_json())["gates"][0]["value"] == 0.6996
@@ -256,6 +256,7 @@ def test_gates_of_a_foreign_file_are_shown_as_text() -> None:
     page, note = audit.to_html(), to_markdown(audit)
 
     assert "<img src=x" not in page
+    assert examine(audit)
     assert "<img src=x" not in note
     assert "\x1b" not in to_text(audit)
     assert len(to_text(audit)) < 5000

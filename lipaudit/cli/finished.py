@@ -94,8 +94,9 @@ def compare(base: Path, new: Path, max_drop: float | None, force: bool, kind: st
     from lipaudit.comparison import compare as held_against
     from lipaudit.comparison import to_plain
     from lipaudit.report.contrast import comparison_lines, drop_lines
+    from lipaudit.report.json import load_audit
 
-    found = held_against(_load(base), _load(new), force=force)
+    found = held_against(load_audit(base), load_audit(new), force=force)
     code = found.exit_code(max_drop)
     if kind == "json":
         plain = {**to_plain(found), "max_drop": max_drop, "exit_code": code}
@@ -103,15 +104,6 @@ def compare(base: Path, new: Path, max_drop: float | None, force: bool, kind: st
     else:
         print_lines([*comparison_lines(found), *drop_lines(found, max_drop)], sys.stdout)
     return code
-
-
-def _load(path: Path) -> Audit:
-    from lipaudit.errors import ReportError
-    from lipaudit.report.json import load_audit
-
-    if path.suffix.lower() in (".html", ".htm"):
-        raise ReportError(f"cannot compare {path}: the page does not hold the result; name the .json file beside it")
-    return load_audit(path)
 
 
 def _check_ids(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:

@@ -16,14 +16,13 @@ from lipaudit.formatting import (
     percent,
     plural,
 )
-from lipaudit.gates import compared
 from lipaudit.report import measures
 from lipaudit.report.closing import Closing, closing
 from lipaudit.report.division import Part, divide
 from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
 from lipaudit.report.ledger import Bounds, bounds
-from lipaudit.results import Audit, Finding, Gate
+from lipaudit.results import Audit, Finding
 
 LAMPS = {
     "SOUND": ("good", "No contradiction was found between proofs and attacks."),
@@ -55,16 +54,6 @@ class Lamp:
 
 
 @dataclass(frozen=True)
-class GateRow:
-    expression: str
-    look: str
-    sign: str
-    state: str
-    said: str
-    """What was compared, or why nothing was."""
-
-
-@dataclass(frozen=True)
 class Tile:
     value: str
     label: str
@@ -81,7 +70,6 @@ class Top:
     headline: str
     sentences: tuple[str, ...]
     lamps: tuple[Lamp, ...]
-    gates: tuple[GateRow, ...]
     tiles: tuple[Tile, ...]
     eps: str
     feel: str
@@ -158,7 +146,6 @@ def top(audit: Audit) -> Top:
         clean(audit.verdict.headline, 300),
         tuple(clean(sentence, 600) for sentence in audit.verdict.sentences),
         _lamps(audit),
-        tuple(_gate(gate) for gate in audit.gates),
         _tiles(audit, eps),
         eps_text(eps) if eps else "",
         _feel(audit, eps),
@@ -196,20 +183,6 @@ def _lamps(audit: Audit) -> tuple[Lamp, ...]:
         Lamp("Strength", *strength[:2], strength[2].format(step=audit.dataset.smallest_change_text)),
         Lamp("Gate", v.gate, *LAMPS[v.gate]),
     )
-
-
-def _gate(gate: Gate) -> GateRow:
-    look = gate_look(gate)
-    said = compared(gate) if gate.value is not None else clean(gate.why, 200)
-    state = f"{gate.state}, warns only" if look == "warn" else gate.state
-    return GateRow(clean(gate.expression, 60), look.replace(" ", "-"), MARKS[look], state, said)
-
-
-def gate_look(gate: Gate) -> str:
-    """The state of a check that a gate looks like."""
-    if gate.state == "failed":
-        return "fail" if gate.level == "error" else "warn"
-    return "pass" if gate.state == "passed" else "not run"
 
 
 def _tiles(audit: Audit, eps: str) -> tuple[Tile, ...]:

@@ -24,7 +24,7 @@ from lipaudit.formatting import (
 )
 from lipaudit.gates import compared
 from lipaudit.report import measures
-from lipaudit.report.sections import MARKS, gate_look, title
+from lipaudit.report.sections import MARKS, title
 from lipaudit.results import Audit, Finding, Gate
 
 WIDTH = 96
@@ -122,6 +122,13 @@ def gate_lines(gates: Sequence[Gate]) -> list[Line]:
         said = Span(compared(gate), "bold") if gate.value is not None else Span(f"{gate.state}: {clean(gate.why, 120)}")
         lines.append((Span(sign, STYLES[look]), Span(f" {clean(gate.expression, 60):<{width}}  "), said))
     return lines
+
+
+def gate_look(gate: Gate) -> str:
+    """The state of a check that a gate looks like."""
+    if gate.state == "failed":
+        return "fail" if gate.level == "error" else "warn"
+    return "pass" if gate.state == "passed" else "not run"
 
 
 def _verdict(audit: Audit) -> list[Line]:
