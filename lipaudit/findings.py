@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from lipaudit import gates
-from lipaudit.errors import ExitCode
 from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.registry import Registry
 from lipaudit.reliability import FLAGS, Flag
@@ -166,18 +165,8 @@ def radii_reach_a_pixel(audit: Audit) -> Finding | None:
     return Finding("LA101", "pass", "Most certificates reach a real image change", value, why)
 
 
-@CHECKS.register("LA102")
-def proved_reaches_gate(audit: Audit) -> Finding | None:
-    """Is as much proved as the gate asks for?"""
-    fix = "Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, or ask for less."
-    return gates.finding(audit.gates, "LA102", "certified_accuracy", fix)
-
-
-@CHECKS.register("LA103")
-def unbroken_reaches_gate(audit: Audit) -> Finding | None:
-    """Do attacks leave as much unbroken as the gate asks for?"""
-    fix = "Train against adversarial examples or for certificates, or ask for less."
-    return gates.finding(audit.gates, "LA103", "unbroken_accuracy", fix)
+CHECKS.register("LA102")(gates.proved_reaches_gate)
+CHECKS.register("LA103")(gates.unbroken_reaches_gate)
 
 
 @CHECKS.register("LA104")
@@ -318,23 +307,13 @@ def incomplete(audit: Audit) -> bool:
     return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)
 
 
-def exit_code(audit: Audit, integrity: str) -> int:
-    """4 before 5 before 3: a miss counts for little on an audit that is wrong or unfinished."""
-    if integrity == "INVALID":
-        return ExitCode.INTEGRITY
-    binding = [gate for gate in audit.gates if gate.level == "error"]
-    if integrity == "UNPROVED" or incomplete(audit) or any(gate.state == "cannot be judged" for gate in binding):
-        return ExitCode.INCOMPLETE
-    return ExitCode.GATE_FAILED if any(gate.state == "failed" for gate in binding) else ExitCode.DONE
-
-
 def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
     findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
     integrity = integrity_of(audit)
     if integrity != "SOUND":
         findings = [_withheld(f) if f.id in ("LA006", "LA101", "LA105") else f for f in findings]
-    return tuple(findings), _verdict(audit, integrity), exit_code(audit, integrity)
+    return tuple(findings), _verdict(audit, integrity), gates.exit_code(audit.gates, integrity, incomplete(audit))
 
 
 def _withheld(finding: Finding) -> Finding:

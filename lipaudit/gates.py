@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, cast
 
-from lipaudit.errors import ConfigError
+from lipaudit.errors import ConfigError, ExitCode
 from lipaudit.formatting import clean, eps_value, percents
 from lipaudit.results import Audit, Finding, Gate
 
@@ -221,6 +221,28 @@ def headline_of(gates: Sequence[Gate], integrity: str) -> str:
     unsure = sum(gate.state == "cannot be judged" for gate in binding)
     more = f", {unsure} cannot be judged" if unsure else ""
     return f"Gate failed: {missed} of {len(binding)} condition{'' if len(binding) == 1 else 's'}{more}. "
+
+
+def exit_code(gates: Sequence[Gate], integrity: str, incomplete: bool) -> int:
+    """4 before 5 before 3: a miss counts for little on an audit that is wrong or unfinished."""
+    if integrity == "INVALID":
+        return ExitCode.INTEGRITY
+    states = {gate.state for gate in gates if gate.level == "error"}
+    if integrity == "UNPROVED" or incomplete or "cannot be judged" in states:
+        return ExitCode.INCOMPLETE
+    return ExitCode.GATE_FAILED if "failed" in states else ExitCode.DONE
+
+
+def proved_reaches_gate(audit: Audit) -> Finding | None:
+    """Is as much proved as the gate asks for?"""
+    fix = "Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, or ask for less."
+    return finding(audit.gates, "LA102", "certified_accuracy", fix)
+
+
+def unbroken_reaches_gate(audit: Audit) -> Finding | None:
+    """Do attacks leave as much unbroken as the gate asks for?"""
+    fix = "Train against adversarial examples or for certificates, or ask for less."
+    return finding(audit.gates, "LA103", "unbroken_accuracy", fix)
 
 
 def finding(gates: Iterable[Gate], identifier: str, measure: str, fix: str) -> Finding | None:

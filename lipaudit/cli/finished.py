@@ -33,8 +33,8 @@ def check(result: Path, gate: tuple[str, ...], config: Path | None, exit_zero: b
     """
     del config  # its gates are the default of --gate
     from lipaudit.cli.terminal import print_lines
-    from lipaudit.findings import exit_code, integrity_of
-    from lipaudit.gates import conditions, judge
+    from lipaudit.findings import incomplete, integrity_of
+    from lipaudit.gates import conditions, exit_code, judge
     from lipaudit.report.json import load_audit
 
     audit = load_audit(result)
@@ -42,7 +42,7 @@ def check(result: Path, gate: tuple[str, ...], config: Path | None, exit_zero: b
     stated = audit.verdict.integrity
     integrity = integrity_of(audit) if stated == "SOUND" else stated
     audit = replace(audit, gates=judge(audit, wanted, integrity))
-    code = exit_code(audit, integrity)
+    code = exit_code(audit.gates, integrity, incomplete(audit))
     if kind == "json":
         click.echo(json.dumps(_plain_check(audit, integrity, code), indent=1, ensure_ascii=False))
     else:
