@@ -62,6 +62,7 @@ PAGES: dict[str, Explanation] = {
         {
             "pass": "every layer has a proved bound, none below what was measured",
             "fail": "the network has no bound (UNPROVED, exit code 5), or a measured norm exceeds one (INVALID, 4)",
+            "not run": WITHHELD,
         },
     ),
     "LA004": Explanation(
@@ -88,7 +89,10 @@ PAGES: dict[str, Explanation] = {
         "Networks are trained on normalised images. Dividing pixels by a standard deviation of 0.2 stretches distances "
         "five times; a radius that leaves this out is five times too large. Radii of lipaudit are in raw pixels.",
         "State the normalisation with --mean and --std, or put it inside the model.",
-        {"pass": "the normalisation that lipaudit put in front of the network is part of the bound"},
+        {
+            "pass": "the normalisation that lipaudit put in front of the network is part of the bound",
+            "not run": WITHHELD,
+        },
     ),
     "LA101": Explanation(
         "Two different images on the 8-bit grid differ by at least 1/255 in L2: one channel of one pixel, by one "

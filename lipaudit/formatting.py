@@ -85,6 +85,16 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f}%"
 
 
+def interval(low: float, high: float) -> str:
+    """A confidence interval of a share: `28.3–36.4%`."""
+    return f"{100 * low:.1f}–{100 * high:.1f}%"
+
+
+def points(share: float) -> str:
+    """A difference of shares: `32.2 pts`."""
+    return f"{100 * share:.1f} pts"
+
+
 def percents(share: float, least: float) -> tuple[str, str]:
     """A share and what it is held against, with digits enough to tell them apart: `69.96%`, `70.00%`."""
     if not math.isfinite(share) or not math.isfinite(least):  # a file may hold anything
@@ -95,16 +105,6 @@ def percents(share: float, least: float) -> tuple[str, str]:
         if share == least or texts[0] != texts[1]:
             return texts
     return repr(share), repr(least)
-
-
-def interval(low: float, high: float) -> str:
-    """A confidence interval of a share: `28.3–36.4%`."""
-    return f"{100 * low:.1f}–{100 * high:.1f}%"
-
-
-def points(share: float) -> str:
-    """A difference of shares: `32.2 pts`."""
-    return f"{100 * share:.1f} pts"
 
 
 def duration(seconds: float) -> str:
