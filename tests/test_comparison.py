@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import audits
 import pytest
+from audits import radii_only
 from scipy.stats import binomtest
 
 from lipaudit.comparison import Change, Comparison, compare, differences, mcnemar, paired_interval, to_plain
@@ -30,7 +31,8 @@ def weaker(audit: Audit, rows: int, factor: float = 0.1) -> Audit:
         found = distance[row]
         distance[row] = (found if found is not None else 1.0) * factor
     columns = replace(audit.samples, radius=tuple(radius), distance=tuple(distance))
-    return replace(audit, run="la-new", samples=columns, model=replace(audit.model, weights_sha256="77" * 32))
+    audit = radii_only(replace(audit, samples=columns))
+    return replace(audit, run="la-new", model=replace(audit.model, weights_sha256="77" * 32))
 
 
 def of(found: Comparison, measure: str, eps: str = "") -> Change:

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import audits
 import pytest
+from audits import radii_only
 
 from lipaudit.errors import ConfigError
 from lipaudit.findings import examine
@@ -17,7 +18,7 @@ from lipaudit.gates import compared, conditions, judge, lower_limit, parse
 from lipaudit.pipeline import conclude
 from lipaudit.report.json import from_json
 from lipaudit.report.text import to_markdown, to_text
-from lipaudit.results import TIME_LIMIT, Audit, Gate
+from lipaudit.results import TIME_LIMIT, Audit, Gate, Samples
 
 
 def concluded(audit: Audit, *gates: str) -> Audit:
@@ -30,26 +31,20 @@ def states(audit: Audit, *gates: str) -> list[str]:
 
 def share(held: int, total: int) -> Audit:
     """An audit with exactly this clean accuracy, the same share proved and unbroken at every budget."""
-    audit = audits.single()
-    one = audit.samples
     n = range(total)
-    return replace(
-        audit,
-        samples=replace(
-            one,
-            index=tuple(n),
-            label=(3,) * total,
-            prediction=tuple(3 if k < held else 4 for k in n),
-            margin=tuple(1.0 if k < held else -1.0 for k in n),
-            radius=tuple(9.0 if k < held else 0.0 for k in n),
-            distance=(None,) * total,
-            adversarial_prediction=(None,) * total,
-            attack=(None,) * total,
-            attacked=tuple(k < held for k in n),
-            method=("global",) * total,
-        ),
-        thumbnails=(),
+    columns = Samples(
+        index=tuple(n),
+        label=(3,) * total,
+        prediction=tuple(3 if k < held else 4 for k in n),
+        margin=tuple(1.0 if k < held else -1.0 for k in n),
+        radius=tuple(9.0 if k < held else 0.0 for k in n),
+        distance=(None,) * total,
+        adversarial_prediction=(None,) * total,
+        attack=(None,) * total,
+        attacked=tuple(k < held for k in n),
+        method=("global",) * total,
     )
+    return replace(radii_only(audits.single()), samples=columns, thumbnails=())
 
 
 # --- reading
