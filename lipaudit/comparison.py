@@ -22,6 +22,8 @@ from lipaudit.results import Audit
 KIND = "lipaudit-comparison/1.0"
 SIGNIFICANT = 0.05
 """A change with a larger p is called noise."""
+EFFORT = ("tight", "local", "local_samples")
+"""Settings under which more or less is proved of the same network."""
 MOST_LAYERS = 5
 MOVED = 0.001
 """Layers whose bounds differ by a smaller part did not move."""
@@ -212,6 +214,10 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
     said.append("same weights" if same else "weights differ")
     if base.dataset.seed != new.dataset.seed:
         said.append(f"seed {base.dataset.seed} → {new.dataset.seed}: attacks start elsewhere")
+    for name in EFFORT:
+        one, two = base.config.get(name), new.config.get(name)
+        if one != two:
+            said.append(f"{name} {clean(one, 40)} → {clean(two, 40)}: another effort at proving")
     local = [audit.samples.method.count("local") for audit in (base, new)]
     if local[0] != local[1]:
         said.append(f"radii by affine forms around the image: of {local[0]} → {local[1]} images")

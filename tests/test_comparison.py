@@ -114,6 +114,14 @@ def test_a_small_change_is_within_noise() -> None:
     assert change.word == "within noise"
 
 
+def test_another_effort_at_proving_is_noted() -> None:
+    base = replace(audits.strong(50), config={"local": "on", "tight": False, "origin": {}})
+    found = compare(base, replace(base, config={"local": "off", "tight": False, "origin": {"local": "--local"}}))
+
+    assert "local on → off: another effort at proving" in text(found)
+    assert sum("effort" in note for note in found.notes) == 1
+
+
 def test_layers_that_moved_most_come_first() -> None:
     base = audits.strong(50)
     layers = list(base.bound.layers)

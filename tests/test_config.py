@@ -149,6 +149,28 @@ def test_a_file_that_is_not_there_is_one_line(call: Call, audited: dict[str, Any
     assert audited["audit"]
 
 
+@pytest.mark.usefixtures("pair")
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("LIPAUDIT_SAMPLES", "many", "LIPAUDIT_SAMPLES in the environment: Invalid value for '--samples': 'many'"),
+        ("LIPAUDIT_TIGHT", "perhaps", "LIPAUDIT_TIGHT in the environment"),
+        ("LIPAUDIT_FORMAT", "pdf", "LIPAUDIT_FORMAT in the environment"),
+        ("LIPAUDIT_TIME_LIMIT", "soon", "LIPAUDIT_TIME_LIMIT in the environment"),
+        ("LIPAUDIT_CONFIG", "none.toml", "cannot read none.toml"),
+        ("LIPAUDIT_GATE", "clean_accuracy", "expected MEASURE@EPS>=SHARE"),
+        ("LIPAUDIT_EPS", "0.5 x", "'x'"),
+    ],
+)
+def test_a_variable_that_is_wrong_is_one_line(
+    name: str, value: str, says: str, call: Call, audited: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+
+    assert says in refused(call("run"))
+    assert "model" not in audited
+
+
 def test_help_needs_no_file(call: Call) -> None:
     Path("lipaudit.toml").write_text("[rum]")
 

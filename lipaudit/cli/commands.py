@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 from lipaudit import __version__
-from lipaudit.cli.config import config_option, origin
+from lipaudit.cli.config import complaint, config_option, origin
 from lipaudit.cli.interrupt import Interruption, Stoppable, interruption
 from lipaudit.cli.options import (
     FILE,
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f" ({usage.command_path} --help)" if usage is not None else ""
-        _fail(session, f"{error.format_message()}{hint}", error.exit_code)
+        _fail(session, f"{complaint(error)}{hint}", error.exit_code)
     except ResumeError as error:
         _fail(session, str(error), error.exit_code)
     except LipauditError as error:

@@ -61,12 +61,27 @@ def origin(context: click.Context) -> dict[str, str]:
         name = option.name or ""
         source = context.get_parameter_source(name)
         if source is ParameterSource.ENVIRONMENT:
-            found[name] = f"LIPAUDIT_{name.upper()}"
+            found[name] = variable(option)
         elif source is ParameterSource.DEFAULT_MAP:
             found[name] = str(context.meta[KEY])
         else:
             found[name] = max(option.opts, key=len) if source is ParameterSource.COMMANDLINE else DEFAULT
     return found
+
+
+def variable(option: click.Parameter) -> str:
+    """The environment variable of an option of `run` or `check`."""
+    return str(option.envvar or f"LIPAUDIT_{(option.name or '').upper()}")
+
+
+def complaint(error: click.ClickException) -> str:
+    """What click says, and which variable it speaks of if nobody typed the value."""
+    context, option = getattr(error, "ctx", None), getattr(error, "param", None)
+    said = error.format_message()
+    if context is None or option is None or option.name is None:
+        return said
+    from_environment = context.get_parameter_source(option.name) is ParameterSource.ENVIRONMENT
+    return f"{variable(option)} in the environment: {said}" if from_environment else said
 
 
 def _read(path: Path | None) -> tuple[Path | None, Mapping[str, Any]]:
