@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import subprocess
@@ -19,7 +20,7 @@ from safetensors.torch import save_file
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 from lipaudit import __version__, cli, sizing
-from lipaudit.cli import files, runs
+from lipaudit.cli import files, runs, terminal
 from lipaudit.errors import LipauditError
 from lipaudit.results import Audit
 
@@ -321,6 +322,19 @@ def test_a_report_that_fails_leaves_no_file(
     assert "ZeroDivisionError: in the report of" in line
     assert "run again with -vv" in line
     assert "html" not in audited
+
+
+def test_a_reader_that_goes_away_leaves_the_reports_and_no_journal(
+    call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(terminal, "print_lines", broken)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+    assert call("run", *pair).code == 1
+    assert written() == [f"{audited['audit'].run}.html", f"{audited['audit'].run}.json"]
 
 
 def test_a_disk_that_is_full_leaves_no_file(

@@ -167,12 +167,11 @@ def _run(context: click.Context, chosen: dict[str, Any], stop: Interruption) -> 
     # What libraries and user code print belongs to the reader, not to the result on stdout.
     with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
         audit = run_audit(chosen, running, Stoppable(progress, stop))
-    _deliver(audit, chosen)
-    running.finish()
+    _deliver(audit, chosen, running)
     return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code
 
 
-def _deliver(audit: Audit, chosen: dict[str, Any]) -> None:
+def _deliver(audit: Audit, chosen: dict[str, Any], running: Resumable) -> None:
     """Write the reports, all or none, and say on stderr what came out."""
     from lipaudit.cli.files import write_all
     from lipaudit.cli.terminal import print_lines
@@ -185,6 +184,7 @@ def _deliver(audit: Audit, chosen: dict[str, Any]) -> None:
     else:
         files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
         write_all(files)
+    running.finish()  # whatever becomes of the terminal
     paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
     if chosen["quiet"]:
         verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
