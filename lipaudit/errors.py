@@ -7,6 +7,8 @@
     ├─ NotLipschitz     an operation has no finite bound here
     ├─ BadThreat        budget, norm or box make no sense for this input
     ├─ ReportError      an unreadable result, or one of a newer schema
+    ├─ ConfigError      a gate, or a setting in a file, is none that lipaudit knows
+    ├─ CompareError     two results do not answer the same question
     ├─ ResumeError      an interrupted run cannot be continued: it was begun with something else
     └─ RuleError        a rule or registration is wrong: our bug, or the extender's
 
@@ -67,6 +69,18 @@ class BadThreat(LipauditError):
 
 class ReportError(LipauditError):
     """A result file is unreadable, or was written by a newer lipaudit."""
+
+    exit_code = ExitCode.USAGE
+
+
+class ConfigError(LipauditError):
+    """A gate, or a setting in a configuration file, is none that lipaudit knows."""
+
+    exit_code = ExitCode.USAGE
+
+
+class CompareError(LipauditError):
+    """Two results do not answer the same question."""
 
     exit_code = ExitCode.USAGE
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable
+from typing import Literal
 
-from lipaudit.errors import ExitCode
+from lipaudit import gates
 from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.promised import holds_as_executed, no_promise_broken
 from lipaudit.registry import Registry
@@ -172,19 +173,28 @@ def radii_reach_a_pixel(audit: Audit) -> Finding | None:
     return Finding("LA101", "pass", "Most certificates reach a real image change", value, why)
 
 
+CHECKS.register("LA102")(gates.proved_reaches_gate)
+CHECKS.register("LA103")(gates.unbroken_reaches_gate)
+
+
 @CHECKS.register("LA104")
 def accuracy_above_chance(audit: Audit) -> Finding | None:
     """Does the network classify far better than guessing?"""
     why = "Accuracy near chance usually means a wrong normalisation, channel order or order of classes."
     chance = 1 / max(1, audit.model.classes)
     value = percent(audit.clean.value)
+    gated = gates.finding(
+        audit.gates, "LA104", "clean_accuracy", "Train longer or with a larger network, or ask for less."
+    )
+    if gated is not None and gated.state in ("fail", "warn"):
+        return gated
     if audit.model.weights == "random":
         fix = "Load trained weights (--checkpoint) before drawing any conclusion."
         return Finding("LA104", "warn", "The network is untrained: its weights are random", value, why, fix)
     if audit.clean.high < 2 * chance:
         fix = "Compare --mean, --std and the order of classes with those of training."
         return Finding("LA104", "warn", "Clean accuracy is near chance", value, why, fix)
-    return Finding("LA104", "pass", "Clean accuracy is well above chance", value, why)
+    return gated or Finding("LA104", "pass", "Clean accuracy is well above chance", value, why)
 
 
 @CHECKS.register("LA105")
@@ -288,29 +298,37 @@ def unfinished(audit: Audit) -> list[str]:
     return [record.name for record in audit.attacks if record.unfinished]
 
 
+REFUTING = ("LA001", "LA002", "LA003", "LA008")
+"""Checks that make an audit INVALID if they fail."""
+
+
+def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
+    """What the integrity checks say of the audit's own numbers."""
+    if audit.bound is None:
+        return "UNPROVED"
+    found = [CHECKS[name](audit) for name in REFUTING]
+    return "INVALID" if any(finding is not None and finding.state == "fail" for finding in found) else "SOUND"
+
+
+def incomplete(audit: Audit) -> bool:
+    """Something that was asked for was not done."""
+    return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)
+
+
 def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
     findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
-    failed = {finding.id for finding in findings if finding.state == "fail"}
-    refuted = failed & {"LA001", "LA002", "LA003", "LA008"}
-    integrity = "UNPROVED" if audit.bound is None else "INVALID" if refuted else "SOUND"
+    integrity = integrity_of(audit)
     if integrity != "SOUND":
         findings = [_withheld(f) if f.id in REST_ON_BOUNDS and f.state != "fail" else f for f in findings]
-    verdict = _verdict(audit, integrity)
-    if integrity == "INVALID":
-        code = ExitCode.INTEGRITY
-    elif integrity == "UNPROVED" or unfinished(audit) or any(s.asked for s in audit.skipped):
-        code = ExitCode.INCOMPLETE
-    else:
-        code = ExitCode.DONE
-    return tuple(findings), verdict, code
+    return tuple(findings), _verdict(audit, integrity), gates.exit_code(audit.gates, integrity, incomplete(audit))
 
 
 def _withheld(finding: Finding) -> Finding:
     return Finding(finding.id, "not run", f"{CHECKS.claim(finding.id)} Withheld", "no valid certificates", finding.why)
 
 
-def _verdict(audit: Audit, integrity: str) -> Verdict:
+def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -> Verdict:
     eps = audit.threat.eps[0]
     strength, headline, sentences = None, "", []
     if integrity == "INVALID":
@@ -332,7 +350,8 @@ def _verdict(audit: Audit, integrity: str) -> Verdict:
     missing = unfinished(audit)
     if missing:
         headline = f"Incomplete: {', '.join(missing)} did not run to the end. {headline}"
-    return Verdict(integrity, strength, "not set", headline, tuple(sentences))
+    headline = gates.headline_of(audit.gates, integrity) + headline
+    return Verdict(integrity, strength, gates.state_of(audit.gates), headline, tuple(sentences))
 
 
 def _invalid(audit: Audit) -> tuple[str, list[str]]:

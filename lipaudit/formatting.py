@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from decimal import Decimal
 
 THIN = "\u202f"  # narrow no-break space: groups digits
 NONE = "–"
@@ -100,6 +101,18 @@ def interval(low: float, high: float) -> str:
 def points(share: float) -> str:
     """A difference of shares: `32.2 pts`."""
     return f"{100 * share:.1f} pts"
+
+
+def percents(share: float, least: float) -> tuple[str, str]:
+    """A share and what it is held against, with digits enough to tell them apart: `69.96%`, `70.00%`."""
+    if not math.isfinite(share) or not math.isfinite(least):  # a file may hold anything
+        return repr(share), repr(least)
+    exponent = (Decimal(repr(least)) * 100).normalize().as_tuple().exponent
+    for decimals in range(max(1, min(12, -int(exponent))), 13):
+        texts = f"{100 * share:.{decimals}f}%", f"{100 * least:.{decimals}f}%"
+        if share == least or texts[0] != texts[1]:
+            return texts
+    return repr(share), repr(least)
 
 
 def duration(seconds: float) -> str:

@@ -27,8 +27,9 @@ from lipaudit.certificates import (
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, executed_distances, largest_slope, plan
-from lipaudit.findings import examine, rate, wilson
+from lipaudit.findings import examine, incomplete, integrity_of, rate, wilson
 from lipaudit.formatting import eps_value
+from lipaudit.gates import Condition, conditions, judge
 from lipaudit.graph import evaluate, in_dtype
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
@@ -83,6 +84,7 @@ def audit(
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
     journal: str | Path | None = None,
+    gates: Sequence[str] = (),
 ) -> Audit:
     """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
 
@@ -99,9 +101,11 @@ def audit(
 
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
     an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete.
-    Raises `BadThreat` for inputs or budgets that make no sense, `ResumeError` for the journal of another audit, and
-    the errors of `bound`.
+    `gates` are conditions such as "certified_accuracy@36/255>=0.30" (see `lipaudit.gates`), judged at the end.
+    Raises `BadThreat` for inputs or budgets that make no sense, `ConfigError` for a gate that is none, `ResumeError`
+    for the journal of another audit, and the errors of `bound`.
     """
+    wanted = conditions(gates)
     progress = progress or Silent()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     clock = _Clock()
@@ -184,7 +188,7 @@ def audit(
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
     )
-    return conclude(draft)
+    return conclude(draft, wanted)
 
 
 def _locally(
@@ -210,8 +214,8 @@ def _locally(
     return certificates, (Skip(f"local radii: {how}", found.why_not, asked=not complete),)
 
 
-def conclude(draft: Audit) -> Audit:
-    """The audit with its rates, findings, verdict and exit code."""
+def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
+    """The audit with its rates, gates, findings, verdict and exit code."""
     right = [y == guess for y, guess in zip(draft.samples.label, draft.samples.prediction, strict=True)]
     proved = tuple(rate(e, [r > eps_value(e) for r in draft.samples.radius]) for e in draft.threat.eps)
     unbroken = ()
@@ -225,9 +229,10 @@ def conclude(draft: Audit) -> Audit:
         for p in draft.promises
     )
     draft = replace(draft, proved=proved, unbroken=unbroken, promises=promises)
+    draft = replace(draft, gates=judge(draft, wanted, integrity_of(draft)))
     findings, verdict, code = examine(draft)
     invalid = verdict.integrity == "INVALID"
-    status = "invalid" if invalid else "partial" if code == 5 else "complete"
+    status = "invalid" if invalid else "partial" if incomplete(draft) else "complete"
     return replace(
         draft,
         run=draft.run or facts.run_name(draft),

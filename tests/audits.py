@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 
 from audit_parts import (
     CLASSES,
@@ -282,6 +282,13 @@ def hostile(text: str = HOSTILE) -> Audit:
         gates=(Gate(text, 0.5, "value", "error", "failed", 0.4, text),),
         findings=(Finding("LA001", "warn", text, text, text, text),),
     )  # fmt: skip
+
+
+def radii_only(audit: Audit) -> Audit:
+    """Without the optional columns and tables that would have to change with the radii."""
+    columns = {field.name: () for field in fields(audit.samples) if field.default == () and field.name != "method"}
+    tables = {field.name: () for field in fields(audit) if field.name == "promises"}
+    return replace(audit, samples=replace(audit.samples, **columns), **tables)
 
 
 ALL: dict[str, Callable[[], Audit]] = {

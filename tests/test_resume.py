@@ -203,3 +203,35 @@ def test_a_run_on_stdout_keeps_nothing(call: Call, pair: list[object], monkeypat
     assert result.code == 130
     assert result.err.splitlines()[-1] == "lipaudit: interrupted; no report was written"
     assert written() == []
+
+
+def test_gates_and_their_origin_go_on_with_the_run(
+    call: Call, pair: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("lipaudit.toml").write_text("[gate]\nclean_accuracy = 0.5\n")
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, KeyboardInterrupt())
+        call("run", *pair, "--exit-zero")
+    (folder,) = Path("reports").glob("*.partial")
+    name = folder.name.removesuffix(".partial")
+    Path("lipaudit.toml").write_text("[gate]\nclean_accuracy = 0.9\n")
+
+    assert "--gate" in call("run", "--resume", name, "--gate", "clean_accuracy>=0.9").err
+    result = call("run", "--resume", name)
+
+    assert result.code == 0, result.err
+    made = json.loads(only(Path("reports")).read_text())
+    assert [gate["expression"] for gate in made["gates"]] == ["clean_accuracy>=0.5"]
+    assert made["config"]["origin"]["gate"] == "lipaudit.toml"
+
+
+def test_a_run_that_an_older_lipaudit_began_goes_on(call: Call, begun: str) -> None:
+    file = Path("reports", f"{begun}.partial", "options.json")
+    kept = json.loads(file.read_text())
+    for name in ("gate", "exit_zero", "origin", "config"):
+        kept["options"].pop(name, None)
+    file.write_text(json.dumps(kept))
+
+    result = call("run", "--resume", begun)
+
+    assert result.code == 0, result.err

@@ -15,15 +15,20 @@ import click
 from click.core import ParameterSource
 
 from lipaudit import __version__
+from lipaudit.cli.config import complaint, config_option, origin
+from lipaudit.cli.interrupt import Interruption, Stoppable, interruption
 from lipaudit.cli.options import (
     FILE,
+    MODELS,
     attack_options,
+    complete,
     data_options,
     local_options,
     model_options,
     norm_options,
     output_options,
     promise_options,
+    text_or_json,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
 from lipaudit.formatting import clean
@@ -34,8 +39,8 @@ if TYPE_CHECKING:
     from lipaudit.results import Audit
 
 PACKAGES = (
-    "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scikit-learn",
-    "safetensors", "huggingface-hub",
+    "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scipy", "scikit-learn",
+    "safetensors", "huggingface-hub", "click", "rich", "jinja2",
 )  # fmt: skip
 
 REPORTS = ("json", "html", "md")
@@ -70,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f" ({usage.command_path} --help)" if usage is not None else ""
-        _fail(session, f"{error.format_message()}{hint}", error.exit_code)
+        _fail(session, f"{complaint(error)}{hint}", error.exit_code)
     except ResumeError as error:
         _fail(session, str(error), error.exit_code)
     except LipauditError as error:
@@ -92,19 +97,24 @@ def _fail(session: Session, message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, message="lipaudit %(version)s")
 @click.option("-v", "--verbose", count=True, help="-vv: logs and tracebacks.")
-@click.pass_obj
-def commands(session: Session, verbose: int) -> None:
+@click.pass_context
+def commands(context: click.Context, verbose: int) -> None:
     """Audit image classifiers: provable Lipschitz bounds and certified radii, held against real attacks."""
-    session.verbose += verbose
+    context.obj.verbose += verbose
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
-@commands.command()
+@commands.command(context_settings={"auto_envvar_prefix": "LIPAUDIT"})
 @click.option(
     "--model",
     metavar="NAME",
+    shell_complete=complete(MODELS),
     help="Network (`lipaudit models`), or package.module:factory (your code is run). [default: digits-aol]",
 )
 @model_options
@@ -114,16 +124,28 @@ def commands(session: Session, verbose: int) -> None:
 @promise_options
 @attack_options
 @output_options
-@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name in DIR.")
+@config_option
+@click.option(
+    "--resume",
+    metavar="RUN",
+    allow_from_autoenv=False,
+    help="Continue an interrupted run: its folder, or its name in DIR.",
+)
 @click.pass_context
 def run(context: click.Context, **chosen: Any) -> int:
     """Audit a model on a data set; writes DIR/<run>.json and .html.
 
     Until it is finished, DIR/<run>.partial keeps what is done: after Ctrl-C or a crash, --resume continues there.
 
-    Without options: the bundled digits model. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed,
-    4 a certificate is contradicted, 5 incomplete, 130 interrupted.
+    Without options: the bundled digits model. An option may also stand in the environment, as LIPAUDIT_SAMPLES, or
+    in lipaudit.toml. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed, 4 a certificate is contradicted,
+    5 incomplete, 130 interrupted.
     """
+    with interruption() as stop:
+        return _run(context, chosen, stop)
+
+
+def _run(context: click.Context, chosen: dict[str, Any], stop: Interruption) -> int:
     from lipaudit.cli.files import prepare_folder
     from lipaudit.cli.resume import Resumable, resume
     from lipaudit.cli.runs import check, run_audit
@@ -137,23 +159,26 @@ def run(context: click.Context, **chosen: Any) -> int:
     if chosen["resume"] is not None:
         typed = [name for name in chosen if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
         running, chosen = resume(chosen, typed)
+    else:
+        chosen["origin"] = origin(context)
     session.running = running
     check(chosen)
     if chosen["out"] != "-":
         prepare_folder(Path(chosen["out"]))
-    elif len(chosen["formats"]) > 1:
+    elif context.get_parameter_source("formats") is ParameterSource.DEFAULT:
         chosen["formats"] = ("json",)
+    elif len(chosen["formats"]) > 1:
+        raise click.UsageError("expected one --format with -o -, got several: stdout holds one")
     mode = "off" if chosen["quiet"] else chosen["progress"]
     every = 0.0 if session.verbose else EVERY
     # What libraries and user code print belongs to the reader, not to the result on stdout.
     with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
-        audit = run_audit(chosen, running, progress)
-    _deliver(audit, chosen)
-    running.finish()
-    return audit.exit_code
+        audit = run_audit(chosen, running, Stoppable(progress, stop))
+    _deliver(audit, chosen, running)
+    return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code
 
 
-def _deliver(audit: Audit, chosen: dict[str, Any]) -> None:
+def _deliver(audit: Audit, chosen: dict[str, Any], running: Resumable) -> None:
     """Write the reports, all or none, and say on stderr what came out."""
     from lipaudit.cli.files import write_all
     from lipaudit.cli.terminal import print_lines
@@ -166,6 +191,7 @@ def _deliver(audit: Audit, chosen: dict[str, Any]) -> None:
     else:
         files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
         write_all(files)
+    running.finish()  # whatever becomes of the terminal
     paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
     if chosen["quiet"]:
         verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
@@ -192,7 +218,8 @@ def _render(audit: Audit, kind: str) -> str:
 @click.argument("model")
 @model_options
 @norm_options
-def bounds(model: str, dataset: str | None, tight: bool, **given: Any) -> None:
+@text_or_json
+def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.cli.terminal import terminal_progress
     from lipaudit.composition import bound
@@ -206,6 +233,11 @@ def bounds(model: str, dataset: str | None, tight: bool, **given: Any) -> None:
         method = "tight" if tight else "best"
         shape = loaded.facts.input_shape
         network = bound(loaded.module, shape, domain=(0.0, 1.0), method=method, progress=progress)
+    if kind == "json":
+        from lipaudit.report.json import bound_to_json
+
+        click.echo(bound_to_json(loaded.facts.name, method, network), nl=False)
+        return
     rows = [("layer", "op", "bound", "so far", "by")]
     for line in network.layers:
         so_far = number_from_log10(line.log10_so_far)
@@ -229,7 +261,7 @@ def report(result: Path, out: str, kind: str | None) -> None:
     from lipaudit.cli.files import write_all
     from lipaudit.report.json import load_audit
 
-    kind = kind or ("html" if out == "-" else Path(out).suffix.removeprefix("."))
+    kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
     if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
         raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
     text = _render(load_audit(result), kind)
@@ -295,11 +327,15 @@ def _coverage(word: str, families: tuple[str, ...], library: str | None, variant
 def datasets() -> None:
     """List the data sets."""
     from lipaudit.datasets import known_datasets
+    from lipaudit.loading.downloads import cache_dir
 
     rows = [("name", "images", "shape", "here", "licence", "what")]
     for d in known_datasets():
         rows.append((d.name, d.images, d.shape, "yes" if d.cached else "no", d.licence, d.what))
     _table(rows)
+    click.echo(
+        f"\nWhat is not here is fetched on first use, into {cache_dir()}; --data-dir DIR reads files that you have."
+    )
 
 
 @commands.command()
@@ -323,6 +359,7 @@ def env() -> None:
             rows.append((package, "not installed"))
     rows += [("cuda", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")]
     rows += [("threads", f"{torch.get_num_threads()} of {os.cpu_count()}")]
+    rows += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith("LIPAUDIT_")]
     _table(rows)
 
 

@@ -50,7 +50,9 @@ def write_all(texts: Mapping[Path, str]) -> None:
     except OSError as error:
         for path in placed:
             path.unlink(missing_ok=True)
-        raise ReportError(f"cannot write {error.filename}: {error.strerror}; nothing was written") from error
+        raise ReportError(
+            f"cannot write {error.filename2 or error.filename}: {error.strerror}; nothing was written"
+        ) from error
 
 
 def _to_disk(path: Path) -> None:

@@ -93,15 +93,45 @@ def _together(*options: Callable[[Command], Command]) -> Callable[[Command], Com
 
 FILE = click.Path(path_type=Path)
 
+MODELS = ("digits-aol", "digits-cnn", "resnet18", "timm:", "torchvision:")
+DATASETS = ("digits", "cifar10", "cifar100", "mnist", "fashion-mnist", "imagefolder:", "npz:")
+"""What a shell proposes. The tables that decide need torch, which a shell has no time for; a test holds them equal."""
+
+
+def complete(names: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Those of the names that begin with what has been typed."""
+
+    def propose(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+        del context, parameter
+        return [name for name in names if name.startswith(typed)]
+
+    return propose
+
+
+gate_option = click.option(
+    "--gate",
+    multiple=True,
+    metavar="EXPR",
+    help="Least share, such as 'certified_accuracy@36/255>=0.30', also of unbroken_accuracy@EPS or clean_accuracy; "
+    "',ci_low' behind it takes the lower 95% limit, ',warn' only warns. Repeat.",
+)
+
+text_or_json = click.option(
+    "--format", "kind", type=click.Choice(["text", "json"]), default="text", show_default=True, help="On stdout."
+)
+
 model_options = _together(
-    click.option("--dataset", metavar="NAME", help="Data set (`lipaudit datasets`)."),
+    click.option(
+        "--dataset", metavar="NAME", help="Data set (`lipaudit datasets`).", shell_complete=complete(DATASETS)
+    ),
     click.option("--checkpoint", type=FILE, metavar="FILE", help="Weights: .safetensors, .pt, .pth. Runs no code."),
     click.option("--mean", callback=_numbers, metavar="M,M,M", help="Mean per channel in units of [0,1], or none."),
     click.option("--std", callback=_numbers, metavar="S,S,S", help="Standard deviation per channel."),
     click.option("--num-classes", type=click.IntRange(2), metavar="N", help="Classes of the network."),
     click.option("--input-shape", callback=_shape, metavar="C,H,W", help="Input of the network, such as 3,32,32."),
     click.option("--random-weights", is_flag=True, help="Audit an untrained network; the report says so."),
-    click.option("--offline", is_flag=True, help="Fetch nothing (also LIPAUDIT_OFFLINE=1)."),
+    # downloads.py reads LIPAUDIT_OFFLINE, for the library as well.
+    click.option("--offline", is_flag=True, allow_from_autoenv=False, help="Fetch nothing (also LIPAUDIT_OFFLINE=1)."),
     click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="For everything random."),
 )
 
@@ -162,11 +192,14 @@ output_options = _together(
     click.option(
         "--format",
         "formats",
+        envvar="LIPAUDIT_FORMAT",
         callback=_formats,
         default="json,html",
         show_default=True,
         help="Of json,html,md.",
     ),
+    gate_option,
+    click.option("--exit-zero", is_flag=True, help="Exit 0 where a gate fails; hides nothing else."),
     click.option("-q", "--quiet", is_flag=True, help="Verdict and files only."),
     click.option("-v", "--verbose", count=True, help="Every step; -vv also logs and tracebacks."),
     click.option("--progress", type=click.Choice(["auto", "plain", "off"]), default="auto", show_default=True),

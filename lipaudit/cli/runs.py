@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
+from lipaudit.cli.config import DEFAULT
 from lipaudit.cli.options import comma_list, parse_eps
 from lipaudit.cli.resume import Resumable
 from lipaudit.crosscheck.attacks import plan
 from lipaudit.datasets import check_fit, check_name, open_dataset, read_images
 from lipaudit.errors import LoadError
+from lipaudit.gates import conditions
 from lipaudit.loading.imagesets import ImageSet
 from lipaudit.loading.sources import PAIRS
 from lipaudit.models import LoadedModel, load_model
@@ -43,6 +45,7 @@ SETTINGS = (
 def check(chosen: Chosen) -> None:
     """Refuse what can be refused before anything is loaded: budgets, attacks, device, a missing name."""
     parse_eps(chosen["eps"])
+    conditions(chosen["gate"])
     plan(comma_list(chosen["attacks"] or ""))
     _device(chosen["device"])
     _pair(chosen["model"], chosen["dataset"])
@@ -100,7 +103,8 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
         data_facts=data.facts,
         index=data.index,
         command=("lipaudit", *running.arguments),
-        config=_plain({**{key: chosen[key] for key in SETTINGS}, **settled}),
+        config=_settings(chosen, settled),
+        gates=chosen["gate"],
         warnings=data.warnings,
         progress=progress,
         journal=journal,
@@ -145,6 +149,14 @@ def _device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise LoadError("--device cuda: this torch finds no CUDA device; use --device cpu")
     return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _settings(chosen: Chosen, settled: Chosen) -> dict[str, Any]:
+    """Every setting as it was in the end and, under `origin`, where those come from that are no defaults."""
+    found = _plain({**{key: chosen[key] for key in SETTINGS}, **settled, "gate": chosen["gate"]})
+    timed = {key for key in ("samples", "attacks") if chosen[key] is None}
+    known = {key: where for key, where in chosen["origin"].items() if key in found and where != DEFAULT}
+    return found | {"origin": known | dict.fromkeys(timed, "chosen to fit the time")}
 
 
 def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:

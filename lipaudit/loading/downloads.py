@@ -93,7 +93,9 @@ def size_of(url: str) -> int | None:
 
 def megabytes(size: int | None) -> str:
     """A file size for a reader."""
-    return "size unknown" if size is None else f"{size / MEGABYTE:.1f} MB"
+    if size is None:
+        return "size unknown"
+    return f"{size / MEGABYTE:.1f} MB" if size >= MEGABYTE / 10 else f"{size / 1000:.0f} kB"
 
 
 def _fetch_one(url: str, remote: Remote, progress: Progress) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lipaudit.claims import NetworkBound
 from lipaudit.errors import ReportError
 from lipaudit.formatting import clean, eps_value
 from lipaudit.report.embed import result_text
@@ -47,6 +48,14 @@ def to_json(audit: Audit) -> str:
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the layers are kept"
     return _write({"schema": data.pop("schema"), **data}) + "\n"
+
+
+def bound_to_json(model: str, method: str, bound: NetworkBound) -> str:
+    """The bound of a network without an audit around it, for `lipaudit bounds --format json`."""
+    data = {"kind": "lipaudit-bound/1.0", "model": model, "method": method, "bound": _plain(bound)}
+    if len(bound.pairwise) > MOST_CLASSES:
+        data["bound"]["pairwise"] = []
+    return _write(data) + "\n"
 
 
 def from_json(text: str) -> Audit:
@@ -78,7 +87,7 @@ def load_audit(path: str | Path) -> Audit:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as error:
         why = error.strerror or type(error).__name__
-        raise ReportError(f"cannot read {path}: {why}; `lipaudit run` writes a result.json") from None
+        raise ReportError(f"cannot read {path}: {why}; name a .json file that `lipaudit run` wrote") from None
     except UnicodeDecodeError:
         raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
     try:

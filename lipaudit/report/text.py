@@ -22,10 +22,11 @@ from lipaudit.formatting import (
     plural,
     points,
 )
+from lipaudit.gates import compared
 from lipaudit.report import measures
 from lipaudit.report.promised import promises
 from lipaudit.report.sections import MARKS, title
-from lipaudit.results import Audit, Finding
+from lipaudit.results import Audit, Finding, Gate
 
 WIDTH = 96
 STYLES = {"fail": "bold red", "warn": "yellow", "pass": "green", "info": "dim", "not run": "dim"}
@@ -47,7 +48,8 @@ Line = tuple[Span, ...]
 
 def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
     """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
-    blocks = [_head(audit), _budgets(audit), _promises(audit), _checks(audit), _verdict(audit), _paths(paths)]
+    measured, judged = [_budgets(audit), _promises(audit)], [_checks(audit), gate_lines(audit.gates), _verdict(audit)]
+    blocks = [_head(audit), *measured, *judged, _paths(paths)]
     lines: list[Line] = []
     for block in blocks:
         if block:
@@ -127,6 +129,25 @@ def _check(finding: Finding) -> Line:
     )
 
 
+def gate_lines(gates: Sequence[Gate]) -> list[Line]:
+    """Each condition, and what was compared, or why nothing was."""
+    width = max((len(clean(gate.expression, 60)) for gate in gates), default=0)
+    lines: list[Line] = []
+    for gate in gates:
+        look = gate_look(gate)
+        sign = f"{MARKS[look]} {'GATE' if look in ('fail', 'warn') else 'gate':<5}"
+        said = Span(compared(gate), "bold") if gate.value is not None else Span(f"{gate.state}: {clean(gate.why, 120)}")
+        lines.append((Span(sign, STYLES[look]), Span(f" {clean(gate.expression, 60):<{width}}  "), said))
+    return lines
+
+
+def gate_look(gate: Gate) -> str:
+    """The state of a check that a gate looks like."""
+    if gate.state == "failed":
+        return "fail" if gate.level == "error" else "warn"
+    return "pass" if gate.state == "passed" else "not run"
+
+
 def _verdict(audit: Audit) -> list[Line]:
     v = audit.verdict
     lamps = [("integrity", v.integrity), ("strength", v.strength or "withheld"), ("gate", v.gate)]
@@ -156,7 +177,7 @@ def to_markdown(audit: Audit) -> str:
         lines[2:2] = ["**Random weights: this network was never trained.**", ""]
     lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
     lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
-    lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit)]
+    lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit), *_markdown_gates(audit)]
     lines += _markdown_checks(audit)
     d = audit.dataset
     about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
@@ -184,6 +205,17 @@ def _markdown_promises(audit: Audit) -> list[str]:
         lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
     said = [(row.promise, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
     return [*lines, "", *(f"{promise}: {_escaped(sentence)}  " for promise, sentence in said), ""]
+
+
+def _markdown_gates(audit: Audit) -> list[str]:
+    if not audit.gates:
+        return []
+    lines = ["| gate | | |", "|---|---|---|"]
+    for gate in audit.gates:
+        said = compared(gate) if gate.value is not None else clean(gate.why, 160)
+        state = "missed, warns" if gate_look(gate) == "warn" else gate.state
+        lines.append(f"| {_escaped(clean(gate.expression, 60))} | {state} | {_escaped(said)} |")
+    return [*lines, ""]
 
 
 def _markdown_checks(audit: Audit) -> list[str]:

@@ -1,0 +1,199 @@
+"""The commands on finished results: `check`, `compare`, `explain`; and what a shell completes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import audits
+import pytest
+from test_cli import Call, call, refused
+
+from lipaudit import zoo
+from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS
+from lipaudit.cli.options import MODELS as PROPOSED_MODELS
+from lipaudit.errors import ConfigError
+from lipaudit.explanations import PAGES, explain, question
+from lipaudit.findings import CHECKS, examine
+from lipaudit.gates import conditions
+from lipaudit.loading.hubs import BUILDERS
+from lipaudit.loading.imagesets import DATASETS, NAMED
+from lipaudit.loading.sources import PAIRS
+from lipaudit.pipeline import conclude
+
+__all__ = ["call"]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "base.json").write_text(audits.strong(60).to_json())
+    (tmp_path / "invalid.json").write_text(audits.invalid(60).to_json())
+    gated = conclude(audits.strong(60), conditions(["clean_accuracy>=0.999"]))
+    (tmp_path / "gated.json").write_text(gated.to_json())
+    (tmp_path / "empty.json").touch()
+    (tmp_path / "newer.json").write_text('{"schema": "lipaudit-result/2.0"}')
+    (tmp_path / "folder.json").mkdir()
+    return tmp_path
+
+
+# --- check
+
+
+@pytest.mark.usefixtures("files")
+def test_check_gates_again(call: Call) -> None:
+    passed = call("check", "base.json", "--gate", "certified_accuracy@0.3>=0.1")
+    failed = call("check", "base.json", "--gate", "certified_accuracy@0.3>=0.1", "--gate", "clean_accuracy>=0.999")
+
+    assert (passed.code, failed.code) == (0, 3)
+    assert "integrity SOUND   gate PASSED" in passed.out
+    assert "✕ GATE  clean_accuracy>=0.999" in failed.out
+    assert "gate FAILED" in failed.out
+    assert "no gate" in call("check", "base.json").out
+    assert call("check", "gated.json").code == 3
+    assert call("check", "gated.json", "--gate", "clean_accuracy>=0.1").code == 0
+    assert call("check", "invalid.json", "--gate", "clean_accuracy>=0").code == 4
+
+
+@pytest.mark.usefixtures("files")
+def test_check_reads_the_file_and_writes_json(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("lipaudit.toml").write_text("[run]\nseed = 3\n[gate]\nclean_accuracy = 0.999\n")
+
+    result = call("check", "base.json", "--format", "json")
+
+    assert result.code == 3
+    found = json.loads(result.out)
+    assert (found["integrity"], found["gate"], found["exit_code"]) == ("SOUND", "failed", 3)
+    assert found["gates"][0]["expression"] == "clean_accuracy>=0.999"
+    monkeypatch.setenv("LIPAUDIT_GATE", "clean_accuracy>=0.1 clean_accuracy>=0.2")
+    assert len(json.loads(call("check", "base.json", "--format", "json").out)["gates"]) == 2
+
+
+@pytest.mark.usefixtures("files")
+def test_a_result_that_claims_more_than_its_numbers_is_not_believed(call: Call) -> None:
+    result = json.loads(Path("invalid.json").read_text())
+    result["verdict"]["integrity"] = "SOUND"
+    Path("edited.json").write_text(json.dumps(result))
+
+    checked = call("check", "edited.json", "--gate", "clean_accuracy>=0")
+
+    assert checked.code == 4
+    assert "integrity INVALID" in checked.out
+
+
+# --- compare
+
+
+@pytest.mark.usefixtures("files")
+def test_compare_prints_text_or_json(call: Call) -> None:
+    same = call("compare", "base.json", "base.json", "--max-drop", "0")
+
+    assert same.code == 0
+    assert "same images, same budgets, same attacks" in same.out
+    assert json.loads(call("compare", "base.json", "base.json", "--format", "json").out)["comparable"] is True
+    assert call("compare", "base.json", "invalid.json").code == 4
+    Path("other.json").write_text(audits.weak(40).to_json())
+    line = refused(call("compare", "base.json", "other.json"))
+    assert "number of images: 60, then 40" in line
+    forced = call("compare", "base.json", "other.json", "--force")
+    assert (forced.code, "NOT COMPARABLE" in forced.out) == (0, True)
+
+
+@pytest.mark.usefixtures("files")
+@pytest.mark.parametrize("command", [["check"], ["compare", "base.json"], ["report", "-o", "x.html"]])
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        ("none.json", "No such file"),
+        ("empty.json", "expected JSON"),
+        ("newer.json", "install a newer lipaudit"),
+        ("folder.json", "directory"),
+    ],
+)
+def test_what_is_no_result_is_one_line(command: list[str], file: str, says: str, call: Call) -> None:
+    line = refused(call(*command, file))
+
+    assert says in line
+    assert file in line
+
+
+# --- explain
+
+
+def test_every_check_has_a_page() -> None:
+    assert set(PAGES) == set(CHECKS)
+    for name, page in PAGES.items():
+        text = explain(name)
+        assert text.startswith(f"{name}  {question(name)}\n")
+        assert all(len(line) <= 96 for line in text.splitlines()[1:])
+        assert page.why
+        assert page.fix
+        assert explain(name.lower()) == text
+
+
+def test_pages_know_every_state_that_a_check_takes() -> None:
+    gates = conditions(
+        ["certified_accuracy@1>=1", "unbroken_accuracy@0.3>=0", "clean_accuracy>=1,warn", "clean_accuracy>=0"]
+    )
+    for build in audits.ALL.values():
+        for audit in (build(), conclude(build(), gates)):
+            for finding in examine(audit)[0]:
+                assert finding.state in PAGES[finding.id].states, (finding.id, finding.state)
+
+
+def test_explain_lists_shows_and_refuses(call: Call) -> None:
+    listed = call("explain").out.splitlines()
+    assert [line.split()[0] for line in listed] == list(PAGES)
+    assert "Why it matters" in call("explain", "la102").out
+    assert "did you mean LA212?" in refused(call("explain", "LA12"))
+    with pytest.raises(ConfigError, match="lists them"):
+        explain("nonsense")
+
+
+# --- completion, and the bare command
+
+
+def test_a_shell_proposes_what_there_is() -> None:
+    assert set(PROPOSED_DATASETS) == {*NAMED, *(f"{name}:" for name in DATASETS if name not in NAMED)}
+    assert set(PROPOSED_MODELS) == {*zoo.MODELS, *PAIRS, *(f"{name}:" for name in BUILDERS)}
+
+
+@pytest.mark.parametrize(
+    ("typed", "proposed"),
+    [
+        ("lipaudit run --dataset ci", ["cifar10", "cifar100"]),
+        ("lipaudit run --model digits", ["digits-aol", "digits-cnn"]),
+        ("lipaudit explain LA30", ["LA301", "LA302", "LA303"]),
+        ("lipaudit com", ["compare"]),
+    ],
+)
+def test_completion_needs_no_torch(typed: str, proposed: list[str]) -> None:
+    code = (
+        "import sys, lipaudit.cli\n"
+        "try: lipaudit.cli.main([])\n"
+        "finally: print([name for name in ('torch', 'numpy') if name in sys.modules])"
+    )
+    count = str(len(typed.split()) - 1)
+    variables = {"_LIPAUDIT_COMPLETE": "bash_complete", "COMP_WORDS": typed, "COMP_CWORD": count}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=_with(variables), check=True
+    )
+
+    *lines, loaded = done.stdout.splitlines()
+    assert [line.split(",")[1] for line in lines] == proposed
+    assert loaded == "[]"
+
+
+def _with(variables: dict[str, str]) -> dict[str, str]:
+    import os
+
+    return {**os.environ, **variables}
+
+
+def test_the_bare_command_shows_its_help(call: Call) -> None:
+    result = call()
+
+    assert result.code == 0
+    assert "Commands:" in result.out
+    assert result.err == ""
