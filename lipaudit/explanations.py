@@ -95,9 +95,9 @@ PAGES: dict[str, Explanation] = {
         },
     ),
     "LA008": Explanation(
-        "Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype (F) "
-        "and in float64 (D). An adversarial example of the exact function refutes all three; one of the network in its "
-        "own dtype, looked for by bisection on the way to each adversarial example, refutes F.",
+        "Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype "
+        "(F) and in float64 (D). An adversarial example of the exact function refutes all three; one of the network in "
+        "its own dtype, looked for by bisection on the way to each adversarial example, refutes F.",
         "As for LA001: use no certificate, keep the result file, report a bug.",
         {
             "pass": "no adversarial example lies within a radius of R, F or D",
@@ -105,8 +105,8 @@ PAGES: dict[str, Explanation] = {
         },
     ),
     "LA009": Explanation(
-        "A network runs in float32 or half precision, and rounding may change its answer where the exact function keeps "
-        "it. Promise F takes off what rounding can do anywhere in the ball, whatever the order of the sums.",
+        "A network runs in float32 or half precision, and rounding may change its answer where the exact function "
+        "keeps it. Promise F takes off what rounding can do anywhere in the ball, whatever the order of the sums.",
         "Where F is not certified, deploy the network in float64 (promise D), or state that rounding does not matter.",
         {"info": "how many images are certified as executed, or why none can be", "not run": WITHHELD},
     ),
