@@ -158,15 +158,19 @@ def differences(base: Audit, new: Audit) -> tuple[str, ...]:
     said = [
         f"{what}: {_shown(one)}, then {_shown(two)}" for what, one, two in rows if _key(what, one) != _key(what, two)
     ]
-    if not said and base.samples.index != new.samples.index:
-        said.append(
-            f"images: other ones of {clean(base.dataset.name, 40)} (seed {base.dataset.seed}, then {new.dataset.seed})"
-        )
-    elif not said and base.dataset.sha256 != new.dataset.sha256:
-        said.append(f"images: sha256 {digest(base.dataset.sha256)}, then {digest(new.dataset.sha256)}")
-    elif not said and base.samples.label != new.samples.label:
-        said.append("labels of the same images")
+    if len(base.samples.index) == len(new.samples.index):
+        said += _images(base, new)
     return (*said, *_attacks(base, new))
+
+
+def _images(base: Audit, new: Audit) -> list[str]:
+    """Whether as many images are the same ones."""
+    one, two = base.dataset, new.dataset
+    if base.samples.index != new.samples.index:
+        return [f"images: other ones were drawn (seed {one.seed}, then {two.seed})"]
+    if one.sha256 != two.sha256:
+        return [f"images: sha256 {digest(one.sha256)}, then {digest(two.sha256)}"]
+    return ["labels of the same images"] if base.samples.label != new.samples.label else []
 
 
 def _key(what: str, value: Any) -> Any:
@@ -298,7 +302,10 @@ def mcnemar(gained: int, lost: int) -> float:
     In whole numbers until the last division. McNemar 1947; the exact form is a sign test.
     """
     changed = gained + lost
-    tail = sum(math.comb(changed, k) for k in range(min(gained, lost) + 1))
+    tail = ways = 1
+    for k in range(min(gained, lost)):
+        ways = ways * (changed - k) // (k + 1)
+        tail += ways
     return min(1.0, 2 * tail / 2**changed)
 
 

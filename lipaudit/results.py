@@ -279,7 +279,7 @@ class Audit:
     environment: dict[str, Any] = field(default_factory=dict)
     """Versions, device, threads, platform, dtype."""
     config: dict[str, Any] = field(default_factory=dict)
-    """Every resolved setting of the run."""
+    """Every resolved setting of the run; under `origin`, where those come from that are no defaults."""
     schema: str = SCHEMA
 
     @property

@@ -255,6 +255,8 @@ USAGE: dict[str, tuple[Sequence[str], str]] = {
     "option": (["--models", "x"], "--model"),
     "model": (["--model", "resnet81", "--dataset", "cifar10"], "resnet18"),
     "data": (["--model", "resnet18", "--dataset", "cifar11"], "cifar10"),
+    "attack nearly": (["--attacks", "deepfol"], "did you mean deepfool?"),
+    "data folder": (["--model", "digits-cnn", "--data-dir", "none"], "leave it out with digits"),
     "gate": (["--gate", "clean_accuracy>=94"], "expected a share from 0 to 1"),
     "no data named": (["--model", "timm:resnet18"], "--dataset"),
     "no model named": (["--dataset", "mnist"], "--model"),
@@ -499,6 +501,7 @@ def test_models_and_datasets_are_listed(call: Call) -> None:
     assert all(name in models for name in ("digits-aol", "digits-cnn", "resnet18", "timm:NAME"))
     assert all(name in data for name in ("digits", "cifar10", "npz:FILE", "imagefolder:DIR"))
     assert "timm:resnet18.a1_in1k" in call("models", "resnet18").out
+    assert "'xyzzyq'" in refused(call("models", "xyzzyq"))
 
 
 def test_env_prints_versions(call: Call) -> None:

@@ -43,7 +43,7 @@ def of(found: Comparison, measure: str, eps: str = "") -> Change:
 
 
 def test_mcnemar_is_a_sign_test() -> None:
-    for gained, lost in ((0, 0), (0, 1), (3, 3), (1, 9), (12, 4), (150, 210)):
+    for gained, lost in ((0, 0), (0, 1), (3, 3), (1, 9), (12, 4), (150, 210), (4000, 6000)):
         p = binomtest(gained, gained + lost, 0.5).pvalue if gained + lost else 1.0
         assert mcnemar(gained, lost) == pytest.approx(p, rel=1e-9)
         assert mcnemar(gained, lost) == mcnemar(lost, gained)
@@ -176,6 +176,15 @@ def test_unlike_runs_are_refused_by_what_differs(case: str) -> None:
 
     assert says in str(refused.value)
     assert "--force" in str(refused.value)
+
+
+def test_everything_that_differs_is_said() -> None:
+    base = audits.strong(50)
+    new = UNLIKE["budgets"][0](UNLIKE["images"][0](UNLIKE["attack"][0](base)))
+
+    said = " ".join(differences(base, new))
+
+    assert all(UNLIKE[case][1] in said for case in ("budgets", "images", "attack"))
 
 
 def test_force_says_not_comparable_and_judges_nothing() -> None:

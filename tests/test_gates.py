@@ -11,6 +11,7 @@ import audits
 import pytest
 from audits import radii_only
 
+import lipaudit
 from lipaudit.errors import ConfigError
 from lipaudit.findings import examine
 from lipaudit.formatting import percents
@@ -236,6 +237,11 @@ def test_every_format_shows_each_gate_with_its_digits() -> None:
     assert "gate FAILED" in to_text(made)
     assert from_json(made.to_json()).gates == made.gates
     assert json.loads(made.to_json())["gates"][0]["value"] == 0.6996
+
+
+def test_the_library_refuses_a_bad_gate_before_any_work() -> None:
+    with pytest.raises(ConfigError, match="did you mean clean_accuracy"):
+        lipaudit.audit(object(), [], [], gates=["clean_acuracy>=0.3"])
 
 
 def test_each_condition_counts_once() -> None:

@@ -302,6 +302,8 @@ def models(word: str, coverage: bool, **chosen: Any) -> int | None:
     from lipaudit.models import known_models
 
     found = known_models(word)
+    if not found:
+        raise click.UsageError(f"no model of lipaudit, torchvision or timm has {word!r} in its name")
     rows = [("name", "trained on", "source", "licence", "size", "here")]
     rows += [(m.name, m.dataset, m.source, m.licence, m.size, "yes" if m.cached else "no") for m in found]
     _table(rows)

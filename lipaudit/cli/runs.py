@@ -48,7 +48,9 @@ def check(chosen: Chosen) -> None:
     conditions(chosen["gate"])
     plan(comma_list(chosen["attacks"] or ""))
     _device(chosen["device"])
-    _pair(chosen["model"], chosen["dataset"])
+    _, dataset = _pair(chosen["model"], chosen["dataset"])
+    if chosen["data_dir"] is not None and (dataset == "digits" or ":" in dataset):
+        raise LoadError(f"--data-dir is the folder of data sets that are fetched; leave it out with {dataset}")
 
 
 def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:

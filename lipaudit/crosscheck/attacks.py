@@ -9,6 +9,7 @@ To add one: write the function below `@attack(...)` in one of them; every name c
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -129,6 +130,8 @@ def plan(attacks: str | Sequence[str]) -> tuple[Attack, ...]:
     for name in names:
         if name not in ATTACKS:
             known = f"attacks: {', '.join(ATTACKS)}; presets: {', '.join(PRESETS)}"
-            raise BadThreat(f"expected names of attacks or presets, got {name!r}; there are {known}")
+            close = difflib.get_close_matches(name, [*ATTACKS, *PRESETS], n=1)
+            hint = f"did you mean {close[0]}? " if close else ""
+            raise BadThreat(f"expected names of attacks or presets, got {name!r}; {hint}there are {known}")
     aims = ("closest", "radius", "eps")
     return tuple(sorted((ATTACKS[name] for name in names), key=lambda entry: aims.index(entry.aim)))

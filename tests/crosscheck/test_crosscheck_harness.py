@@ -229,7 +229,7 @@ def test_plan_expands_presets_and_puts_minimal_attacks_first() -> None:
     assert names == ["deepfool", "fab-t-quick", "fab-t", "pgd-at-radius", "apgd-ce"]
     assert plan("none") == ()
     assert all(name in ATTACKS for preset in PRESETS.values() for name in preset)
-    with pytest.raises(BadThreat, match=r"got 'pdg'; there are attacks: .*deepfool.* presets: none, quick"):
+    with pytest.raises(BadThreat, match=r"'pdg'; did you mean pgd\? there are attacks: .*deepfool.* presets: none, q"):
         plan(["pdg"])
 
 
