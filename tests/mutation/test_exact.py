@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from lipaudit.adapters import Normalised
 from lipaudit.certificates import ErrorRecursion, _certificate
 from lipaudit.composition import bound, compose
 from lipaudit.crosscheck.network import UnitBox
@@ -181,3 +183,56 @@ def test_every_autocorrelation_sharpens_the_bound() -> None:
     first, second, third = (gram_lattice_bound(conv, steps).value for steps in (1, 2, 3))
     assert third < second < first <= plain
     assert conv_norm(weight, input_size=(8, 8), padding=1).value <= third
+
+
+class Function(nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor], *parts: nn.Module) -> None:
+        super().__init__()
+        self.function, self.parts = function, nn.ModuleList(parts)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def batch_norm() -> nn.Module:
+    layer = nn.BatchNorm1d(3, eps=1e-3)
+    layer.running_var.copy_(torch.tensor([0.0, 1.0, 4.0]))
+    layer.weight.data = torch.tensor([1.0, -2.0, 3.0])
+    return layer
+
+
+KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], float, float]] = {
+    "batch norm": (batch_norm, (3,), 1e-3**-0.5, 1e-6),
+    "a diagonal": (lambda: Function(lambda x: x * torch.tensor([1.0, 2.0, -5.0])), (3,), 5.0, 1e-9),
+    "standardised": (lambda: Normalised(nn.Flatten(), (0.5,), (0.25,)), (1, 1, 3), 4.0, 1e-6),
+    "overlapping maxima": (lambda: nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Flatten()), (1, 8, 8), 2.0, 1e-9),
+    "a mean of nine": (lambda: Function(lambda x: x.mean(2)), (4, 9), 1 / 3, 1e-9),
+    "running sums of two": (lambda: Function(lambda x: x.cumsum(1)), (2,), (1 + 5**0.5) / 2, 1e-9),
+    "steep below": (lambda: nn.LeakyReLU(3.0), (4,), 3.0, 1e-9),
+    "a residual": (lambda: Function(lambda x: x + 2 * x.relu()), (4,), 3.0, 1e-9),
+    "a residual with alpha": (lambda: Function(lambda x: torch.add(x.tanh(), x.relu(), alpha=3)), (4,), 4.0, 1e-9),
+    "joined": (lambda: Function(lambda x: torch.cat([x.relu(), 2 * x.relu()], 1)), (4,), 5**0.5, 1e-9),
+    "three layers": (lambda: nn.Sequential(tripled(), nn.ReLU(), tripled(), nn.ReLU(), tripled()), (2,), 27.0, 1e-6),
+    "maps in a row": (lambda: nn.Sequential(tripled(), nn.Unflatten(1, (1, 2)), nn.Flatten(), tripled()), (2,), 9.0, 1e-6),
+}  # fmt: skip
+
+
+def tripled() -> nn.Linear:
+    return dense([[3.0, 0.0], [0.0, 3.0]]).float()
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_bounds_that_are_known(name: str) -> None:
+    make, shape, value, slack = KNOWN[name]
+    found = bound(make().eval(), shape).value
+    assert value * (1 - 1e-12) <= found * (1 + (1e-7 if slack > 1e-9 else 0)) <= value * (1 + 2 * slack)
+
+
+def test_overlapping_averages_are_not_disjoint() -> None:
+    model = nn.Sequential(nn.AvgPool2d(3, 1), nn.Flatten()).eval()
+    assert bound(model, (1, 8, 8)).value > 0.6  # 1/3 without overlap
+
+
+def test_the_hidden_layer_is_part_of_every_pair() -> None:
+    model = nn.Sequential(tripled(), nn.ReLU(), tripled()).eval()
+    assert bound(model, (2,)).pairwise[0][1] >= 9 * math.sqrt(2) * (1 - 1e-7)
