@@ -62,9 +62,9 @@ def test_no_execution_leaves_the_error_at_the_centre_or_around_it(name: str) -> 
     composition = compose(network, shape)
     torch.manual_seed(10)
     largest = 0.0
-    for x in torch.rand(3, *shape):
+    for x in torch.rand(2, *shape):
         bound = of(composition, x)
-        for radius in (0.0, 0.1, 30.0):
+        for radius in (0.0, 30.0):
             step = torch.randn(shape, dtype=torch.float64)
             # What is executed is what it becomes in float32, which is what the ball has to contain.
             moved = (x.double() + radius * step / step.norm()).float()
