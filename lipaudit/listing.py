@@ -79,9 +79,9 @@ def listing(graph: Graph) -> tuple[Listed, ...]:
 
 
 def _refusal(node: Node, how: str = "") -> UnsupportedOp:
+    what = f"{node.op.split('.')[0]} {how}".strip()
     return UnsupportedOp(
-        f"proof: no checker rule for {node.op.split('.')[0]}{' ' if how else ''}{how} ({where(node)}); the report holds "
-        "without a proof: leave --proof out"
+        f"proof: no checker rule for {what} ({where(node)}); the report holds without a proof: leave --proof out"
     )
 
 
@@ -94,7 +94,12 @@ def _conv(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
         padding = [n // 2 for n in around] if padding == "same" else [0, 0]
     # The dilation of a single tap means nothing; the checker wants it to be 1.
     dilation = [d if k > 1 else 1 for d, k in zip(args["dilation"], kernel, strict=True)]
-    settings = {"stride": list(args["stride"]), "padding": list(padding), "dilation": dilation, "groups": args["groups"]}
+    settings = {
+        "stride": list(args["stride"]),
+        "padding": list(padding),
+        "dilation": dilation,
+        "groups": args["groups"],
+    }
     tensors = {"weight": args["weight"], "bias": args["bias"]}
     kept.add(node, "conv2d", [kept.source(node, "input")], settings, tensors)
 

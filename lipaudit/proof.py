@@ -8,10 +8,11 @@ a little smaller than the report's, and the file says by how much.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,16 @@ import torch
 from torch import nn
 
 from lipaudit import checker
+from lipaudit.capture import capture
 from lipaudit.certificates import certify_with, check_inputs, check_labels
+from lipaudit.cli.files import replacing
 from lipaudit.composition import Composition, compose
 from lipaudit.errors import LipauditError, UnsupportedOp
 from lipaudit.listing import Listed, listing
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.symbol import Symbols
 from lipaudit.norms.torus import best_class, torus
+from lipaudit.progress import Progress, Silent
 
 SLACK = 2.0**-31
 """How much a claim is above the norm that was found, relatively: room for the checker's own proof."""
@@ -71,7 +75,7 @@ def write_proof(
     *,
     checkpoint: str | Path | None = None,
     composition: Composition | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    progress: Progress | None = None,
 ) -> Written:
     """Write the proof of the global radii of `images` (n, c, h, w) with `labels`; True of `model` as it runs.
 
@@ -89,29 +93,38 @@ def write_proof(
     data = source.read_bytes()
     kind = "F64" if points.dtype == torch.float64 else "F32"
     proof = {
-        **checker.HEAD,
+        **dict(zip(("format", "promise"), checker.HEAD, strict=True)),
         "checkpoint_sha256": hashlib.sha256(data).hexdigest(),
         "input": {"shape": list(points.shape[1:]), "dtype": kind},
         "tensors": _claims(steps, names),
         "steps": [_as_json(step, names) for step in steps],
-        "bounds": [_bound(chain, say) for chain in _chains(steps)],
+        "bounds": [_bound(chain) for chain in _chains(steps)],
     }
+    progress = progress or Silent()
+    progress.start("proof", len(proof["bounds"]) + len(points))
     try:
-        network = checker.Network(proof, data, say)
+        network = checker.Network(proof, data, lambda claim: progress.advance(1, claim))
         proof["pairwise"] = network.pairwise
         reports = certify_with(composition, points, answers).radius.tolist()
         proof["samples"] = []
         for k, (point, label, report) in enumerate(zip(points, answers, reports, strict=True)):
-            claim = network.sample(_raw(point), label, float(report).hex())
-            proof["samples"].append({"number": k, **claim})
-            say(f"sample {k + 1} of {len(points)}")
+            known = {"image": base64.b64encode(_raw(point)).decode(), "label": label, "report_radius": report.hex()}
+            proof["samples"].append({"number": k, **network.sample(known)})
+            progress.advance(1, f"sample {k}")
     except checker.Rejected as error:
         raise LipauditError(f"proof: the checker does not confirm what lipaudit proved: {error}") from error
     proof["count"] = len(points)
-    file.write_text(json.dumps(proof, indent=1), encoding="utf-8")
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(proof, indent=1), encoding="utf-8")
+    progress.finish(f"written to {file.name}")
     radii = [float.fromhex(sample["radius"]) for sample in proof["samples"]]
     below = max(float.fromhex(sample["below_report"]) for sample in proof["samples"])
     return Written(file, source, len(points), sum(radius > 0 for radius in radii), below, missing)
+
+
+def refuse_unlisted(model: nn.Module, input_shape: Sequence[int]) -> None:
+    """Raise `UnsupportedOp` for a network of which no proof can be written: before an audit of hours, not after it."""
+    listing(capture(model, tuple(input_shape)))
 
 
 def _raw(tensor: torch.Tensor) -> bytes:
@@ -229,10 +242,9 @@ def _batch_norm(step: Listed) -> torch.Tensor:
     return scale if weight is None else scale * weight.double()
 
 
-def _bound(chain: tuple[Listed, ...], say: Callable[[str], None]) -> dict[str, Any]:
+def _bound(chain: tuple[Listed, ...]) -> dict[str, Any]:
     """The claim of a chain, a little above its norm, with few bits; and where the checker finds the proof."""
     step = chain[0]
-    say(f"bounding {step.name}")
     if step.op not in ("conv2d", "linear"):
         norm, hint = _factor(step), "factors"
     else:
@@ -274,20 +286,20 @@ def _conv_norm(step: Listed, weight: torch.Tensor) -> tuple[float, str]:
         return 0.0, "++"
     index, twist = best_class(symbols, inner, sizes)
     norm = symbols.unscale(symbols.largest_norm(index, sizes))
-    work = _dense_work(step, conv)
+    work = _dense_work(conv)
     if work <= DENSE_WORK:
         exact = float(torch.linalg.matrix_norm(_matrix(conv), 2))
         if exact < norm * (1 - 1e-4):
             return exact, "dense"
     if len(index) * symbols.side**3 * 16 > MOST_WORK:
         raise UnsupportedOp(
-            f"proof: no checker rule for a convolution of this size ({step.name}, {tuple(weight.shape)}): integers would "
-            "take it hours; the report holds without a proof: leave --proof out"
+            f"proof: no checker rule for a convolution of this size ({step.name}, {tuple(weight.shape)}): integers "
+            "would take it hours; the report holds without a proof: leave --proof out"
         )
     return norm, twist
 
 
-def _dense_work(step: Listed, conv: Conv) -> float:
+def _dense_work(conv: Conv) -> float:
     """About how many products the checker needs for the whole matrix of one group; inf where it is out of reach."""
     outs, ins = conv.weight.shape[0] // conv.groups, conv.weight.shape[1]
     sides = sorted([(ins * math.prod(conv.input_size), ins, conv.input_size[1]),
