@@ -79,8 +79,8 @@ def whole(value: Any, where: str, least: int = 0) -> int:
 
 
 def number(text: str, where: str) -> Fraction:
-    """A finite float written in hexadecimal, as Python writes it."""
-    require(where, text, float.fromhex(text).hex())
+    """A finite float written in hexadecimal, as Python writes it; zero without a sign."""
+    require(where, text, (float.fromhex(text) + 0.0).hex())
     return Fraction(float.fromhex(text))
 
 
@@ -148,12 +148,12 @@ def norm_at_most(rows: list[Row], bound: int) -> bool:
             left = entry - inner(factor[i], factor[j])
             margin[i] += left if i == j else -abs(left)
             margin[j] -= 0 if i == j else abs(left)
-    return min(margin) >= 0
+    return min(margin, default=0) >= 0
 
 
 @functools.cache
 def cosine(turn: Fraction) -> tuple[int, int]:
-    """Cosine and sine of 2 pi turn, 0 <= turn < 1, in units of 2^-PLACES, off by at most one: Taylor, guard digits."""
+    """Cosine and sine of 2 pi turn, 0 <= turn < 1, in units of 2^-PLACES, off by less than 1.01: Taylor."""
     one = 1 << 2 * PLACES
     arc = [sum((-1) ** k * (one // n ** (2 * k + 1) // (2 * k + 1)) for k in range(PLACES)) for n in (5, 239)]
     angle, term, total = int(8 * turn * (4 * arc[0] - arc[1])), one, [one, 0, 0, 0]  # Machin: pi / 4
@@ -231,7 +231,7 @@ def bound_holds(step: Step, after: list[Step], bound: Fraction, hint: Any) -> bo
     for kernel in (scaled[g : g + outs] for g in range(0, step.shape[0], outs)):
         total = sum(abs(weight) for line in kernel for column in line for weight in column)
         for rows in matrices(step.window, kernel, hint):
-            # Of a symbol's entry: its taps' own, their two roundings, cosines and sines off by one unit each.
+            # Of a symbol's entry: its taps' own, their two roundings, cosines and sines off by 1.01 units each.
             error = (math.isqrt(sum(len(row) for _, row in rows)) + 1) * (off + 2) * taps + (2 * total >> PLACES) + 2
             room = math.floor(bound * unit) - error
             if room <= 0 or not norm_at_most(rows, room):
@@ -347,7 +347,7 @@ class Network:
         ]
 
     def sample(self, claimed: dict[str, Any]) -> dict[str, Any]:
-        """What a proof says of a sample, derived from its image, label and radius in the report."""
+        """What a proof says of a sample, derived from image, label and radius in the report; logits in 2^-BITS."""
         raw, label = base64.b64decode(claimed["image"]), whole(claimed["label"], "samples.label")
         state = {"input": (fixed(decode(raw, self.kind, self.shape)), 1)}
         for step in self.steps:
@@ -360,7 +360,7 @@ class Network:
         report = number(claimed["report_radius"], "samples.report_radius")
         return {
             "image": base64.b64encode(raw).decode(), "sha256": hashlib.sha256(raw).hexdigest(), "label": label,
-            "prediction": logits.index(max(logits)), "logits": [(v / 2**BITS).hex() for v in logits],
+            "prediction": logits.index(max(logits)), "logits": [hex(v) for v in logits],
             "margin": (min(margins.values()) / 2**BITS).hex(), "radius": radius.hex(),
             "report_radius": claimed["report_radius"],
             "below_report": float(1 - Fraction(radius) / report if report else -Fraction(radius)).hex(),

@@ -123,7 +123,7 @@ def _relu(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
 
 
 def _leaky_relu(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
-    kept.add(node, "leaky_relu", [kept.source(node, "self")], {"slope": float(args["negative_slope"]).hex()})
+    kept.add(node, "leaky_relu", [kept.source(node, "self")], {"slope": (float(args["negative_slope"]) + 0.0).hex()})
 
 
 def _reshape(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
@@ -192,7 +192,7 @@ def _quotient(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
 
 
 def _normalise(kept: _Listing, node: Node, source: str, mean: list[float], std: list[float]) -> None:
-    kept.add(node, "normalise", [source], {"mean": [m.hex() for m in mean], "std": [s.hex() for s in std]})
+    kept.add(node, "normalise", [source], {"mean": [(m + 0.0).hex() for m in mean], "std": [s.hex() for s in std]})
 
 
 def _pool(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
