@@ -43,7 +43,7 @@ def images(count: int = 2) -> Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("name", "below"), [("digits-aol", 1e-7), ("digits-cnn", 0.11)])
+@pytest.mark.parametrize(("name", "below"), [("digits-aol", 1e-7), ("digits-cnn", 0.13)])
 def test_the_radii_of_a_proof_are_those_of_certify_or_little_less(name: str, below: float, tmp_path: Path) -> None:
     x, y = (torch.from_numpy(part)[:20] for part in digits_split()[2:])
     written = write_proof(tmp_path / "p.json", load(name), x, y, checkpoint=weights_file(name))
@@ -52,7 +52,8 @@ def test_the_radii_of_a_proof_are_those_of_certify_or_little_less(name: str, bel
     assert checker.check(claims, written.checkpoint.read_bytes(), say=lambda _: None).startswith("accepted")
     certified = lipaudit.certify(load(name), x, y, method="global")
     radii = [float.fromhex(sample["radius"]) for sample in claims["samples"]]
-    # The report's radii are larger by no more than is said; smaller only by its own allowance for rounding.
+    # The report's radii are larger by what exact borders gain over the torus (`small`), 13 % on digits-cnn; smaller
+    # only by the report's own allowance for rounding.
     for radius, report in zip(radii, certified.radius.tolist(), strict=True):
         assert (radius > 0) == (report > 0)
         assert (1 - below) * report <= radius <= report * (1 + 1e-6)
@@ -230,8 +231,8 @@ def test_a_run_writes_a_proof_on_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    options = ("--samples", "4", "--attacks", "none", "--local", "off", "--device", "cpu", "--proof", "p.json")
     with pytest.raises(SystemExit) as ended:
-        options = ("--samples", "4", "--attacks", "none", "--local", "off", "--device", "cpu", "--proof", "p.json")
         cli.main(["run", *options])
     assert ended.value.code == 0
     assert "of 4 radii" in capsys.readouterr().err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
+import json
 import math
 import random
 from collections.abc import Iterator
@@ -118,18 +120,20 @@ def test_names_of_tensors_and_steps_cannot_be_exchanged(
 ) -> None:
     claims, weights = true[name]
     remembering(monkeypatch)
-    steps = [step["name"] for step in claims["steps"]]
+    exchanges: list[tuple[Path, Any]] = []
     for k, step in enumerate(claims["steps"]):
         for key, used in step["tensors"].items():
-            for other in {*claims["tensors"], None} - {used}:
-                assert not accepted(changed(claims, ("steps", k, "tensors", key), other), weights)
+            others = [name for name in (*claims["tensors"], None) if name != used]
+            exchanges += [(("steps", k, "tensors", key), other) for other in others]
         for place, source in enumerate(step["inputs"]):
-            for other in {*steps, "input"} - {source}:
-                assert not accepted(changed(claims, ("steps", k, "inputs", place), other), weights)
-    for one in claims["tensors"]:
-        for other in claims["tensors"]:
-            if claims["tensors"][one] != claims["tensors"][other]:
-                assert not accepted(changed(claims, ("tensors", one), claims["tensors"][other]), weights)
+            others = [name for name in ("input", *(one["name"] for one in claims["steps"])) if name != source]
+            exchanges += [(("steps", k, "inputs", place), other) for other in others]
+    for one, other in itertools.permutations(claims["tensors"], 2):
+        if claims["tensors"][one] != claims["tensors"][other]:
+            exchanges.append((("tensors", one), claims["tensors"][other]))
+    # Some of them, always the same: most of their time goes into layers with weights that are not theirs.
+    for path, value in random.Random(0).sample(exchanges, min(len(exchanges), 100)):
+        assert not accepted(changed(claims, path, value), weights), (path, value)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -167,8 +171,6 @@ def test_another_byte_in_the_checkpoint_is_seen(
 
 
 def in_a_tensor_of(claims: Proof, weights: bytes, offset: int) -> bool:
-    import json
-
     header = json.loads(weights[8 : 8 + int.from_bytes(weights[:8], "little")])
     spans = [header[name]["data_offsets"] for name in claims["tensors"]]
     return any(first <= offset < last for first, last in spans)
