@@ -284,6 +284,12 @@ def _conv_norm(step: Listed, weight: torch.Tensor) -> tuple[float, str]:
     symbols = Symbols(inner)
     if symbols.zero:
         return 0.0, "++"
+    # The real matrix of a symbol has twice its rows: its Gram matrix, the guess and the check take some 16 products each.
+    if math.prod(sizes) / 2 * conv.groups * symbols.side**2 * symbols.columns * 16 > MOST_WORK:
+        raise UnsupportedOp(
+            f"proof: no checker rule for a convolution of this size ({step.name}, {tuple(weight.shape)}): integers "
+            "would take it hours; the report holds without a proof: leave --proof out"
+        )
     index, twist = best_class(symbols, inner, sizes)
     norm = symbols.unscale(symbols.largest_norm(index, sizes))
     work = _dense_work(conv)
@@ -291,11 +297,6 @@ def _conv_norm(step: Listed, weight: torch.Tensor) -> tuple[float, str]:
         exact = float(torch.linalg.matrix_norm(_matrix(conv), 2))
         if exact < norm * (1 - 1e-4):
             return exact, "dense"
-    if len(index) * symbols.side**3 * 16 > MOST_WORK:
-        raise UnsupportedOp(
-            f"proof: no checker rule for a convolution of this size ({step.name}, {tuple(weight.shape)}): integers "
-            "would take it hours; the report holds without a proof: leave --proof out"
-        )
     return norm, twist
 
 
@@ -305,7 +306,7 @@ def _dense_work(conv: Conv) -> float:
     sides = sorted([(ins * math.prod(conv.input_size), ins, conv.input_size[1]),
                     (outs * math.prod(conv.output_size), outs, conv.output_size[1])])  # fmt: skip
     (side, channels, width), (other, _, _) = sides
-    if side > DENSE_SIDE or other > 8 * DENSE_SIDE:
+    if side > DENSE_SIDE or other > 4 * DENSE_SIDE:
         return math.inf
     reach = (conv.kernel_size[0] - 1) * conv.dilation[0]
     band = min(side, channels * (reach * width + (conv.kernel_size[1] - 1) * conv.dilation[1] + 1))
