@@ -37,6 +37,8 @@ class LoadedModel:
     module: nn.Module
     """Raw inputs in [0,1] to logits; on the CPU, in evaluation mode, its parameters frozen."""
     facts: ModelFacts
+    weights_file: Path | None = None
+    """Where the weights came from, if from a file."""
 
 
 def load_model(
@@ -86,7 +88,8 @@ def load_model(
     mean, std = _statistics(mean, std, built, shape, given=checkpoint is not None)
     module = Normalised(network, mean, std).eval() if mean else network
     classes = _count_classes(module, name, shape, request.classes)
-    return LoadedModel(module, _facts(name, built, network, shape, classes, mean, std, random_weights))
+    facts = _facts(name, built, network, shape, classes, mean, std, random_weights)
+    return LoadedModel(module, facts, built.weights_file)
 
 
 def _prepared(module: nn.Module, name: str) -> nn.Module:

@@ -280,6 +280,37 @@ def schema() -> None:
 
 
 @commands.command()
+@click.argument("proof", type=FILE)
+@click.option("--checkpoint", type=FILE, required=True, metavar="FILE", help="The safetensors file that it is about.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Check at most so many samples.")
+def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
+    """Check PROOF, which `lipaudit run --proof FILE` writes: derive every bound, logit and radius in it again.
+
+    The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/checker.py. Exit codes:
+    0 accepted, 4 rejected, 2 a file that cannot be read.
+    """
+    import json
+
+    from lipaudit.checker import Rejected, check
+    from lipaudit.errors import LoadError
+
+    try:
+        claims, weights = json.loads(proof.read_bytes()), checkpoint.read_bytes()
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"cannot read {proof} and {checkpoint}: {error}") from error
+    if not isinstance(claims, dict) or "schema" in claims:
+        raise LoadError(f"expected a proof, got {proof}, a result; add --proof FILE to `lipaudit run`, and check FILE")
+    if weights[8:9] != b"{":
+        raise LoadError(f"expected safetensors, got {checkpoint}; a proof about other files comes with its own weights")
+    try:
+        click.echo(check(claims, weights, samples, lambda line: click.echo(line, err=True)))
+    except Rejected as error:
+        click.echo(f"lipaudit: REJECTED: {error}", err=True)
+        return ExitCode.INTEGRITY
+    return ExitCode.DONE
+
+
+@commands.command()
 @click.argument("word", default="")
 @click.option("--coverage", is_flag=True, help="Capture and bound a small model of every family; takes a while.")
 @click.option("--family", "families", multiple=True, metavar="NAME", help="With --coverage: this family; repeat.")

@@ -200,6 +200,7 @@ output_options = _together(
     ),
     gate_option,
     click.option("--exit-zero", is_flag=True, help="Exit 0 where a gate fails; hides nothing else."),
+    click.option("--proof", type=FILE, metavar="FILE", help="Also a proof of the global radii, for `lipaudit verify`."),
     click.option("-q", "--quiet", is_flag=True, help="Verdict and files only."),
     click.option("-v", "--verbose", count=True, help="Every step; -vv also logs and tracebacks."),
     click.option("--progress", type=click.Choice(["auto", "plain", "off"]), default="auto", show_default=True),

@@ -14,7 +14,7 @@ from lipaudit.errors import ReportError, ResumeError
 from lipaudit.journal import FORMAT, SUFFIX, discard, holds_parts, read_json, write_json
 
 OPTIONS = "options.json"
-FREE = frozenset({"resume", "out", "formats", "quiet", "verbose", "progress", "config", "exit_zero"})
+FREE = frozenset({"resume", "out", "formats", "proof", "quiet", "verbose", "progress", "config", "exit_zero"})
 """Options that may change from one interruption to the next: they say how things are shown, not what is done."""
 
 
@@ -85,8 +85,8 @@ def resume(chosen: Mapping[str, Any], given: Collection[str]) -> tuple[Resumable
         if name not in FREE and _plain(chosen[name]) != kept["options"].get(name):
             option = f"--{name.replace('_', '-')}"
             raise ResumeError(f"{option}: a run goes on with the options that it was begun with; leave {option} out")
-    for name in ("checkpoint", "data_dir"):
-        options[name] = None if options[name] is None else Path(options[name])
+    for name in ("checkpoint", "data_dir", "proof"):
+        options[name] = None if options.get(name) is None else Path(options[name])
     options |= {name: chosen[name] for name in FREE & (set(given) | {"resume", "quiet", "verbose", "progress"})}
     options = {"gate": (), "exit_zero": False, "origin": {}} | options  # a run that an older lipaudit began has none
     options |= {"samples": kept["samples"], "attacks": kept["attacks"]}

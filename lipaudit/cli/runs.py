@@ -20,6 +20,7 @@ from lipaudit.loading.sources import PAIRS
 from lipaudit.models import LoadedModel, load_model
 from lipaudit.pipeline import audit
 from lipaudit.progress import Progress, spell
+from lipaudit.proof import refuse_unlisted, write_proof
 from lipaudit.results import Audit
 from lipaudit.sizing import BUDGET, Plan, plan_run
 from lipaudit.threat import DEFAULT_EPS
@@ -70,6 +71,8 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
     given["num_classes"] = chosen["num_classes"] or opened.classes
     given["input_shape"] = chosen["input_shape"] or opened.shape
     model = load_model(name, dataset=dataset, progress=progress, **given)
+    if chosen["proof"] is not None:
+        refuse_unlisted(model.module, model.facts.input_shape)
     device = _device(chosen["device"])
     eps = parse_eps(chosen["eps"]) or DEFAULT_EPS
     # One image first: data that has to be fetched, or does not fit, is found out before anything is timed.
@@ -87,7 +90,7 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
     if chosen["out"] != "-" or running.resumed:
         journal = running.begin(Path(chosen["out"]), chosen, sized.samples, sized.attacks)
         progress.say(f"interrupt any time, then: {running.command()}")
-    return audit(
+    audited = audit(
         model.module,
         data.inputs,
         data.labels,
@@ -111,6 +114,17 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
         progress=progress,
         journal=journal,
     )
+    if chosen["proof"] is not None:
+        written = write_proof(
+            chosen["proof"],
+            model.module,
+            data.inputs,
+            data.labels,
+            checkpoint=model.weights_file,
+            progress=progress,
+        )
+        progress.say(str(written))
+    return audited
 
 
 def _sized(chosen: Chosen, model: LoadedModel, opened: ImageSet, eps: Sequence[str], device: str) -> Plan:
