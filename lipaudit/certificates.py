@@ -36,6 +36,8 @@ from lipaudit.rounding import down, up
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
+_BEARABLE = 0.5
+"""The same where the radius is below `resolution` even without any rounding: more digits of it would say nothing."""
 
 PROMISE_R = (
     "R: certificates are about the exact function of the stored weights (real arithmetic); margins are evaluated in "
@@ -118,8 +120,7 @@ def certify_with(
         for sample, x in enumerate(inputs):
             point = x.to(composition.ledger.device, torch.float64)
             logits, error = error_of(point)
-            top, second = sorted([*logits, -math.inf], reverse=True)[:2]
-            if error > _HARMLESS * (top - second):
+            if error > _spared(logits, pairwise, point):
                 logits, error = error_of(point, careful=True)
             largest = max(largest, error)
             label = None if labels is None else int(labels[sample])
@@ -200,6 +201,19 @@ class ErrorRecursion:
         error = errors[self.last]
         trusted = math.isfinite(error) and all(e <= self.ledger.room for e in errors.values())
         return logits, error if trusted else math.inf
+
+
+def resolution(point: torch.Tensor) -> float:
+    """An L2 distance below which float32 numbers of this size hardly change: 2^-23 of their norm."""
+    return float(torch.linalg.vector_norm(point)) * 2.0**-23
+
+
+def _spared(logits: Sequence[float], pairwise: Sequence[Sequence[float]], point: torch.Tensor) -> float:
+    """The error that logits may have without a second, longer evaluation."""
+    first, second = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:2]
+    margin = logits[first] - logits[second]
+    without_rounding = margin / pairwise[first][second] if pairwise[first][second] > 0 else math.inf
+    return margin * (_BEARABLE / math.sqrt(2) if without_rounding < resolution(point) else _HARMLESS)
 
 
 def _certificate(

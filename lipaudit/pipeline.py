@@ -334,6 +334,7 @@ def _slopes(
         judge=ExactNetwork(composition),
         low=threat.low,
         high=threat.high,
+        against=composition.network.pairwise,
     )
     pairwise = composition.network.pairwise
     shares = [
