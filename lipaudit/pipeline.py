@@ -27,6 +27,7 @@ from lipaudit.certificates import (
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, largest_slope, plan
+from lipaudit.errors import BadThreat
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate, in_dtype
@@ -39,6 +40,7 @@ from lipaudit.results import (
     ModelFacts,
     Rate,
     Samples,
+    Shard,
     Skip,
     Threat,
     Verdict,
@@ -81,6 +83,7 @@ def audit(
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
     journal: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
 ) -> Audit:
     """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
 
@@ -92,7 +95,8 @@ def audit(
     allows ("auto"), around all ("on"), or not at all ("off"); of at most `local_samples` images.
 
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
-    an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete.
+    an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete. `shard` (3, 8) audits
+    the third of eight parts of the samples; `lipaudit.merge` makes one audit of all of them.
     Raises `BadThreat` for inputs or budgets that make no sense, `ResumeError` for the journal of another audit, and
     the errors of `bound`.
     """
@@ -108,6 +112,13 @@ def audit(
         warnings = (*warnings, NO_CLIP_VALUES)
     composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
+    index = range(len(points)) if index is None else index
+    whole = data_facts or facts.of_data(points, answers, seed, box)
+    data_facts = whole
+    if shard is not None:
+        rows = _rows(shard, len(points))
+        points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
+        data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256, samples=len(rows))
     held = None
     if journal is not None:
         settings = {
@@ -145,7 +156,7 @@ def audit(
     clock.mark("attacks")
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
-    samples = _samples(index or range(len(points)), answers, certificates, evidence)
+    samples = _samples(index, answers, certificates, evidence)
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -154,7 +165,7 @@ def audit(
         exit_code=0,
         verdict=_PENDING,
         model=model_facts or facts.of_model(model, module, points, composition),
-        dataset=data_facts or facts.of_data(points, answers, seed, box),
+        dataset=data_facts,
         threat=threat,
         clean=_clean(samples),
         proved=(),
@@ -173,8 +184,17 @@ def audit(
         timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
+        shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )
     return conclude(draft)
+
+
+def _rows(shard: tuple[int, int], count: int) -> list[int]:
+    """The rows of a shard. Raises `BadThreat` for one that cannot be."""
+    number, of = shard
+    if not 1 <= number <= of <= count:
+        raise BadThreat(f"expected a shard from 1/{of} to {of}/{of}, of at most {count} samples, got {number}/{of}")
+    return list(range(number - 1, count, of))
 
 
 def _locally(

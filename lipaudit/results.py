@@ -213,6 +213,32 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Shard:
+    """Which part of the samples a run was about, and what it takes to merge it with the others."""
+
+    number: int
+    of: int
+    """Shard `number` of `of` has rows number - 1, number - 1 + of, ... of the samples."""
+    whole: DataFacts
+    """The samples of all shards."""
+    distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of the witnesses of each attack, of which its record has the median only."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard that a merged result was made of."""
+
+    run: str
+    started: str
+    number: int
+    of: int
+    samples: int
+    where: str
+    """Platform, device, threads."""
+
+
+@dataclass(frozen=True)
 class Audit:
     """Everything that one run found out: the only input of `report/`."""
 
@@ -253,6 +279,10 @@ class Audit:
     """Versions, device, threads, platform, dtype."""
     config: dict[str, Any] = field(default_factory=dict)
     """Every resolved setting of the run."""
+    shard: Shard | None = None
+    """None for all samples."""
+    parts: tuple[Part, ...] = ()
+    """The shards of a merged result, whose times are summed; empty for one run."""
     schema: str = SCHEMA
 
     @property

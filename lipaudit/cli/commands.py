@@ -23,6 +23,7 @@ from lipaudit.cli.options import (
     model_options,
     norm_options,
     output_options,
+    shard_options,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
 from lipaudit.progress import EVERY
@@ -106,6 +107,7 @@ def commands(session: Session, verbose: int) -> None:
 @norm_options
 @local_options
 @attack_options
+@shard_options
 @output_options
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name in DIR.")
 @click.pass_context
@@ -230,6 +232,25 @@ def report(result: Path, out: str, kind: str | None) -> None:
         click.echo(text, nl=False)
     else:
         write_all({Path(out): text})
+
+
+@commands.command()
+@click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
+@output_options
+@click.pass_obj
+def merge(session: Session, results: tuple[Path, ...], **chosen: Any) -> int:
+    """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
+    from lipaudit.cli.files import prepare_folder
+    from lipaudit.report.json import load_audit
+    from lipaudit.shards import merge as merged
+
+    audit = merged([load_audit(file) for file in results], ("lipaudit", *session.arguments))
+    if chosen["out"] != "-":
+        prepare_folder(Path(chosen["out"]))
+    elif len(chosen["formats"]) > 1:
+        chosen["formats"] = ("json",)
+    _deliver(audit, chosen)
+    return audit.exit_code
 
 
 @commands.command()
