@@ -37,6 +37,7 @@ from lipaudit.progress import Progress, Silent
 from lipaudit.results import (
     Audit,
     DataFacts,
+    Estimate,
     ModelFacts,
     Rate,
     Samples,
@@ -84,6 +85,8 @@ def audit(
     progress: Progress | None = None,
     journal: str | Path | None = None,
     shard: tuple[int, int] | None = None,
+    smoothing: float | None = None,
+    clever: bool = False,
 ) -> Audit:
     """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
 
@@ -96,7 +99,8 @@ def audit(
 
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
     an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete. `shard` (3, 8) audits
-    the third of eight parts of the samples; `lipaudit.merge` makes one audit of all of them.
+    the third of eight parts of the samples; `lipaudit.merge` makes one audit of all of them. `smoothing`, the sigma of
+    randomized smoothing in units of the inputs, and `clever` add estimates, which no certificate rests on.
     Raises `BadThreat` for inputs or budgets that make no sense, `ResumeError` for the journal of another audit, and
     the errors of `bound`.
     """
@@ -157,6 +161,9 @@ def audit(
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
     samples = _samples(index, answers, certificates, evidence)
+    estimates = _estimates(module, points, samples, threat, seed, smoothing, clever, progress)
+    if estimates:
+        clock.mark("estimates")
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -184,6 +191,7 @@ def audit(
         timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
+        estimates=estimates,
         shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )
     return conclude(draft)
@@ -361,6 +369,36 @@ def _slopes(
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]
     return slope.value, max(shares)
+
+
+def _estimates(
+    module: nn.Module,
+    points: torch.Tensor,
+    samples: Samples,
+    threat: Threat,
+    seed: int,
+    sigma: float | None,
+    clever: bool,
+    progress: Progress,
+) -> tuple[Estimate, ...]:
+    """What was asked for of CLEVER and randomized smoothing."""
+    if sigma is None and not clever:
+        return ()
+    from lipaudit.crosscheck import statistical
+
+    raw = points.to(device_of(module))
+    with torch.no_grad():
+        classes = module(raw[:1]).shape[1]
+    given: dict[str, Any] = {
+        "classes": classes, "low": threat.low, "high": threat.high, "seed": seed, "progress": progress,
+    }  # fmt: skip
+    found = []
+    if clever:
+        right = [y == guess for y, guess in zip(samples.label, samples.prediction, strict=True)]
+        found.append(statistical.clever(module, raw, samples.label, right, **given))
+    if sigma is not None:
+        found.append(statistical.smoothing(module, raw, samples.label, sigma=sigma, **given))
+    return tuple(found)
 
 
 def _clean(samples: Samples) -> Rate:

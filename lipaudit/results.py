@@ -213,6 +213,24 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Radii that nobody proved: estimated, or true with a probability only. Never mixed with those of `Samples`."""
+
+    name: str
+    library: str
+    settings: str
+    about: str
+    """What the numbers are, and what they are not."""
+    values: tuple[float | None, ...]
+    """One per row of `Samples`, L2, in units of the inputs; None where there is none."""
+    probability: float | None = None
+    """With which each of them holds; None for an estimate that promises nothing."""
+    draws: int | None = None
+    """Noisy copies that were counted for each of them."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
 class Shard:
     """Which part of the samples a run was about, and what it takes to merge it with the others."""
 
@@ -279,6 +297,8 @@ class Audit:
     """Versions, device, threads, platform, dtype."""
     config: dict[str, Any] = field(default_factory=dict)
     """Every resolved setting of the run."""
+    estimates: tuple[Estimate, ...] = ()
+    """Off unless asked for."""
     shard: Shard | None = None
     """None for all samples."""
     parts: tuple[Part, ...] = ()

@@ -19,7 +19,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lipaudit.errors import ReportError
-from lipaudit.results import AttackRecord, Audit, Part, Samples, Shard, Skip, Thumbnail
+from lipaudit.results import AttackRecord, Audit, Estimate, Part, Samples, Shard, Skip, Thumbnail
 
 WITHIN = ("lipaudit", "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 """Versions that all shards have to share."""
@@ -66,6 +66,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = ()) -> Audit:
         thumbnails=_thumbnails(audits, samples),
         timing=_summed(audit.timing for audit in audits),
         config={name: value for name, value in first.config.items() if name != "shard"},
+        estimates=_estimates(audits),
         shard=None,
         parts=tuple(
             Part(a.run, a.started, s.number, s.of, len(a.samples.index), _where(a))
@@ -108,6 +109,7 @@ def _alike(audits: Sequence[Audit]) -> None:
             "threat": audit.threat,
             "promise": audit.promise,
             "attacks": [(record.name, record.library, record.settings) for record in audit.attacks],
+            "estimates": [(estimate.name, estimate.library, estimate.settings) for estimate in audit.estimates],
             "settings": {name: value for name, value in audit.config.items() if name not in PLACES},
             "versions": {name: audit.environment.get(name) for name in WITHIN},
         }
@@ -181,6 +183,14 @@ def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
         why="; ".join(reasons),
         flags=tuple(dict.fromkeys(flag for record in records for flag in record.flags)),
         checked=tuple(dict.fromkeys(check for record in records for check in record.checked)),
+    )
+
+
+def _estimates(audits: Sequence[Audit]) -> tuple[Estimate, ...]:
+    each = zip(*(audit.estimates for audit in audits), strict=True)
+    return tuple(
+        replace(same[0], values=_interleaved([e.values for e in same]), seconds=sum(e.seconds for e in same))
+        for same in each
     )
 
 

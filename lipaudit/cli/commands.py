@@ -19,6 +19,7 @@ from lipaudit.cli.options import (
     FILE,
     attack_options,
     data_options,
+    estimate_options,
     local_options,
     model_options,
     norm_options,
@@ -107,6 +108,7 @@ def commands(session: Session, verbose: int) -> None:
 @norm_options
 @local_options
 @attack_options
+@estimate_options
 @shard_options
 @output_options
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name in DIR.")

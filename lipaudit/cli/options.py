@@ -158,6 +158,13 @@ attack_options = _together(
     click.option("--time-limit", callback=_duration, metavar="T", help="Stop attacking after 90s, 10m, 2h."),
 )
 
+estimate_options = _together(
+    click.option(
+        "--smoothing", type=float, metavar="SIGMA", help="Estimate: randomized smoothing, noise of this size."
+    ),
+    click.option("--clever", is_flag=True, help="Estimate: CLEVER scores."),
+)
+
 shard_options = _together(
     click.option(
         "--shard", callback=_shard, metavar="I/N", help="Only part I of N of the images; see `lipaudit merge`."

@@ -37,6 +37,8 @@ SETTINGS = (
     "tight",
     "local",
     "local_samples",
+    "smoothing",
+    "clever",
 )
 
 
@@ -117,6 +119,8 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
         warnings=data.warnings,
         progress=progress,
         journal=journal,
+        smoothing=chosen["smoothing"],
+        clever=bool(chosen["clever"]),
         **how,
     )
 
