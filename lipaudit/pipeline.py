@@ -26,8 +26,7 @@ from lipaudit.certificates import (
     with_local_radii,
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
-from lipaudit.crosscheck import Evidence, cross_check, largest_slope, plan
-from lipaudit.errors import BadThreat
+from lipaudit.crosscheck import Evidence, cross_check, estimates_of, largest_slope, plan
 from lipaudit.findings import examine, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.graph import evaluate, in_dtype
@@ -37,7 +36,6 @@ from lipaudit.progress import Progress, Silent
 from lipaudit.results import (
     Audit,
     DataFacts,
-    Estimate,
     ModelFacts,
     Rate,
     Samples,
@@ -46,6 +44,7 @@ from lipaudit.results import (
     Threat,
     Verdict,
 )
+from lipaudit.shards import rows_of
 from lipaudit.sizing import batch_for
 from lipaudit.threat import as_pixels, box_of, threat_of, within
 from lipaudit.thumbnails import thumbnails
@@ -120,7 +119,7 @@ def audit(
     whole = data_facts or facts.of_data(points, answers, seed, box)
     data_facts = whole
     if shard is not None:
-        rows = _rows(shard, len(points))
+        rows = rows_of(shard, len(points))
         points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
         data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256, samples=len(rows))
     held = None
@@ -161,9 +160,10 @@ def audit(
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
     samples = _samples(index, answers, certificates, evidence)
-    estimates = _estimates(module, points, samples, threat, seed, smoothing, clever, progress)
-    if estimates:
-        clock.mark("estimates")
+    estimates = estimates_of(
+        module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
+    )
+    clock.mark("estimates")
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -195,14 +195,6 @@ def audit(
         shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )
     return conclude(draft)
-
-
-def _rows(shard: tuple[int, int], count: int) -> list[int]:
-    """The rows of a shard. Raises `BadThreat` for one that cannot be."""
-    number, of = shard
-    if not 1 <= number <= of <= count:
-        raise BadThreat(f"expected a shard from 1/{of} to {of}/{of}, of at most {count} samples, got {number}/{of}")
-    return list(range(number - 1, count, of))
 
 
 def _locally(
@@ -369,36 +361,6 @@ def _slopes(
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]
     return slope.value, max(shares)
-
-
-def _estimates(
-    module: nn.Module,
-    points: torch.Tensor,
-    samples: Samples,
-    threat: Threat,
-    seed: int,
-    sigma: float | None,
-    clever: bool,
-    progress: Progress,
-) -> tuple[Estimate, ...]:
-    """What was asked for of CLEVER and randomized smoothing."""
-    if sigma is None and not clever:
-        return ()
-    from lipaudit.crosscheck import statistical
-
-    raw = points.to(device_of(module))
-    with torch.no_grad():
-        classes = module(raw[:1]).shape[1]
-    given: dict[str, Any] = {
-        "classes": classes, "low": threat.low, "high": threat.high, "seed": seed, "progress": progress,
-    }  # fmt: skip
-    found = []
-    if clever:
-        right = [y == guess for y, guess in zip(samples.label, samples.prediction, strict=True)]
-        found.append(statistical.clever(module, raw, samples.label, right, **given))
-    if sigma is not None:
-        found.append(statistical.smoothing(module, raw, samples.label, sigma=sigma, **given))
-    return tuple(found)
 
 
 def _clean(samples: Samples) -> Rate:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from lipaudit.errors import ReportError
+from lipaudit.errors import BadThreat, ReportError
 from lipaudit.results import AttackRecord, Audit, Estimate, Part, Samples, Shard, Skip, Thumbnail
 
 WITHIN = ("lipaudit", "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
@@ -34,6 +34,14 @@ def parse_shard(text: str) -> tuple[int, int]:
     if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
         raise ValueError(f"expected a shard such as 3/8, from 1/8 to 8/8, got {text!r}")
     return int(number), int(of)
+
+
+def rows_of(shard: tuple[int, int], count: int) -> list[int]:
+    """The rows of a shard. Raises `BadThreat` for one that cannot be."""
+    number, of = shard
+    if not 1 <= number <= of <= count:
+        raise BadThreat(f"expected a shard from 1/{of} to {of}/{of}, of at most {count} samples, got {number}/{of}")
+    return list(range(number - 1, count, of))
 
 
 def merge(shards: Iterable[Audit], command: Sequence[str] = ()) -> Audit:
@@ -124,7 +132,7 @@ def _alike(audits: Sequence[Audit]) -> None:
     for audit in audits:
         assert audit.shard is not None
         total, number, of = audit.shard.whole.samples, audit.shard.number, audit.shard.of
-        rows = len(range(number - 1, total, of))
+        rows = len(rows_of((number, of), total))
         if len(audit.samples.index) != rows:
             raise ReportError(f"expected {rows} samples in shard {number}/{of}, got {len(audit.samples.index)}")
 

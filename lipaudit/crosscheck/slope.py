@@ -22,7 +22,7 @@ from lipaudit.crosscheck.witness import NOISE, distance_up
 
 STEP = 1e-3
 """Distance of the two inputs, as a share of the width of the box."""
-POINTS, PAIRS = 64, 24
+POINTS, PAIRS = 32, 16
 """Points that gradients are taken at, and pairs of classes whose slopes are then measured, at most."""
 
 

@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lipaudit.crosscheck.art import classifier
@@ -17,7 +18,7 @@ from lipaudit.crosscheck.hygiene import sealed
 from lipaudit.crosscheck.network import UnitBox, private_copy
 from lipaudit.errors import BadThreat
 from lipaudit.progress import Progress, Silent
-from lipaudit.results import Estimate
+from lipaudit.results import Estimate, Samples, Threat
 
 CLEVER_BATCHES, CLEVER_SIZE, CLEVER_POOL = 20, 32, 5
 CLEVER_RADIUS = 2.0
@@ -25,6 +26,32 @@ CLEVER_RADIUS = 2.0
 CHOOSING, DRAWS, FAILURE = 100, 1000, 0.001
 """Noisy copies that choose the class, and that count it; the probability that a radius is wrong."""
 AT_A_TIME = 128
+
+
+def estimates_of(
+    logits: nn.Module,
+    points: Tensor,
+    samples: Samples,
+    threat: Threat,
+    sigma: float | None,
+    with_clever: bool,
+    *,
+    seed: int,
+    progress: Progress,
+) -> tuple[Estimate, ...]:
+    """Those of the two that are asked for: a `sigma` for randomized smoothing, and CLEVER."""
+    if sigma is None and not with_clever:
+        return ()
+    with torch.no_grad():
+        classes = int(logits(points[:1]).shape[1])
+    given: dict[str, Any] = {"classes": classes, "low": threat.low, "high": threat.high, "seed": seed}
+    found = []
+    if with_clever:
+        right = [y == guess for y, guess in zip(samples.label, samples.prediction, strict=True)]
+        found.append(clever(logits, points, samples.label, right, **given, progress=progress))
+    if sigma is not None:
+        found.append(smoothing(logits, points, samples.label, sigma=sigma, **given, progress=progress))
+    return tuple(found)
 
 
 def clever(

@@ -10,8 +10,7 @@ from lipaudit.results import Audit
 
 
 def to_dataframe(audit: Audit) -> Any:
-    """One row per image: the columns of `Samples`, and whether it is classified correctly; one column per
-    estimate, if there are any.
+    """One row per image: the columns of `Samples`, whether it is classified correctly, and a column per estimate.
 
     A missing distance is NaN, a missing prediction or attack NA. `attrs` say which run it was, whether its certificates
     hold, and in which units radii and distances are. Raises `ReportError` where pandas is not installed.
