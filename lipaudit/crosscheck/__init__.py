@@ -1,9 +1,9 @@
 """From below: attacks, and slopes seen. Nothing here knows how a bound is computed: no error can be shared.
 
 `cross_check` runs attacks of AutoAttack and ART and re-evaluates in float64 whatever they claim; what is left
-are witnesses. `largest_slope` measures how steep the network is at given points. `estimates_of` adds what is estimated
-and proves nothing. `estimate_seconds` tells beforehand how long attacks take. `PRESETS` and `ATTACKS` are the attacks by
-name.
+are witnesses. `largest_slope` measures how steep the network is at given points. `estimates_of` adds what is
+estimated and proves nothing. `estimate_seconds` tells beforehand how long attacks take. `PRESETS` and `ATTACKS` are
+the attacks by name.
 """
 
 from lipaudit.crosscheck.attacks import ATTACKS, PRESETS, plan

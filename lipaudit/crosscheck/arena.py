@@ -99,6 +99,8 @@ class Arena:
         with torch.no_grad():
             asserted = as_it_runs(claim).argmax(1) != labels
         rows = asserted.nonzero().flatten()
+        if not len(rows):
+            return asserted, points, seen
         nearer = drawn_in(logits, clean[rows], claim[rows], labels[rows], self.network.low, self.network.high)
         good, found = accepted(self.judge, nearer, labels[rows])
         points[rows], seen[rows] = nearer, found

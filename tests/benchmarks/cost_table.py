@@ -82,9 +82,8 @@ def main() -> None:
         here = count * (ahead * forward + back * backward) / 3600
         gpu = count * operations * (ahead + back) / (args.tflops * 1e12) / 3600
         hours = " | ".join(spell(3600 * gpu / many) for many in (1, 8, 64))
-        lines.append(
-            f"| {title} | {1e3 * forward:.1f} ms, {1e3 * backward:.1f} ms | {ahead:,} + {back:,} | {here:,.0f} h | {hours} |"
-        )
+        each = f"{1e3 * forward:.1f} ms, {1e3 * backward:.1f} ms"
+        lines.append(f"| {title} | {each} | {ahead:,} + {back:,} | {here:,.0f} h | {hours} |")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

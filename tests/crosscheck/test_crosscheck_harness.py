@@ -114,6 +114,25 @@ def test_lies_are_rejected_and_counted(plant) -> None:
     assert evidence.perturbed.max() <= 1
 
 
+@pytest.mark.parametrize("aim", ["closest", "radius"])
+def test_a_batch_that_claims_nothing_costs_no_judgement(plant, aim: str) -> None:
+    """As every attack at a certified radius should: points are moved, and no answer changes."""
+    judged: list[int] = []
+
+    class Judge(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            judged.append(len(inputs))
+            return torch.stack([linear(2).double()(sample[None])[0] for sample in inputs])
+
+    def idle(_network, batch):
+        yield (batch.inputs + 1e-6).clamp(0, 1)
+
+    plant(idle, aim)
+    (record,) = check(linear(2), samples(4), judge=Judge(), radii=np.ones(4)).records
+    assert (record.status, record.why, record.attacked, record.broken, record.rejected) == ("done", "", 4, 0, 0)
+    assert judged == [1, 4], "the probe and the clean inputs"
+
+
 def test_a_flip_that_only_happens_in_a_batch_is_rejected(plant) -> None:
     class Mixing(nn.Module):
         """Flips its answer for shifted inputs, but only if they do not come alone."""
