@@ -6,12 +6,16 @@ threads, bit for bit what the other one finds for the same number of shards.
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from lipaudit.adapters import as_module
 from lipaudit.composition import device_of
@@ -107,7 +111,8 @@ def _gathered(
     # More CPUs than any machine has would be waited for forever. The threads of a shard stay what they are here.
     needs = {"num_cpus": min(threads, max(1, largest)), "num_gpus": int(gpu), "max_retries": RETRIES}
     task = ray.remote(**needs)(_task)
-    what = ray.put((model, dict(given), threads))
+    with _by_value(ray.cloudpickle, as_module(model)):
+        what = ray.put((model, dict(given), threads))
     open_tasks = {task.remote(what, shard): shard for shard in wanted}
     progress.start("shards on Ray", len(open_tasks))
     try:
@@ -117,16 +122,37 @@ def _gathered(
             try:
                 found = ray.get(ready)
             except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ray.exceptions.RayError):
+                    raise LipauditError(f"shard {number}/{of} failed on its worker: {_first(error.cause)}") from error
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except ray.exceptions.RayError as error:
-                first = str(error).strip().split("\n", 1)[0]
-                raise LipauditError(f"Ray gave shard {number}/{of} up after {RETRIES} retries: {first}") from error
+                again = f"Ray gave shard {number}/{of} up after {RETRIES} retries"
+                raise LipauditError(f"{again}: {_first(error)}") from error
             progress.advance(note=f"shard {number}/{of}")
             yield found
     finally:
         for left in open_tasks:
             ray.cancel(left, force=True)
         progress.finish()
+
+
+def _first(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+@contextlib.contextmanager
+def _by_value(cloudpickle: Any, network: nn.Module) -> Iterator[None]:
+    """Classes of the network that no installed package holds travel with it: a worker could not import them."""
+    installed = importlib.metadata.packages_distributions()
+    names = {type(module).__module__ for module in network.modules()} - {"__main__", "builtins"}
+    own = [sys.modules[name] for name in names if name.partition(".")[0] not in {*installed, "lipaudit"}]
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
 
 
 def _task(what: tuple[Any, dict[str, Any], int], shard: tuple[int, int]) -> Audit:
