@@ -17,6 +17,7 @@ _HOME = {
     "conv_norm": "lipaudit.norms",
     "dense_norm": "lipaudit.norms",
     "load_audit": "lipaudit.report.json",
+    "merge": "lipaudit.shards",
 }
 _MODULES = ("claims", "errors", "nn", "results")
 

@@ -38,6 +38,8 @@ from lipaudit.rounding import down, up
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
+_BEARABLE = 0.5
+"""The same where the radius is below `resolution` even without any rounding: more digits of it would say nothing."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +142,7 @@ def certify_with(
         for sample, x in enumerate(inputs):
             point = x.to(composition.ledger.device, torch.float64)
             logits, error = error_of(point)
-            top, second = sorted([*logits, -math.inf], reverse=True)[:2]
-            if error > _HARMLESS * (top - second):
+            if error > _spared(logits, pairwise, point):
                 logits, error = error_of(point, careful=True)
             largest = max(largest, error)
             label = None if labels is None else int(labels[sample])
@@ -291,6 +292,19 @@ def sure_margins(logits: Sequence[float], error: float, target: int) -> dict[int
     slack = up(up(math.sqrt(2.0)) * error)
     margins = {j: logits[target] - value for j, value in enumerate(logits) if j != target}
     return {j: down(down(value) - slack) if value > 0 else 0.0 for j, value in margins.items()}
+
+
+def resolution(point: torch.Tensor) -> float:
+    """An L2 distance below which float32 numbers of this size hardly change: 2^-23 of their norm."""
+    return float(torch.linalg.vector_norm(point)) * 2.0**-23
+
+
+def _spared(logits: Sequence[float], pairwise: Sequence[Sequence[float]], point: torch.Tensor) -> float:
+    """The error that logits may have without a second, longer evaluation."""
+    first, second = sorted(range(len(logits)), key=logits.__getitem__, reverse=True)[:2]
+    margin = logits[first] - logits[second]
+    without_rounding = margin / pairwise[first][second] if pairwise[first][second] > 0 else math.inf
+    return margin * (_BEARABLE / math.sqrt(2) if without_rounding < resolution(point) else _HARMLESS)
 
 
 def _certificate(

@@ -102,7 +102,7 @@ def fingerprint(*values: Any) -> str:
 
 def holds_parts(folder: Path) -> bool:
     """Whether anything in a journal is finished."""
-    return any(folder.glob("*.npz"))
+    return any(folder.glob("*.npz")) or any(folder.glob("shard-*.json"))
 
 
 def discard(folder: Path) -> None:
@@ -111,11 +111,16 @@ def discard(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """As `write_text`."""
+    write_text(path, json.dumps(content, indent=1))
+
+
+def write_text(path: Path, text: str) -> None:
     """Writes a file that is whole, also after a power failure, or absent. Raises `OSError`."""
     partial = path.with_name(f".{secrets.token_hex(8)}.part")
     try:
         with partial.open("w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

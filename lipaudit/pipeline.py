@@ -26,7 +26,7 @@ from lipaudit.certificates import (
     with_local_radii,
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
-from lipaudit.crosscheck import Evidence, cross_check, executed_distances, largest_slope, plan
+from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
 from lipaudit.findings import examine, incomplete, integrity_of, rate, wilson
 from lipaudit.formatting import eps_value
 from lipaudit.gates import Condition, conditions, judge
@@ -41,10 +41,12 @@ from lipaudit.results import (
     ModelFacts,
     Rate,
     Samples,
+    Shard,
     Skip,
     Threat,
     Verdict,
 )
+from lipaudit.shards import rows_of
 from lipaudit.sizing import batch_for
 from lipaudit.threat import as_pixels, box_of, threat_of, within
 from lipaudit.thumbnails import thumbnails
@@ -85,6 +87,9 @@ def audit(
     progress: Progress | None = None,
     journal: str | Path | None = None,
     gates: Sequence[str] = (),
+    shard: tuple[int, int] | None = None,
+    smoothing: float | None = None,
+    clever: bool = False,
 ) -> Audit:
     """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
 
@@ -100,7 +105,9 @@ def audit(
     (`Audit.promises` has all three).
 
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
-    an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete.
+    an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete. `shard` (3, 8) audits
+    the third of eight parts of the samples; `lipaudit.merge` makes one audit of all of them. `smoothing`, the sigma of
+    randomized smoothing in units of the inputs, and `clever` add estimates, which no certificate rests on.
     `gates` are conditions such as "certified_accuracy@36/255>=0.30" (see `lipaudit.gates`), judged at the end.
     Raises `BadThreat` for inputs or budgets that make no sense, `ConfigError` for a gate that is none, `ResumeError`
     for the journal of another audit, and the errors of `bound`.
@@ -118,6 +125,13 @@ def audit(
         warnings = (*warnings, NO_CLIP_VALUES)
     composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
+    index = range(len(points)) if index is None else index
+    whole = data_facts or facts.of_data(points, answers, seed, box)
+    data_facts = whole
+    if shard is not None:
+        rows = rows_of(shard, len(points))
+        points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
+        data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256, samples=len(rows))
     held = None
     if journal is not None:
         settings = {
@@ -158,7 +172,11 @@ def audit(
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence)
-    samples = _samples(index or range(len(points)), answers, certificates, evidence, executed)
+    samples = _samples(index, answers, certificates, evidence, executed)
+    estimates = estimates_of(
+        module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
+    )
+    clock.mark("estimates")
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -167,7 +185,7 @@ def audit(
         exit_code=0,
         verdict=_PENDING,
         model=model_facts or facts.of_model(model, module, points, composition),
-        dataset=data_facts or facts.of_data(points, answers, seed, box),
+        dataset=data_facts,
         threat=threat,
         clean=_clean(samples),
         proved=(),
@@ -187,6 +205,8 @@ def audit(
         timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
+        estimates=estimates,
+        shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )
     return conclude(draft, wanted)
 
@@ -356,6 +376,7 @@ def _slopes(
         judge=ExactNetwork(composition),
         low=threat.low,
         high=threat.high,
+        against=composition.network.pairwise,
     )
     pairwise = composition.network.pairwise
     shares = [

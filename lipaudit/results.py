@@ -238,6 +238,50 @@ class Skip:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """Radii that nobody proved: estimated, or true with a probability only. Never mixed with those of `Samples`."""
+
+    name: str
+    library: str
+    settings: str
+    about: str
+    """What the numbers are, and what they are not."""
+    values: tuple[float | None, ...]
+    """One per row of `Samples`, L2, in units of the inputs; None where there is none."""
+    probability: float | None = None
+    """With which each of them holds; None for an estimate that promises nothing."""
+    draws: int | None = None
+    """Noisy copies that were counted for each of them."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of the samples a run was about, and what it takes to merge it with the others."""
+
+    number: int
+    of: int
+    """Shard `number` of `of` has rows number - 1, number - 1 + of, ... of the samples."""
+    whole: DataFacts
+    """The samples of all shards."""
+    distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of the witnesses of each attack, of which its record has the median only."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard that a merged result was made of."""
+
+    run: str
+    started: str
+    number: int
+    of: int
+    samples: int
+    where: str
+    """Platform, device, threads."""
+
+
+@dataclass(frozen=True)
 class Audit:
     """Everything that one run found out: the only input of `report/`."""
 
@@ -280,6 +324,12 @@ class Audit:
     """Versions, device, threads, platform, dtype."""
     config: dict[str, Any] = field(default_factory=dict)
     """Every resolved setting of the run; under `origin`, where those come from that are no defaults."""
+    estimates: tuple[Estimate, ...] = ()
+    """Off unless asked for."""
+    shard: Shard | None = None
+    """None for all samples."""
+    parts: tuple[Part, ...] = ()
+    """The shards of a merged result, whose times are summed; empty for one run."""
     schema: str = SCHEMA
 
     @property

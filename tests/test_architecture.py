@@ -71,7 +71,8 @@ def test_the_command_line_starts_without_torch() -> None:
 
 def test_exported_names() -> None:
     assert sorted(lipaudit.__all__) == [
-        "audit", "bound", "certify", "claims", "conv_norm", "dense_norm", "errors", "load_audit", "nn", "results",
+        "audit", "bound", "certify", "claims", "conv_norm", "dense_norm", "errors", "load_audit", "merge", "nn",
+        "results",
     ]  # fmt: skip
     for name in lipaudit.__all__:
         assert getattr(lipaudit, name) is not None

@@ -193,3 +193,33 @@ def test_more_digits_are_taken_where_rounding_costs_a_margin(monkeypatch: pytest
     better = certify_with(composition, points, answers)
     assert better.rounding < usual.rounding / 50
     assert (better.radius >= usual.radius).all()
+
+
+def test_radii_below_the_resolution_of_the_inputs_are_not_worth_more_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rounding takes a part of a radius that says nothing, it may; where it takes all of it, it may not."""
+    _, _, images, labels = zoo.digits_split()
+    composition = compose(zoo.load("digits-cnn"), (1, 8, 8))
+    points, answers = torch.from_numpy(images[:2]), labels[:2].tolist()
+    usual = certify_with(composition, points, answers)
+    asked: list[bool] = []
+    share = [0.0]
+    honest = ErrorRecursion.__call__
+
+    def noisy(self, x, *, careful=False):
+        asked.append(careful)
+        logits, error = honest(self, x, careful=careful)
+        return logits, error if careful else share[0] * min(usual.margin)
+
+    monkeypatch.setattr(ErrorRecursion, "__call__", noisy)
+    monkeypatch.setattr("lipaudit.certificates.resolution", lambda _: 1.0)
+    for share[0], expected in ((0.1, [False, False]), (0.6, [False, True] * 2)):
+        asked.clear()
+        found = certify_with(composition, points, answers)
+        assert asked[: len(expected)] == expected
+        assert (found.radius > 0).all()
+        assert (found.radius <= usual.radius * (1 + 1e-6)).all()
+    monkeypatch.setattr("lipaudit.certificates.resolution", lambda _: 0.0)
+    asked.clear()
+    share[0] = 0.1
+    certify_with(composition, points, answers)
+    assert asked == [False, True] * 2

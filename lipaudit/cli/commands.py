@@ -23,11 +23,13 @@ from lipaudit.cli.options import (
     attack_options,
     complete,
     data_options,
+    estimate_options,
     local_options,
     model_options,
     norm_options,
     output_options,
     promise_options,
+    shard_options,
     text_or_json,
 )
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
@@ -123,6 +125,8 @@ def commands(context: click.Context, verbose: int) -> None:
 @local_options
 @promise_options
 @attack_options
+@estimate_options
+@shard_options
 @output_options
 @config_option
 @click.option(
@@ -308,6 +312,25 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
         click.echo(f"lipaudit: REJECTED: {error}", err=True)
         return ExitCode.INTEGRITY
     return ExitCode.DONE
+
+
+@commands.command()
+@click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
+@output_options
+@click.pass_obj
+def merge(session: Session, results: tuple[Path, ...], **chosen: Any) -> int:
+    """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
+    from lipaudit.cli.files import prepare_folder
+    from lipaudit.report.json import load_audit
+    from lipaudit.shards import merge as merged
+
+    audit = merged([load_audit(file) for file in results], ("lipaudit", *session.arguments))
+    if chosen["out"] != "-":
+        prepare_folder(Path(chosen["out"]))
+    elif len(chosen["formats"]) > 1:
+        chosen["formats"] = ("json",)
+    _deliver(audit, chosen)
+    return audit.exit_code
 
 
 @commands.command()

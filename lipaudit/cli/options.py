@@ -61,6 +61,17 @@ def _shape(context: click.Context, parameter: click.Parameter, text: str | None)
     return tuple(map(int, re.split("[,x]", text)))
 
 
+def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """`3/8` -> (3, 8)."""
+    from lipaudit.shards import parse_shard
+
+    del context, parameter
+    try:
+        return None if text is None else parse_shard(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+
+
 def _duration(context: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
     """`90`, `90s`, `10m`, `2h` -> seconds."""
     del context, parameter
@@ -185,6 +196,24 @@ attack_options = _together(
     click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True),
     click.option("--batch-size", type=click.IntRange(1), metavar="N", help="Images at a time. [default: by size]"),
     click.option("--time-limit", callback=_duration, metavar="T", help="Stop attacking after 90s, 10m, 2h."),
+)
+
+estimate_options = _together(
+    click.option(
+        "--smoothing", type=float, metavar="SIGMA", help="Estimate: randomized smoothing, noise of this size."
+    ),
+    click.option("--clever", is_flag=True, help="Estimate: CLEVER scores."),
+)
+
+shard_options = _together(
+    click.option(
+        "--shard", callback=_shard, metavar="I/N", help="Only part I of N of the images; see `lipaudit merge`."
+    ),
+    click.option("--shards", type=click.IntRange(1), metavar="N", help="All images, in N shards. [ray: one per CPU]"),
+    click.option(
+        "--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="For shards."
+    ),
+    click.option("--address", metavar="A", help="Of the Ray cluster. [default: RAY_ADDRESS, or this machine]"),
 )
 
 output_options = _together(

@@ -80,7 +80,8 @@ def resume(chosen: Mapping[str, Any], given: Collection[str]) -> tuple[Resumable
     folder = _find(chosen["resume"], Path(chosen["out"]))
     kept = read_json(folder / OPTIONS)
     assert kept is not None
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in kept["options"].items()}
+    options: dict[str, Any] = dict.fromkeys(chosen)
+    options |= {name: tuple(value) if isinstance(value, list) else value for name, value in kept["options"].items()}
     for name in given:
         if name not in FREE and _plain(chosen[name]) != kept["options"].get(name):
             option = f"--{name.replace('_', '-')}"

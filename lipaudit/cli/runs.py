@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ SETTINGS = (
     "local",
     "local_samples",
     "promise",
+    "smoothing",
+    "clever",
 )
 
 
@@ -52,6 +55,12 @@ def check(chosen: Chosen) -> None:
     _, dataset = _pair(chosen["model"], chosen["dataset"])
     if chosen["data_dir"] is not None and (dataset == "digits" or ":" in dataset):
         raise LoadError(f"--data-dir is the folder of data sets that are fetched; leave it out with {dataset}")
+    if chosen["shard"] and (chosen["shards"] or chosen["engine"] != "local"):
+        raise LoadError("--shard is one shard of a run, --shards and --engine are for all of them; leave one out")
+    if chosen["shard"] and (chosen["samples"] is None or chosen["attacks"] is None):
+        raise LoadError("--shard needs --samples and --attacks: chosen by time they would differ from shard to shard")
+    if chosen["address"] and chosen["engine"] != "ray":
+        raise LoadError("--address is that of a Ray cluster; add --engine ray")
 
 
 def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
@@ -90,7 +99,15 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
     if chosen["out"] != "-" or running.resumed:
         journal = running.begin(Path(chosen["out"]), chosen, sized.samples, sized.attacks)
         progress.say(f"interrupt any time, then: {running.command()}")
-    audited = audit(
+    how: dict[str, Any] = {"shard": chosen["shard"]}
+    auditor: Callable[..., Audit] = audit
+    if chosen["shards"] or chosen["engine"] == "ray":
+        from lipaudit.engines import audit_in_shards
+
+        auditor = audit_in_shards
+        how = {"shards": chosen["shards"] or min(os.cpu_count() or 1, data.facts.samples)}
+        how |= {"engine": chosen["engine"], "address": chosen["address"]}
+    audited = auditor(
         model.module,
         data.inputs,
         data.labels,
@@ -113,6 +130,9 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
         warnings=data.warnings,
         progress=progress,
         journal=journal,
+        smoothing=chosen["smoothing"],
+        clever=bool(chosen["clever"]),
+        **how,
     )
     if chosen["proof"] is not None:
         written = write_proof(

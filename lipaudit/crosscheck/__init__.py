@@ -2,8 +2,8 @@
 
 `cross_check` runs attacks of AutoAttack and ART and re-evaluates in float64 whatever they claim; what is left
 are witnesses. `executed_distances` looks from there for where the network changes its answer in its own dtype.
-`largest_slope` measures how steep the network is at given points. `estimate_seconds` tells beforehand how long
-attacks take. `PRESETS` and `ATTACKS` are the attacks by name.
+`largest_slope` measures how steep the network is at given points. `estimates_of` adds what is estimated and proves
+nothing. `estimate_seconds` tells beforehand how long attacks take. `PRESETS` and `ATTACKS` are the attacks by name.
 """
 
 from lipaudit.crosscheck.attacks import ATTACKS, PRESETS, plan
@@ -11,6 +11,7 @@ from lipaudit.crosscheck.estimate import estimate_seconds
 from lipaudit.crosscheck.executed import executed_distances
 from lipaudit.crosscheck.harness import Evidence, Interrupted, cross_check
 from lipaudit.crosscheck.slope import Slope, largest_slope
+from lipaudit.crosscheck.statistical import estimates_of
 
 __all__ = [
     "ATTACKS",
@@ -20,6 +21,7 @@ __all__ = [
     "Slope",
     "cross_check",
     "estimate_seconds",
+    "estimates_of",
     "executed_distances",
     "largest_slope",
     "plan",

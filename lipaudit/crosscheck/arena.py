@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -56,28 +56,71 @@ class Arena:
         """L2 distances (n,), raw units, below which float32 inputs hardly change: 2^-23 of their norm."""
         return ((self.clean - self.network.low).flatten(1).norm(dim=1) * 2.0**-23).cpu().numpy()
 
-    def measured(self, rows: np.ndarray, points: Tensor) -> Found:
-        """Verified points of some rows, drawn in and verified again."""
-        if not len(rows):
-            nothing = np.empty(0)
-            return Found(rows, nothing, rows, nothing.astype(bool), points.cpu())
+    def verified(self, rows: np.ndarray, claims: Sequence[Tensor], exact: bool = False) -> tuple[Found, int]:
+        """What the judge keeps of claims about some rows, drawn in, and how many it looked at and did not believe.
+
+        `claims` are unit-box tensors, one entry per row each; `exact` draws in by the judge. See Note [What is judged]
+        in `witness.py`.
+        """
         index = torch.as_tensor(rows, device=self.clean.device)
         clean, labels = self.clean[index], self.labels[index]
-        nearer = drawn_in(self.judge, clean, points, labels, self.network.low, self.network.high)
-        good, seen = accepted(self.judge, nearer, labels)
-        if not bool(good.all()):
-            # Misclassified in a batch but not alone, or in doubt: fall back to the point as it was claimed.
-            nearer = torch.where(good.reshape(-1, *[1] * (points.ndim - 1)), nearer, points)
-            seen = torch.where(good, seen, accepted(self.judge, nearer, labels)[1])
+        start = self.network.to_unit(clean)
+        raw = [self.network.to_raw(claim) for claim in claims]
+        far = (
+            torch.stack([(one - clean).flatten(1).norm(dim=1) for one in raw]) if raw else clean.new_empty(0, len(rows))
+        )
+        untouched = [(claim == start).flatten(1).all(1) for claim in claims]
+        finite = [claim.flatten(1).isfinite().all(1) for claim in claims]
+        for place, (same, sound) in enumerate(zip(untouched, finite, strict=True)):
+            length = (raw[place] - clean).flatten(1).norm(dim=1)
+            far[place] = length.where(sound & ~same, math.inf)
+        rejected = sum(int((~sound).sum()) for sound in finite)
+        points, seen = clean.clone(), torch.full_like(labels, -1)
+        while True:
+            least, which = far.min(0)
+            trying = ((seen < 0) & least.isfinite()).nonzero().flatten()
+            if not len(trying):
+                break
+            chosen = torch.stack(raw)[which[trying], trying]
+            far[which[trying], trying] = math.inf
+            asserted, better, taken_for = self._judged(clean[trying], chosen, labels[trying], exact)
+            points[trying], seen[trying] = better, taken_for
+            rejected += int((asserted & (taken_for < 0)).sum())
+        return self._measured(rows, clean, points, seen), rejected
+
+    def _judged(self, clean: Tensor, claim: Tensor, labels: Tensor, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Which rows of a claim the network as it runs misclassifies; the points that the judge accepts; as what."""
+
+        def as_it_runs(raw: Tensor) -> Tensor:
+            return self.network(self.network.to_unit(raw))
+
+        logits = self.judge if exact else as_it_runs
+        points, seen = claim.clone(), torch.full_like(labels, -1)
+        with torch.no_grad():
+            asserted = as_it_runs(claim).argmax(1) != labels
+        rows = asserted.nonzero().flatten()
+        if not len(rows):
+            return asserted, points, seen
+        nearer = drawn_in(logits, clean[rows], claim[rows], labels[rows], self.network.low, self.network.high)
+        good, found = accepted(self.judge, nearer, labels[rows])
+        points[rows], seen[rows] = nearer, found
+        doubtful = rows[~good]
+        if len(doubtful):
+            points[doubtful] = claim[doubtful]
+            seen[doubtful] = accepted(self.judge, claim[doubtful], labels[doubtful])[1]
+        return asserted, points, seen
+
+    def _measured(self, rows: np.ndarray, clean: Tensor, points: Tensor, seen: Tensor) -> Found:
+        """Those rows whose points were accepted, with their distances."""
         kept = (seen >= 0).nonzero().flatten().tolist()
-        distance = np.array([distance_up(nearer[place], clean[place]) for place in kept], dtype=np.float64)
+        distance = np.array([distance_up(points[place], clean[place]) for place in kept], dtype=np.float64)
         closer = distance < self.distance[rows[kept]]
         return Found(
             rows=rows[kept],
             distance=distance,
             prediction=seen[kept].cpu().numpy(),
             closer=closer,
-            points=nearer[kept][torch.as_tensor(closer, device=nearer.device)].cpu(),
+            points=points[kept][torch.as_tensor(closer, device=points.device)].cpu(),
         )
 
     def keep(self, found: Found, name: str) -> None:

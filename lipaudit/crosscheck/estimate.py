@@ -52,8 +52,8 @@ def estimate_seconds(
     cost = {}
     for entry in planned:
         passes = entry.passes(classes)
-        # Each claim is judged in a batch and alone, the best one drawn in and judged again.
-        verified = passes.claims * (forward + 2 * judged) + (INWARD_STEPS + 4) * judged
+        # The closest claim is looked at and drawn in, and then judged, in a batch and alone; often it is the only one.
+        verified = (INWARD_STEPS + 3) * forward + 2 * judged
         runs = len(eps) if entry.aim == "eps" else 1
         each = passes.forward * forward + passes.backward * backward + verified
         cost[entry.name] = MARGIN * runs * samples * each

@@ -6,7 +6,7 @@ import importlib.metadata
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Evidence:
     records: tuple[AttackRecord, ...]
     flags: tuple[str, ...]
     """Reliability warnings of all attacks, and samples that could not be attacked."""
+    distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of the witnesses of each attack, its closest per broken sample."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -135,6 +137,7 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
         predictions=tuple(ground.predictions.tolist()),
         records=tuple(_record(run, tally) for tally in tallies),
         flags=tuple(flags),
+        distances={tally.entry.name: tuple(map(float, tally.distance.values())) for tally in tallies},
     )
 
 

@@ -17,7 +17,6 @@ from lipaudit.crosscheck.arena import Arena, batches
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, Attack, Batch
 from lipaudit.crosscheck.hygiene import BLACK_BOX, sealed
 from lipaudit.crosscheck.outcome import Outcome, recall, remember
-from lipaudit.crosscheck.witness import accepted
 from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results import TIME_LIMIT
@@ -206,49 +205,27 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
     begun = time.perf_counter()
     ground, network = run.arena, run.arena.network
     index = torch.as_tensor(rows, device=ground.clean.device)
-    clean, labels = ground.clean[index], ground.labels[index]
     unit = None
     if budget is not None:
-        unit = torch.as_tensor(budget[rows], device=clean.device) / (network.high - network.low)
-    batch = Batch(network.to_unit(clean), labels, unit, run.seed)
-    claims = entry(network, Batch(batch.inputs.clone(), labels.clone(), unit, run.seed))
-    nearest = torch.full((len(rows),), math.inf, dtype=torch.float64, device=clean.device)
-    points, step, whole, rejected = clean.clone(), 0, True, 0
+        unit = torch.as_tensor(budget[rows], device=index.device) / (network.high - network.low)
+    batch = Batch(network.to_unit(ground.clean[index]), ground.labels[index].clone(), unit, run.seed)
     flags: list[str] = []
-    while True:
-        with sealed(run.seed + step, flags, clean.device):
-            claim = next(claims, None)
-        if claim is None:
-            break
-        step += 1
-        if claim.shape != batch.inputs.shape:
-            raise ValueError(f"expected claims of shape {tuple(batch.inputs.shape)}, got {tuple(claim.shape)}")
-        raw = network.to_raw(claim.detach())
-        distance = (raw - clean).flatten(1).norm(dim=1)
-        better, false = _judge(run, batch, claim.detach(), ~(distance >= nearest))
-        rejected += false
-        nearest[better], points[better] = distance[better], raw[better]
-        if run.late() and step < entry.passes(network.classes).claims:
-            whole = False
-            break
-    hits = nearest.isfinite()
-    found = ground.measured(rows[hits.cpu().numpy()], points[hits])
+    claims, whole = _claims(run, entry, batch, flags)
+    found, rejected = ground.verified(rows, claims, exact=entry.aim == "radius")
     return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, whole)
 
 
-def _judge(run: Run, batch: Batch, claim: Tensor, wanted: Tensor) -> tuple[Tensor, int]:
-    """Which of the wanted rows of a claim are verified, and how many that claim are not.
-
-    A claim that is no closer than a verified one is not wanted: it would cost passes and change nothing.
-    """
-    network = run.arena.network
-    finite = claim.flatten(1).isfinite().all(1)
-    tried = (wanted & (claim != batch.inputs).flatten(1).any(1)).nonzero().flatten()
-    good, rejected = torch.zeros_like(wanted), 0
-    if len(tried):
-        labels = batch.labels[tried]
-        with torch.no_grad():
-            asserted = ~finite[tried] | (network(claim[tried]).argmax(1) != labels)
-        good[tried] = finite[tried] & accepted(run.arena.judge, network.to_raw(claim[tried]), labels)[0]
-        rejected = int((asserted & ~good[tried]).sum())
-    return good, rejected
+def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:
+    """What an attack claims, and whether it came to its end before the time did."""
+    network, shape = run.arena.network, batch.inputs.shape
+    asked, claims = entry(network, batch), []
+    while True:
+        with sealed(run.seed + len(claims), flags, batch.inputs.device):
+            claim = next(asked, None)
+        if claim is None:
+            return claims, True
+        if claim.shape != shape:
+            raise ValueError(f"expected claims of shape {tuple(shape)}, got {tuple(claim.shape)}")
+        claims.append(claim.detach().clone())
+        if run.late() and len(claims) < entry.passes(network.classes).claims:
+            return claims, False

@@ -9,9 +9,10 @@ float64, less its noise, over their distance rounded up. Whatever the direction,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,6 +22,8 @@ from lipaudit.crosscheck.witness import NOISE, distance_up
 
 STEP = 1e-3
 """Distance of the two inputs, as a share of the width of the box."""
+POINTS, PAIRS = 32, 16
+"""Points that gradients are taken at, and pairs of classes whose slopes are then measured, at most."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,16 @@ def largest_slope(
     high: float = 1.0,
     others: int = 9,
     batch_size: int = 16,
+    against: Sequence[Sequence[float]] | None = None,
+    most: tuple[int, int] = (POINTS, PAIRS),
 ) -> Slope:
     """The largest slope of f_label - f_other seen at some points: at most the Lipschitz constant, always.
 
     `logits` and `judge` as in `cross_check`; `points` (n, ...) are any inputs, clean ones and witnesses. Each
     point is tried with its `others` strongest other classes: all of them up to ten classes. Gradients choose,
-    per pair of classes, the steepest point; there the slope is measured, in float64. See the note above.
+    per pair of classes, the steepest point; there the slope is measured, in float64. See the note above. Of more
+    points than `most[0]`, as many at even distances are tried; of more pairs than `most[1]`, those are measured that
+    are steepest for what they will be held against, the bound in row `label`, column `other` of `against`.
     Raises `BadThreat` and `CaptureError` as `cross_check` does.
     """
     with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
@@ -60,6 +67,8 @@ def largest_slope(
         judge = private_copy(logits, torch.float64) if judge is None else judge
         probe(judge, points)
         like = next((p for p in fast.parameters() if p.is_floating_point()), points)
+        tried = np.unique(np.linspace(0, len(points) - 1, min(len(points), most[0])).round().astype(int)).tolist()
+        points, labels = points[tried], labels[tried]
         step = STEP * (high - low)
         # Both ends of a step of this length stay in the box.
         centres = points.detach().double().clamp(low + step / 2, high - step / 2)
@@ -73,11 +82,26 @@ def largest_slope(
                     if pair not in steepest or norm > steepest[pair][0]:
                         steepest[pair] = (norm, row)
         seen = {}
-        for pair, (_, row) in steepest.items():
+        for pair in _chosen(steepest, against, most[1]):
+            row = steepest[pair][1]
             direction = _direction(fast, centres[row : row + 1].to(like.dtype), pair)
             seen[pair] = _secant(judge, centres[row : row + 1], direction * step / 2, pair, low, high)
     (label, other), value = max(seen.items(), key=lambda entry: entry[1])
-    return Slope(value, steepest[label, other][1], label, other, seen)
+    return Slope(value, tried[steepest[label, other][1]], label, other, seen)
+
+
+def _chosen(
+    steepest: Mapping[tuple[int, int], tuple[float, int]], against: Sequence[Sequence[float]] | None, most: int
+) -> list[tuple[int, int]]:
+    """The pairs to be measured, as they were found: the steepest of all, and the steepest for their bounds."""
+
+    def share(pair: tuple[int, int]) -> float:
+        bound = 1.0 if against is None else against[pair[0]][pair[1]]
+        return steepest[pair][0] / bound if bound > 0 else math.inf
+
+    kept = {max(steepest, key=lambda pair: steepest[pair][0])}
+    kept |= set(sorted(steepest, key=share, reverse=True)[: max(1, most - 1)])
+    return [pair for pair in steepest if pair in kept]
 
 
 def _gradients(fast: nn.Module, points: Tensor, labels: Tensor, others: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,5 +1,11 @@
 """The judge: a float64 copy of the network decides which claims of an attack become witnesses.
 
+Note [What is judged]
+    Of the claims of an attack only the closest of a sample counts, so the closest is looked at first, and the next one
+    only where it fails. The network as it runs, in float32, draws it in (the judge itself where an attack walks along
+    the edge of a certificate); that search decides nothing, it proposes a point. The judge evaluates that point, and
+    the claim itself where the point fails.
+
 Note [Noise]: float64 logits of a network are wrong by its rounding, which grows with the values inside it.
 A margin counts as negative only beyond `NOISE` times the largest logit, plus four times the difference
 between the evaluation in a batch and alone (two different orders of summation).
@@ -12,6 +18,7 @@ below the true one, and a certificate cannot be refuted by rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +26,9 @@ from torch import Tensor, nn
 
 NOISE = 1e-10
 INWARD_STEPS = 6
-"""Steps by which a witness is moved towards its clean input. Each is a float64 pass."""
+"""Steps, at most, by which a witness is moved towards its clean input. Each is a pass of the network as it runs."""
+WORTHWHILE = 2e-7
+"""Share of a distance that a further step has to promise."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +85,44 @@ def accepted(judge: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, 
     return good, prediction.where(good, torch.full_like(labels, -1))
 
 
-def drawn_in(judge: nn.Module, clean: Tensor, points: Tensor, labels: Tensor, low: float, high: float) -> Tensor:
-    """Misclassified points moved towards their clean inputs, still misclassified in a batch.
+@torch.no_grad()
+def height(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Margins in float64, and twice the noise of the dtype of the logits."""
+    column = labels.unsqueeze(1)
+    others = logits.scatter(1, column, -math.inf).amax(1)
+    noise = max(16 * torch.finfo(logits.dtype).eps, 4 * NOISE) * logits.abs().amax(1)
+    return (logits.gather(1, column).squeeze(1) - others).double(), noise.double()
 
-    Looks for the decision boundary on each segment by false position (the Illinois variant: an end that
-    stays twice counts half), which takes fewer float64 passes than bisection, as margins are nearly linear there.
+
+@torch.no_grad()
+def drawn_in(
+    logits: Callable[[Tensor], Tensor], clean: Tensor, points: Tensor, labels: Tensor, low: float, high: float
+) -> Tensor:
+    """Misclassified raw points moved towards their clean inputs, still misclassified by `logits`.
+
+    Looks for the decision boundary on each segment by false position (the Illinois variant: an end that stays twice
+    counts half), which takes fewer passes than bisection, as margins are nearly linear there. It aims beyond the
+    boundary by the noise of the logits' dtype. A row whose next step promises less than `WORTHWHILE` is left alone.
     """
-
-    def height(tried: Tensor) -> Tensor:
-        opinion = weigh(judge, tried, labels)
-        return opinion.margin + 2 * opinion.noise
-
-    wide = (-1, *[1] * (points.ndim - 1))
-    safe, wrong = torch.zeros_like(labels, dtype=torch.float64), torch.ones_like(labels, dtype=torch.float64)
-    above, below = height(clean), height(points)
-    last, best = torch.zeros_like(labels), points
+    best = points.clone()
+    (above, _), (below, aim) = (height(logits(end), labels) for end in (clean, points))
+    safe, wrong, last = torch.zeros_like(above), torch.ones_like(above), torch.zeros_like(above)
+    rows = torch.arange(len(points), device=points.device)
     for _ in range(INWARD_STEPS):
-        ratio = (safe + (wrong - safe) * above / (above - below)).clamp(safe, wrong)
-        tried = (clean + ratio.reshape(wide) * (points - clean)).clamp(low, high)
-        now = height(tried)
-        hit = now < 0
+        ratio = (safe + (wrong - safe) * (above + aim) / (above - below)).clamp(safe, wrong)
+        going = (below < -aim) & (above > -aim) & (wrong - ratio > WORTHWHILE)
+        rows, safe, wrong, above, below, aim, last, ratio = (
+            column[going] for column in (rows, safe, wrong, above, below, aim, last, ratio)
+        )
+        if not len(rows):
+            break
+        share = ratio.reshape(-1, *[1] * (points.ndim - 1))
+        tried = (clean[rows] + share * (points[rows] - clean[rows])).clamp(low, high)
+        now, noise = height(logits(tried), labels[rows])
+        hit = now < -noise / 2
         above = torch.where(hit, torch.where(last == 1, above / 2, above), now)
         below = torch.where(hit, now, torch.where(last == -1, below / 2, below))
         safe, wrong = torch.where(hit, safe, ratio), torch.where(hit, ratio, wrong)
-        last = torch.where(hit, 1, -1)
-        best = torch.where(hit.reshape(wide), tried, best)
+        last = torch.where(hit, 1.0, -1.0)
+        best[rows[hit]] = tried[hit]
     return best

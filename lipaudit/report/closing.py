@@ -109,12 +109,21 @@ def _data_name(audit: Audit) -> str:
     return " ".join(filter(None, (clean(audit.dataset.name, 40), clean(audit.dataset.split, 20))))
 
 
+def _shards(audit: Audit) -> str:
+    """Of which runs the result was made, or which part of one it is."""
+    if audit.shard is not None:
+        return f"{audit.shard.number} of {audit.shard.of}: this result is about a part of the images"
+    shown = [f"{clean(part.run, 40)} ({part.samples}, on {clean(part.where, 80)})" for part in audit.parts[:MOST_FACTS]]
+    return f"{plural(len(audit.parts), 'run')}, times summed: {'; '.join(shown)}" if shown else ""
+
+
 def _facts(audit: Audit) -> tuple[Fact, ...]:
     m, d = audit.model, audit.dataset
     shape = " × ".join(str(side) for side in m.input_shape)
     file = f"{clean(m.weights_file, 80)}, {_sha256(m.weights_file_sha256)}" if m.weights_file else ""
     rows = (
         ("run", f"{clean(audit.run, 60)}, started {clean(audit.started, 40)}"),
+        ("shards", _shards(audit)),
         ("status", f"{audit.status}, exit code {audit.exit_code}"),
         ("network", f"{clean(m.name, 60)}: {clean(m.architecture, 120)}"),
         ("source", clean(m.source, 300)),

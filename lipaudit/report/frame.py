@@ -10,7 +10,7 @@ from lipaudit.results import Audit
 
 
 def to_dataframe(audit: Audit) -> Any:
-    """One row per image: the columns of `Samples`, and whether it is classified correctly.
+    """One row per image: the columns of `Samples`, whether it is classified correctly, and a column per estimate.
 
     A missing distance is NaN, a missing prediction or attack NA. `attrs` say which run it was, whether its certificates
     hold, and in which units radii and distances are. Raises `ReportError` where pandas is not installed.
@@ -38,6 +38,9 @@ def to_dataframe(audit: Audit) -> Any:
             "attack": pandas.array(list(s.attack), dtype="string"),
         }
     )
+    for estimate in audit.estimates:
+        values = [math.nan if value is None else value for value in estimate.values]
+        frame[f"estimate: {estimate.name}"] = pandas.array(values, dtype="float64")
     frame.attrs = {
         "run": audit.run,
         "integrity": audit.verdict.integrity,

@@ -223,6 +223,9 @@ def _check(audit: Audit) -> None:
     lengths |= {f"promises.{p.promise}": len(p.radius) for p in audit.promises if p.certified}
     if len(set(lengths.values())) > 1:
         raise ReportError(f"result.samples: expected columns of one length, got {lengths}")
+    for estimate in audit.estimates:
+        if len(estimate.values) != lengths["index"]:
+            raise ReportError(f"result.estimates: expected {lengths['index']} values, got {len(estimate.values)}")
     if any(not 0 <= thumbnail.sample < lengths["index"] for thumbnail in audit.thumbnails):
         raise ReportError(f"result.thumbnails: expected rows below {lengths['index']}, got another")
     pairs = audit.bound.pairwise if audit.bound else ()

@@ -19,6 +19,7 @@ from lipaudit.formatting import (
 from lipaudit.report import measures
 from lipaudit.report.closing import Closing, closing
 from lipaudit.report.division import Part, divide
+from lipaudit.report.estimates import EstimateView, estimates
 from lipaudit.report.evidence import CrossCheck, Curves, crosscheck, curves
 from lipaudit.report.images import Images, images
 from lipaudit.report.lamps import Condition, Lamp, conditions, lamps, look
@@ -98,6 +99,7 @@ class Page:
     bounds: Bounds
     images: Images
     closing: Closing
+    estimates: tuple[EstimateView, ...] = ()
 
 
 def page(audit: Audit) -> Page:
@@ -113,6 +115,7 @@ def page(audit: Audit) -> Page:
         bounds(audit),
         images(audit),
         closing(audit),
+        estimates(audit),
     )
 
 

@@ -24,6 +24,7 @@ from lipaudit.formatting import (
 )
 from lipaudit.gates import compared
 from lipaudit.report import measures
+from lipaudit.report.estimates import estimates
 from lipaudit.report.promised import promises
 from lipaudit.report.sections import MARKS, title
 from lipaudit.results import Audit, Finding, Gate
@@ -89,6 +90,8 @@ def _budgets(audit: Audit) -> list[Line]:
     clean_rate = audit.clean
     ci = interval(clean_rate.low, clean_rate.high)
     lines.append((Span(f"clean accuracy {percent(clean_rate.value)}, 95% CI {ci}", "dim"),))
+    for view in estimates(audit):
+        lines.append((Span(f"estimate, not proved: {view.name}, median {view.median} ({view.promise})", "dim"),))
     return lines
 
 
@@ -178,6 +181,10 @@ def to_markdown(audit: Audit) -> str:
     lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
     lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
     lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit), *_markdown_gates(audit)]
+    lines += [
+        _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.promise}). {view.about}") + "\n"
+        for view in estimates(audit)
+    ]
     lines += _markdown_checks(audit)
     d = audit.dataset
     about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"

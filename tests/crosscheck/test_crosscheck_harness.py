@@ -25,6 +25,7 @@ from lipaudit.crosscheck import (
     rounds,
 )
 from lipaudit.crosscheck.rounds import eps_text
+from lipaudit.crosscheck.witness import INWARD_STEPS
 from lipaudit.errors import BadThreat, CaptureError
 
 
@@ -111,6 +112,25 @@ def test_lies_are_rejected_and_counted(plant) -> None:
     assert {w.sample for w in evidence.witnesses} <= {2}
     assert evidence.perturbed.isfinite().all()
     assert evidence.perturbed.max() <= 1
+
+
+@pytest.mark.parametrize("aim", ["closest", "radius"])
+def test_a_batch_that_claims_nothing_costs_no_judgement(plant, aim: str) -> None:
+    """As every attack at a certified radius should: points are moved, and no answer changes."""
+    judged: list[int] = []
+
+    class Judge(nn.Module):
+        def forward(self, inputs: Tensor) -> Tensor:
+            judged.append(len(inputs))
+            return torch.stack([linear(2).double()(sample[None])[0] for sample in inputs])
+
+    def idle(_network, batch):
+        yield (batch.inputs + 1e-6).clamp(0, 1)
+
+    plant(idle, aim)
+    (record,) = check(linear(2), samples(4), judge=Judge(), radii=np.ones(4)).records
+    assert (record.status, record.why, record.attacked, record.broken, record.rejected) == ("done", "", 4, 0, 0)
+    assert judged == [1, 4], "the probe and the clean inputs"
 
 
 def test_a_flip_that_only_happens_in_a_batch_is_rejected(plant) -> None:
@@ -269,8 +289,8 @@ def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatc
             (record,) = check(network, inputs, labels, attacks=[name], eps=[float(radii.min())], radii=radii).records
             passes = ATTACKS[name].passes(classes)
             assert record.status == "done"
-            # The harness itself looks once at each claim, to tell a false claim from none.
-            assert counts["forward"] <= 2 * (passes.forward + passes.claims), name
+            # The harness itself looks at each claim, to tell a false claim from none, and draws the closest one in.
+            assert counts["forward"] <= 2 * (passes.forward + passes.claims + INWARD_STEPS + 2), name
             assert counts["backward"] <= 2 * passes.backward, name
             if name not in stops_early:
                 assert counts["forward"] >= 0.8 * 2 * passes.forward, name

@@ -20,7 +20,7 @@ from lipaudit.crosscheck.witness import distance_up
 def test_linear_slopes_are_the_weight_distances_from_below(classes: int) -> None:
     network, inputs = linear(classes), samples(12)
     labels = labelled(network, inputs)
-    slope = largest_slope(network, inputs, labels, batch_size=5)
+    slope = largest_slope(network, inputs, labels, batch_size=5, most=(12, 90))
     weight = network[1].weight.detach().double()
     assert set(slope.pairs) == {(y, j) for y in set(labels.tolist()) for j in range(classes) if j != y}
     for (label, other), value in slope.pairs.items():
@@ -37,6 +37,32 @@ def test_only_the_strongest_other_classes_are_tried() -> None:
     strongest = network(inputs).argsort(1, descending=True)[:, 1:5].tolist()
     expected = {(y, j) for y, row in zip(labels.tolist(), strongest, strict=True) for j in row}
     assert set(slope.pairs) == expected
+
+
+def test_the_pairs_measured_are_those_that_come_closest_to_their_bounds() -> None:
+    """One bound of ninety is a lie: the few pairs that are measured hold it, and the steepest of all."""
+    network, inputs = linear(10), samples(40)
+    labels = labelled(network, inputs)
+    weight = network[1].weight.detach().double()
+    exact = [[math.dist(a.tolist(), b.tolist()) for b in weight] for a in weight]
+    lie = (int(labels[7]), (int(labels[7]) + 1) % 10)
+    against = [
+        [value * (0.5 if (i, j) == lie else 1.001) for j, value in enumerate(row)] for i, row in enumerate(exact)
+    ]
+    slope = largest_slope(network, inputs, labels, against=against, most=(40, 3))
+    assert len(slope.pairs) <= 3
+    assert slope.pairs[lie] > against[lie[0]][lie[1]]
+    everywhere = largest_slope(network, inputs, labels, most=(40, 90))
+    assert slope.value == everywhere.value
+    assert int(labels[slope.sample]) == slope.label
+
+
+def test_many_points_are_tried_at_even_distances() -> None:
+    network, inputs = linear(3), samples(40)
+    labels = labelled(network, inputs)
+    few = largest_slope(network, inputs, labels, most=(2, 9))
+    assert set(few.pairs) == set(largest_slope(network, inputs[[0, 39]], labels[[0, 39]]).pairs)
+    assert few.sample in (0, 39)
 
 
 class Kinked(nn.Module):
