@@ -20,7 +20,7 @@ from lipaudit.composition import Composition
 from lipaudit.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.promises import sentence_of
-from lipaudit.results import Audit, DataFacts, ModelFacts, PromiseResult
+from lipaudit.results import DataFacts, ModelFacts, PromiseResult
 
 PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 _FEW = 32
@@ -113,12 +113,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "bounds": "float64",
     }
-
-
-def run_name(draft: Audit) -> str:
-    """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
-    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
-    return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
 
 
 def of_promises(certificates: Certificates, dtype: torch.dtype) -> tuple[PromiseResult, ...]:

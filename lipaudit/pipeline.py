@@ -26,10 +26,11 @@ from lipaudit.certificates import (
     with_local_radii,
 )
 from lipaudit.composition import Composition, compose, device_of, on_device
+from lipaudit.conclusion import conclude
 from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
-from lipaudit.findings import examine, incomplete, integrity_of, rate, wilson
+from lipaudit.findings import wilson
 from lipaudit.formatting import eps_value
-from lipaudit.gates import Condition, conditions, judge
+from lipaudit.gates import conditions
 from lipaudit.graph import evaluate, in_dtype
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
@@ -232,37 +233,6 @@ def _locally(
     how = f"{found.tried} tried" if found.tried else "none"
     complete = local == "auto" or (most is not None and found.tried >= most)
     return certificates, (Skip(f"local radii: {how}", found.why_not, asked=not complete),)
-
-
-def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
-    """The audit with its rates, gates, findings, verdict and exit code."""
-    right = [y == guess for y, guess in zip(draft.samples.label, draft.samples.prediction, strict=True)]
-    proved = tuple(rate(e, [r > eps_value(e) for r in draft.samples.radius]) for e in draft.threat.eps)
-    unbroken = ()
-    if any(draft.samples.attacked):
-        holds = list(zip(right, draft.samples.distance, strict=True))
-        unbroken = tuple(rate(e, [ok and (d is None or d > eps_value(e)) for ok, d in holds]) for e in draft.threat.eps)
-    promises = tuple(
-        replace(p, proved=tuple(rate(e, [r > eps_value(e) for r in p.radius]) for e in draft.threat.eps))
-        if p.certified
-        else p
-        for p in draft.promises
-    )
-    draft = replace(draft, proved=proved, unbroken=unbroken, promises=promises)
-    draft = replace(draft, gates=judge(draft, wanted, integrity_of(draft)))
-    findings, verdict, code = examine(draft)
-    invalid = verdict.integrity == "INVALID"
-    status = "invalid" if invalid else "partial" if incomplete(draft) else "complete"
-    return replace(
-        draft,
-        run=draft.run or facts.run_name(draft),
-        status=status,
-        exit_code=code,
-        verdict=verdict,
-        findings=findings,
-        proved=() if verdict.integrity != "SOUND" else proved,
-        promises=promises if verdict.integrity == "SOUND" else tuple(replace(p, proved=()) for p in promises),
-    )
 
 
 class _Clock:

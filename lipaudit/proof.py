@@ -284,7 +284,7 @@ def _conv_norm(step: Listed, weight: torch.Tensor) -> tuple[float, str]:
     symbols = Symbols(inner)
     if symbols.zero:
         return 0.0, "++"
-    # The real matrix of a symbol has twice its rows: its Gram matrix, the guess and the check take some 16 products each.
+    # The real matrix of a symbol has twice its rows: Gram matrix, guess and check take some 16 products each.
     if math.prod(sizes) / 2 * conv.groups * symbols.side**2 * symbols.columns * 16 > MOST_WORK:
         raise UnsupportedOp(
             f"proof: no checker rule for a convolution of this size ({step.name}, {tuple(weight.shape)}): integers "

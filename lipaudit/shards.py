@@ -18,7 +18,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from lipaudit.conclusion import conclude
 from lipaudit.errors import BadThreat, ReportError
+from lipaudit.findings import rate
 from lipaudit.gates import conditions
 from lipaudit.results import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
 
@@ -45,13 +47,12 @@ def rows_of(shard: tuple[int, int], count: int) -> list[int]:
     return list(range(number - 1, count, of))
 
 
-def merge(shards: Iterable[Audit], command: Sequence[str] = ()) -> Audit:
+def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequence[str] = ()) -> Audit:
     """One result out of those of all shards of a run, in any order. See Note [What a merged result is].
 
-    Raises `ReportError` that names what is unlike, twice there, or missing.
+    It is held against `gates`, or those of the shards. Raises `ReportError` that names what is unlike, twice there, or
+    missing.
     """
-    from lipaudit.pipeline import conclude
-
     audits = sorted(shards, key=lambda audit: (audit.shard.number if audit.shard else 0, audit.run))
     parts = _complete(audits)
     _alike(audits)
@@ -83,7 +84,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = ()) -> Audit:
             for a, s in zip(audits, parts, strict=True)
         ),
     )
-    return conclude(draft, conditions(gate.expression for gate in first.gates))
+    return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
 
 
 def _complete(audits: Sequence[Audit]) -> list[Shard]:
@@ -165,8 +166,6 @@ def _samples(audits: Sequence[Audit]) -> Samples:
 
 
 def _clean(samples: Samples) -> Any:
-    from lipaudit.findings import rate
-
     return rate("0", [label == guess for label, guess in zip(samples.label, samples.prediction, strict=True)])
 
 

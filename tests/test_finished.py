@@ -14,6 +14,7 @@ from test_cli import Call, call, refused
 from lipaudit import zoo
 from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS
 from lipaudit.cli.options import MODELS as PROPOSED_MODELS
+from lipaudit.conclusion import conclude
 from lipaudit.errors import ConfigError
 from lipaudit.explanations import PAGES, explain, question
 from lipaudit.findings import CHECKS, examine
@@ -21,7 +22,6 @@ from lipaudit.gates import conditions
 from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.imagesets import DATASETS, NAMED
 from lipaudit.loading.sources import PAIRS
-from lipaudit.pipeline import conclude
 
 __all__ = ["call"]
 

@@ -12,11 +12,11 @@ import pytest
 from audits import radii_only
 
 import lipaudit
+from lipaudit.conclusion import conclude
 from lipaudit.errors import ConfigError
 from lipaudit.findings import examine
 from lipaudit.formatting import percents
 from lipaudit.gates import compared, conditions, judge, lower_limit, parse
-from lipaudit.pipeline import conclude
 from lipaudit.report.json import from_json
 from lipaudit.report.text import to_markdown, to_text
 from lipaudit.results import TIME_LIMIT, Audit, Gate, Samples

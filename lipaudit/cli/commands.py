@@ -29,6 +29,7 @@ from lipaudit.cli.options import (
     norm_options,
     output_options,
     promise_options,
+    proof_option,
     shard_options,
     text_or_json,
 )
@@ -128,6 +129,7 @@ def commands(context: click.Context, verbose: int) -> None:
 @estimate_options
 @shard_options
 @output_options
+@proof_option
 @config_option
 @click.option(
     "--resume",
@@ -178,24 +180,25 @@ def _run(context: click.Context, chosen: dict[str, Any], stop: Interruption) -> 
     # What libraries and user code print belongs to the reader, not to the result on stdout.
     with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
         audit = run_audit(chosen, running, Stoppable(progress, stop))
-    _deliver(audit, chosen, running)
+    deliver(audit, chosen, running)
     return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code
 
 
-def _deliver(audit: Audit, chosen: dict[str, Any], running: Resumable) -> None:
+def deliver(audit: Audit, chosen: dict[str, Any], running: Resumable | None = None) -> None:
     """Write the reports, all or none, and say on stderr what came out."""
     from lipaudit.cli.files import write_all
     from lipaudit.cli.terminal import print_lines
     from lipaudit.report.text import summary
 
-    texts = {kind: _render(audit, kind) for kind in chosen["formats"]}
+    texts = {kind: render(audit, kind) for kind in chosen["formats"]}
     files: dict[Path, str] = {}
     if chosen["out"] == "-":
         click.echo(*texts.values(), nl=False)
     else:
         files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
         write_all(files)
-    running.finish()  # whatever becomes of the terminal
+    if running is not None:
+        running.finish()  # whatever becomes of the terminal
     paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
     if chosen["quiet"]:
         verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
@@ -204,7 +207,8 @@ def _deliver(audit: Audit, chosen: dict[str, Any], running: Resumable) -> None:
         print_lines([(), *summary(audit, paths)], sys.stderr)
 
 
-def _render(audit: Audit, kind: str) -> str:
+def render(audit: Audit, kind: str) -> str:
+    """The audit in one of the formats."""
     if kind == "json":
         return audit.to_json()
     if kind == "html":
@@ -249,88 +253,6 @@ def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any
     _table(rows)
     shape = "×".join(map(str, network.input_shape))
     click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {shape} inputs in [0,1] to logits)")
-
-
-@commands.command()
-@click.argument("result", type=FILE)
-@click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
-@click.option(
-    "--format",
-    "kind",
-    type=click.Choice([*REPORTS, "robustbench", "huggingface"]),
-    help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
-)
-def report(result: Path, out: str, kind: str | None) -> None:
-    """Write the report of RESULT, a result file, again."""
-    from lipaudit.cli.files import write_all
-    from lipaudit.report.json import load_audit
-
-    kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
-    if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
-        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
-    text = _render(load_audit(result), kind)
-    if out == "-":
-        click.echo(text, nl=False)
-    else:
-        write_all({Path(out): text})
-
-
-@commands.command()
-def schema() -> None:
-    """Print the JSON Schema of result files."""
-    from lipaudit.report.schema import to_schema
-
-    click.echo(to_schema(), nl=False)
-
-
-@commands.command()
-@click.argument("proof", type=FILE)
-@click.option("--checkpoint", type=FILE, required=True, metavar="FILE", help="The safetensors file that it is about.")
-@click.option("--samples", type=click.IntRange(1), metavar="N", help="Check at most so many samples.")
-def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
-    """Check PROOF, which `lipaudit run --proof FILE` writes: derive every bound, logit and radius in it again.
-
-    The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/checker.py. Exit codes:
-    0 accepted, 4 rejected, 2 a file that cannot be read.
-    """
-    import json
-
-    from lipaudit.checker import Rejected, check
-    from lipaudit.errors import LoadError
-
-    try:
-        claims, weights = json.loads(proof.read_bytes()), checkpoint.read_bytes()
-    except (OSError, ValueError, RecursionError) as error:
-        raise LoadError(f"cannot read {proof} and {checkpoint}: {error}") from error
-    if not isinstance(claims, dict) or "schema" in claims:
-        raise LoadError(f"expected a proof, got {proof}, a result; add --proof FILE to `lipaudit run`, and check FILE")
-    if weights[8:9] != b"{":
-        raise LoadError(f"expected safetensors, got {checkpoint}; a proof about other files comes with its own weights")
-    try:
-        click.echo(check(claims, weights, samples, lambda line: click.echo(line, err=True)))
-    except Rejected as error:
-        click.echo(f"lipaudit: REJECTED: {error}", err=True)
-        return ExitCode.INTEGRITY
-    return ExitCode.DONE
-
-
-@commands.command()
-@click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
-@output_options
-@click.pass_obj
-def merge(session: Session, results: tuple[Path, ...], **chosen: Any) -> int:
-    """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
-    from lipaudit.cli.files import prepare_folder
-    from lipaudit.report.json import load_audit
-    from lipaudit.shards import merge as merged
-
-    audit = merged([load_audit(file) for file in results], ("lipaudit", *session.arguments))
-    if chosen["out"] != "-":
-        prepare_folder(Path(chosen["out"]))
-    elif len(chosen["formats"]) > 1:
-        chosen["formats"] = ("json",)
-    _deliver(audit, chosen)
-    return audit.exit_code
 
 
 @commands.command()

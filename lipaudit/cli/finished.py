@@ -1,4 +1,4 @@
-"""The commands that read finished results: `check`, `compare`; and `explain`, which says what their checks mean."""
+"""The commands that read what is finished: `report`, `check`, `compare`, `merge`, `verify`; and `schema`, `explain`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lipaudit.cli.commands import commands
+from lipaudit.cli.commands import REPORTS, Session, commands, deliver, render
 from lipaudit.cli.config import config_option
-from lipaudit.cli.options import FILE, gate_option, text_or_json
+from lipaudit.cli.options import FILE, gate_option, output_options, text_or_json
 from lipaudit.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -126,3 +126,83 @@ def explain(check_id: str) -> None:
     else:
         for name in PAGES:
             click.echo(f"{name}  {question(name)}")
+
+
+@commands.command()
+@click.argument("result", type=FILE)
+@click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice([*REPORTS, "robustbench", "huggingface"]),
+    help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
+)
+def report(result: Path, out: str, kind: str | None) -> None:
+    """Write the report of RESULT, a result file, again."""
+    from lipaudit.cli.files import write_all
+    from lipaudit.report.json import load_audit
+
+    kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
+    if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
+        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
+    text = render(load_audit(result), kind)
+    if out == "-":
+        click.echo(text, nl=False)
+    else:
+        write_all({Path(out): text})
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of result files."""
+    from lipaudit.report.schema import to_schema
+
+    click.echo(to_schema(), nl=False)
+
+
+@commands.command()
+@click.argument("proof", type=FILE)
+@click.option("--checkpoint", type=FILE, required=True, metavar="FILE", help="The safetensors file that it is about.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Check at most so many samples.")
+def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
+    """Check PROOF, which `lipaudit run --proof FILE` writes: derive every bound, logit and radius in it again.
+
+    The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/checker.py. Exit codes:
+    0 accepted, 4 rejected, 2 a file that cannot be read.
+    """
+    from lipaudit.checker import Rejected, check
+    from lipaudit.errors import LoadError
+
+    try:
+        claims, weights = json.loads(proof.read_bytes()), checkpoint.read_bytes()
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"cannot read {proof} and {checkpoint}: {error}") from error
+    if not isinstance(claims, dict) or "schema" in claims:
+        raise LoadError(f"expected a proof, got {proof}, a result; add --proof FILE to `lipaudit run`, and check FILE")
+    if weights[8:9] != b"{":
+        raise LoadError(f"expected safetensors, got {checkpoint}; a proof about other files comes with its own weights")
+    try:
+        click.echo(check(claims, weights, samples, lambda line: click.echo(line, err=True)))
+    except Rejected as error:
+        click.echo(f"lipaudit: REJECTED: {error}", err=True)
+        return ExitCode.INTEGRITY
+    return ExitCode.DONE
+
+
+@commands.command()
+@click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
+@output_options
+@click.pass_obj
+def merge(session: Session, results: tuple[Path, ...], **chosen: Any) -> int:
+    """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
+    from lipaudit.cli.files import prepare_folder
+    from lipaudit.report.json import load_audit
+    from lipaudit.shards import merge as merged
+
+    audit = merged([load_audit(file) for file in results], ("lipaudit", *session.arguments), gates=chosen["gate"])
+    if chosen["out"] != "-":
+        prepare_folder(Path(chosen["out"]))
+    elif len(chosen["formats"]) > 1:
+        chosen["formats"] = ("json",)
+    deliver(audit, chosen)
+    return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code

@@ -161,6 +161,10 @@ local_options = _together(
     click.option("--local-samples", type=click.IntRange(1), metavar="N", help="Of at most so many images."),
 )
 
+proof_option = click.option(
+    "--proof", type=FILE, metavar="FILE", help="Also a proof of the global radii, for `lipaudit verify`."
+)
+
 promise_options = _together(
     click.option(
         "--promise",
@@ -229,7 +233,6 @@ output_options = _together(
     ),
     gate_option,
     click.option("--exit-zero", is_flag=True, help="Exit 0 where a gate fails; hides nothing else."),
-    click.option("--proof", type=FILE, metavar="FILE", help="Also a proof of the global radii, for `lipaudit verify`."),
     click.option("-q", "--quiet", is_flag=True, help="Verdict and files only."),
     click.option("-v", "--verbose", count=True, help="Every step; -vv also logs and tracebacks."),
     click.option("--progress", type=click.Choice(["auto", "plain", "off"]), default="auto", show_default=True),

@@ -15,8 +15,8 @@ import pytest
 from pages import page, seen
 
 import lipaudit
+from lipaudit.conclusion import run_name
 from lipaudit.errors import ReportError
-from lipaudit.facts import run_name
 from lipaudit.formatting import eps_text, eps_value, interval, number, percent
 from lipaudit.report import html as report_html
 from lipaudit.report.embed import result_text
