@@ -50,6 +50,8 @@ def test_the_ground_floor_needs_only_the_standard_library(name: str) -> None:
             "report",
             ("torch", "torchvision", "lipaudit.norms", "lipaudit.graph", "lipaudit.pipeline", "lipaudit.rounding"),
         ),
+        ("gates.py", ("torch", "lipaudit.findings", "lipaudit.pipeline", "lipaudit.report", "lipaudit.cli")),
+        ("comparison.py", ("torch", "lipaudit.pipeline", "lipaudit.crosscheck", "lipaudit.report", "lipaudit.cli")),
         ("findings.py", ("torch", "lipaudit.pipeline", "lipaudit.crosscheck", "lipaudit.certificates")),
     ],
 )
