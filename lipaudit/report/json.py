@@ -159,6 +159,8 @@ def _build(kind: Any, value: Any, where: str, null: float = math.nan) -> Any:
         return None if value is None else _build(args[0], value, where, null)
     if origin in (tuple, Sequence):
         items = _expect(list, "a list", value, where)
+        if origin is tuple and args[-1] is not Ellipsis and len(items) != len(args):
+            _refuse(f"{len(args)} entries", value, where)
         return tuple(_build(args[0], item, f"{where}[{k}]", null) for k, item in enumerate(items))
     if origin is dict:
         items = _expect(dict, "an object", value, where)
