@@ -64,7 +64,7 @@ class Rejected(Exception):
 def require(field: str, claimed: Any, derived: Any = True) -> None:
     """The claim has to be what was derived."""
     if type(claimed) is not type(derived) or claimed != derived:
-        raise Rejected(f"{field}: the proof says {claimed!r}, derived is {derived!r}")
+        raise Rejected(f"{field}: " + ("is not so" if derived is True else f"claimed {claimed!r}, derived {derived!r}"))
 
 
 def fields(item: dict[str, Any], names: str, where: str) -> list[Any]:
@@ -331,7 +331,7 @@ class Network:
                 chain, claimed, hint = fields(waiting.pop(0), "steps bound hint", "bounds")
                 (first, *after), bound = (named[name] for name in chain), number(claimed, where)
                 require(f"{where}: links", [one.inputs for one in after], [[first.name]] * (len(chain) > 1))
-                require(f"{where}: {claimed} is above 0, short", bound > 0 and bound.numerator.bit_length() <= DIGITS)
+                require(f"{where}: {claimed} > 0, of few bits", bound > 0 and bound.numerator.bit_length() <= DIGITS)
                 say(f"proving {' + '.join(chain)}: at most {float(bound):.6g}")
                 require(f"{where}: {float(bound)!r} is proved, hint {hint}", bound_holds(first, after, bound, hint))
                 reach[step.name] = reach[first.inputs[0]] * bound

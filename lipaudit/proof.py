@@ -77,7 +77,7 @@ def write_proof(
     composition: Composition | None = None,
     progress: Progress | None = None,
 ) -> Written:
-    """Write the proof of the global radii of `images` (n, c, h, w) with `labels`; True of `model` as it runs.
+    """Write the proof of the global radii of `images` (n, c, h, w) with `labels`, for `model` in eval mode.
 
     `checkpoint` is a safetensors file with the network's tensors, by whatever names. If it is not given or lacks some
     (weights that the network computes before it runs, such as almost-orthogonal ones), the tensors that run are written
@@ -284,7 +284,7 @@ def _conv_norm(step: Listed, weight: torch.Tensor) -> tuple[float, str]:
     symbols = Symbols(inner)
     if symbols.zero:
         return 0.0, "++"
-    # The real matrix of a symbol has twice its rows: Gram matrix, guess and check take some 16 products each.
+    # A symbol as a real matrix has twice its rows: Gram matrix, guess and check take about 16 products per complex one.
     if math.prod(sizes) / 2 * conv.groups * symbols.side**2 * symbols.columns * 16 > MOST_WORK:
         raise UnsupportedOp(
             f"proof: no checker rule for a convolution of this size ({step.name}, {tuple(weight.shape)}): integers "

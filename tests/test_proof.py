@@ -141,6 +141,16 @@ def test_the_steps_that_are_listed_compute_what_the_network_computes(tmp_path: P
         assert found == pytest.approx(logits, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("layer", ["convolution", "linear layer"])
+def test_what_would_take_hours_is_refused(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = model if layer == "convolution" else network(nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 2))
+    monkeypatch.setattr(proof, "MOST_WORK", 100)
+    with pytest.raises(UnsupportedOp, match=f"no checker rule for a {layer} of"):
+        write_proof(tmp_path / "p.json", model, images(), [0, 1])
+    assert not list(tmp_path.glob("*.json"))
+
+
 def test_names_of_steps_are_those_of_the_layers() -> None:
     names = [step.name for step in listing(capture(proofs.everything(), (3, 6, 6)))]
     assert len(set(names)) == len(names)
@@ -176,7 +186,7 @@ def test_the_command_line_accepts_and_rejects(
     (tmp_path / "wrong.json").write_text(json.dumps(claims))
     assert verify(tmp_path / "wrong.json", "--checkpoint", weights) == 4
     said = capsys.readouterr().err
-    assert f"REJECTED: samples.1.margin: the proof says {wrong!r}, derived is {true!r}" in said
+    assert f"REJECTED: samples.1.margin: claimed {wrong!r}, derived {true!r}" in said
 
 
 def test_files_that_are_no_proofs_are_usage_errors(

@@ -92,7 +92,8 @@ def _of(kind: Any, defined: dict[str, dict[str, Any]], limits: dict[str, Any]) -
     if origin in (types.UnionType, typing.Union):
         return _or_null(_of(args[0], defined, limits))
     if origin is tuple or origin is Sequence:
-        return {"type": "array", "items": _of(args[0], defined, limits)}
+        fixed = {} if origin is Sequence or args[-1] is Ellipsis else {"minItems": len(args), "maxItems": len(args)}
+        return {"type": "array", "items": _of(args[0], defined, limits), **fixed}
     if origin is dict:
         return {"type": "object", "additionalProperties": _of(args[1], defined, limits)}
     if origin is Literal:
