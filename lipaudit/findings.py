@@ -385,7 +385,7 @@ def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
             "correctly classified images."
         )
         return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
-    proved = percent(audit.proved[0].value)
+    proved = f"{percent(audit.proved[0].value)} accuracy is" if audit.proved[0].count else "nothing is"
     if share < SUBSTANTIAL:
-        return "weak", f"Certificates hold for small changes; {proved} of accuracy is proved at ε = {eps}.", [held]
-    return "substantial", f"Certificates hold; {proved} accuracy is proved at ε = {eps}.", [held]
+        return "weak", f"Certificates hold for small changes; {proved} proved at ε = {eps}.", [held]
+    return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]

@@ -59,6 +59,8 @@ def check(chosen: Chosen) -> None:
         raise LoadError("--shard is one shard of a run, --shards and --engine are for all of them; leave one out")
     if chosen["shard"] and (chosen["samples"] is None or chosen["attacks"] is None):
         raise LoadError("--shard needs --samples and --attacks: chosen by time they would differ from shard to shard")
+    if chosen["shard"] and chosen["proof"] is not None:
+        raise LoadError("--proof is about all samples of a run, --shard about some; leave one out")
     if chosen["address"] and chosen["engine"] != "ray":
         raise LoadError("--address is that of a Ray cluster; add --engine ray")
 
