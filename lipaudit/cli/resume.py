@@ -80,7 +80,7 @@ def resume(chosen: Mapping[str, Any], given: Collection[str]) -> tuple[Resumable
     folder = _find(chosen["resume"], Path(chosen["out"]))
     kept = read_json(folder / OPTIONS)
     assert kept is not None
-    options: dict[str, Any] = dict.fromkeys(chosen)
+    options = {"origin": {}, **chosen}  # a run that an older lipaudit began does not know all of them
     options |= {name: tuple(value) if isinstance(value, list) else value for name, value in kept["options"].items()}
     for name in given:
         if name not in FREE and _plain(chosen[name]) != kept["options"].get(name):
@@ -89,7 +89,6 @@ def resume(chosen: Mapping[str, Any], given: Collection[str]) -> tuple[Resumable
     for name in ("checkpoint", "data_dir", "proof"):
         options[name] = None if options.get(name) is None else Path(options[name])
     options |= {name: chosen[name] for name in FREE & (set(given) | {"resume", "quiet", "verbose", "progress"})}
-    options = {"gate": (), "exit_zero": False, "origin": {}} | options  # a run that an older lipaudit began has none
     options |= {"samples": kept["samples"], "attacks": kept["attacks"]}
     if chosen["out"] != "-":
         options["out"] = str(folder.parent)

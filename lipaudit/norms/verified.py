@@ -176,7 +176,8 @@ def _memory(count: int, batch: Batch, device: torch.device) -> tuple[torch.Tenso
     """Room for so many matrices and, column by column as LAPACK has them, for their factors."""
     shape, kind = (count, *batch.shape), (batch.shape, batch.dtype, device)
     if getattr(_LOCAL, "kind", None) != kind or len(_LOCAL.room[0]) < count:
-        _LOCAL.kind, _LOCAL.room = kind, [torch.empty(shape, dtype=batch.dtype, device=device) for _ in range(2)]
+        with torch.inference_mode(False):  # what is made inside cannot be written to outside
+            _LOCAL.kind, _LOCAL.room = kind, [torch.empty(shape, dtype=batch.dtype, device=device) for _ in range(2)]
     gram, factor = (room[:count] for room in _LOCAL.room)
     return gram, factor.mT, torch.empty(shape[:-2], dtype=torch.int32, device=device)
 

@@ -121,7 +121,7 @@ MUTANTS = [
     Mutant("roundoff: beyond its room it counts", "lipaudit/certificates.py", "return logits, error if trusted else math.inf", "return logits, error", (*CERTIFIED, "tests/domains/test_bounded_rules.py", *OWN)),
     # --- certificates
     Mutant("radius rounded up", "lipaudit/certificates.py", "radius = min(radius, down(sure / pair))", "radius = min(radius, up(sure / pair))", (*CERTIFIED, *OWN), quick=True),
-    Mutant("margin without its error", "lipaudit/certificates.py", "sure = down(down(value) - slack) if value > 0 else 0.0", "sure = down(down(value)) if value > 0 else 0.0", (*CERTIFIED, *OWN)),
+    Mutant("margin without its error", "lipaudit/certificates.py", "{j: down(down(value) - slack) if value > 0", "{j: down(down(value)) if value > 0", (*CERTIFIED, *OWN)),
     Mutant("error of the logits without root two", "lipaudit/certificates.py", "slack = up(up(math.sqrt(2.0)) * error)", "slack = error", (*CERTIFIED, *OWN)),
     Mutant("a tie is certified", "lipaudit/certificates.py", "        if sure <= 0.0:\n            radius = 0.0\n", "        if sure < 0.0:\n            radius = 0.0\n", CERTIFIED),
     Mutant("the largest of the pairs", "lipaudit/certificates.py", "radius = min(radius, down(sure / pair))", "radius = max(radius if radius < 1e300 else 0.0, down(sure / pair))", CERTIFIED),
@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant("distance rounded down", "lipaudit/crosscheck/witness.py", "return math.nextafter(distance * (1 + 2**-50), math.inf)", "return math.nextafter(distance * (1 - 2**-50), 0.0)", (*HARNESS, *OWN)),
     Mutant("a witness that is right counts", "lipaudit/crosscheck/witness.py", "good = finite & (together.prediction != labels) & (together.margin < -together.noise)", "good = finite", HARNESS),
     Mutant("a witness of NaN counts", "lipaudit/crosscheck/witness.py", "finite = points.flatten(1).isfinite().all(1) & together.noise.isfinite()", "finite = torch.ones_like(labels, dtype=torch.bool)", (*HARNESS, *OWN)),
-    Mutant("drawn in beyond the boundary", "lipaudit/crosscheck/witness.py", "        best = torch.where(hit.reshape(wide), tried, best)", "        best = tried", HARNESS),
+    Mutant("drawn in beyond the boundary", "lipaudit/crosscheck/witness.py", "        best[rows[hit]] = tried[hit]", "        best[rows] = tried", HARNESS),
     Mutant("clipping forgotten", "lipaudit/crosscheck/network.py", "return raw.clamp(self.low, self.high)", "return raw", (*HARNESS, *OWN)),
     Mutant("the budget of another range", "lipaudit/crosscheck/rounds.py", "/ (network.high - network.low)\n    batch", "/ 1.0\n    batch", HARNESS),
     Mutant("samples that are wrong are attacked", "lipaudit/crosscheck/arena.py", "right = (opinion.prediction == labels) & (opinion.margin > 0)", "right = opinion.margin > -math.inf", HARNESS),

@@ -92,3 +92,10 @@ def test_an_eigenvalue_of_a_large_matrix_is_found_quickly_or_not_at_all() -> Non
     assert math.isclose(found, float(torch.linalg.eigvalsh(peaked)[-1]), rel_tol=1e-9)
     assert verified._by_lanczos(flat) is None
     assert verified._by_lanczos(torch.eye(side, dtype=torch.complex128)) == pytest.approx(1.0, rel=1e-12)
+
+
+def test_memory_of_inference_mode_is_not_used_again_outside() -> None:
+    matrix = torch.randn(37, 41, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        inside = dense_norm(matrix)
+    assert dense_norm(matrix).value == inside.value
