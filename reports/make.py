@@ -28,7 +28,7 @@ RUNS = {
     "digits-aol": "--model digits-aol --samples 200 --attacks standard",
     "digits-cnn": "--model digits-cnn --samples 200 --attacks standard",
     "resnet18-cifar10": (
-        "--model resnet18 --dataset cifar10 --data-dir data --samples 20 --attacks quick --local off --offline"
+        "--model resnet18 --dataset cifar10 --data-dir data --samples 64 --attacks quick --local off --offline"
     ),
 }
 LIE = 100.0
