@@ -272,6 +272,10 @@ ONE = torch.ones(1, 1, 1, 1)
 EXACT: dict[str, tuple[Function, tuple[int, ...], float]] = {
     # Two keys +-2 and values +-3: out = 3 tanh(0.5 * 2 q).
     "query": (lambda x: attend(x[:, None, None], 2 * PAIR, 3 * PAIR, scale=0.5), (1,), 3.0),
+    # The scale of queries of four entries is 1/2 where none is given.
+    "default scale": (
+        lambda x: attend(x[:, None, None], F.pad(2 * PAIR, (0, 3)), 3 * PAIR), (4,), 3.0
+    ),
     # out = 3 tanh(0.5 * 4 (k1 - k2) / 2), one query of length 4.
     "key": (lambda x: attend(4 * ONE, x[:, None, :, None], 3 * PAIR, scale=0.5), (2,), 3 * 0.5 * 4 / math.sqrt(2)),
     "mask": (lambda x: attend(ONE, PAIR, 3 * PAIR, attn_mask=x[:, None, None]), (2,), 3 / math.sqrt(2)),

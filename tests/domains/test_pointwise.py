@@ -51,6 +51,12 @@ def test_slopes_of_at_most_one(name: str) -> None:
     assert SLOPES[f"{name}.default"][0] == 1.0
 
 
+def test_sigmoid_is_steepest_at_zero() -> None:
+    with mpmath.workdps(50):
+        values = [1 / (1 + mpmath.exp(-mpf(k) / 8)) for k in range(-400, 401)]
+        assert max(value * (1 - value) for value in values) == mpf(1) / 4 == SLOPES["sigmoid.default"][0]
+
+
 def test_selu_is_steepest_just_below_zero() -> None:
     with mpmath.workdps(50):
         product = mpf("1.6732632423543772848170429916717") * mpf("1.0507009873554804934193349852946")
