@@ -29,7 +29,7 @@ from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.roundoff import LAWS
 from lipaudit.graph import Node, call, evaluate
 from lipaudit.norms.maps import schur_test
-from lipaudit.rounding import WIDE, down, narrow_up, norm_up, up, wide
+from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
 
 Promise = Literal["R", "F", "D"]
 
@@ -202,8 +202,8 @@ class _Walk:
         entries = (0.0, 0.0)
         if size is not None:
             # Sums of positive numbers in float64: a relative 1e-6 covers their roundings.
-            norm, most = torch.linalg.vector_norm(size.entries), size.entries.abs().amax()
-            entries = (float(norm) * (1 + 1e-6), float(most) * (1 + 1e-6))
+            norm, most = length_up(size.entries), float(size.entries.abs().amax())
+            entries = (norm * (1 + 1e-6), most * (1 + 1e-6))
         for off in self.states.values():
             off.see(node, size, *entries)
         return output

@@ -291,7 +291,7 @@ def test_a_bound_of_a_sum_leaves_no_branch_out(tmp_path: Any, monkeypatch: pytes
     add = next(step["name"] for step in claims["steps"] if step["op"] == "add")
     place = sum(names.index(bound["steps"][-1]) < names.index(add) for bound in claims["bounds"])
     true = checker.Network(claims, weights, lambda _: None).pairwise
-    claims["bounds"].insert(place, {"steps": [add], "bound": 1.0.hex(), "hint": "factors"})
+    claims["bounds"].insert(place, {"steps": [add], "bound": (1.0).hex(), "hint": "factors"})
     assert checker.Network(claims, weights, lambda _: None).pairwise == true
 
 
