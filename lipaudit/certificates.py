@@ -34,7 +34,7 @@ from lipaudit.journal import Journal
 from lipaudit.local import BUDGET, LocalRadii, confirmed, local_radii
 from lipaudit.progress import Progress, Silent
 from lipaudit.promises import Executed, Execution, Promise, executed_radius
-from lipaudit.rounding import down, up
+from lipaudit.rounding import TINY, down, length_up, up
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
@@ -263,11 +263,11 @@ class ErrorRecursion:
                 error = local_error(node, arguments, output)
             else:
                 output = found.value
-                error = torch.linalg.vector_norm(found.rest.abs() + found.error) * (1 + 1e-6)
+                error = length_up(found.rest.abs() + found.error) * (1 + 1e-6) + TINY
             if error is not None:
                 if node.name not in self.covered:
                     raise RuleError(f"{node.op} ({node.source}) rounds, but no step of the ledger accounts for it")
-                local[node.name] = float(error)
+                local[node.name] = error
             return output
 
         logits = evaluate(self.graph, x, run=run).tolist()

@@ -261,6 +261,7 @@ def read_step(item: Any, shapes: dict[str, tuple[int, ...]], tensors: dict[str, 
         axes = [len(weight), len(before), weight[1] * groups, weight[0] % groups]
         require(f"{where}: axes, channels, groups", axes, [*((4, 3) if op == "conv2d" else (2, 1)), before[0], 0])
     more = sum(whole(settings.get(side, 0), where) for side in ("before", "after"))
+    whole(settings.get("size", 1), f"{where}.size", 1)
     shape = ((weight or before)[0] + more, *(axis[-1] for axis in window))[: len(before)]
     for key, (found, _) in given.items():
         require(f"{where}.{key}: shape", found, weight if weight and key == "weight" else shape[:1])
@@ -334,7 +335,7 @@ class Network:
                 require(f"{where}: {claimed} > 0, of few bits", bound > 0 and bound.numerator.bit_length() <= DIGITS)
                 say(f"proving {' + '.join(chain)}: at most {float(bound):.6g}")
                 require(f"{where}: {float(bound)!r} is proved, hint {hint}", bound_holds(first, after, bound, hint))
-                reach[step.name] = reach[first.inputs[0]] * bound
+                reach[step.name] = sum((reach[source] for source in first.inputs), Fraction(0)) * bound
             elif step.op not in ("conv2d", "linear") and max(squares(step)) == 1:
                 reach[step.name] = sum((reach[source] for source in step.inputs), Fraction(0))
         before = self.steps[-1].inputs[0]

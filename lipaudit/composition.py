@@ -33,6 +33,7 @@ from lipaudit.rounding import (
     WIDE,
     check_arithmetic,
     gamma,
+    length_up,
     log10_up,
     narrow_up,
     up,
@@ -212,7 +213,7 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
     positive = [linear.absolute() for linear in maps]
     count = sum(linear.terms + 2 for linear in maps)
     error = gamma(2 * count) + 1.01 * sum(linear.relative_error for linear in maps)
-    sizes = [float(_row(positive, one).norm()) for one in _basis(maps, classes)]
+    sizes = [length_up(_row(positive, one)) for one in _basis(maps, classes)]
     return rows, [size * error * (1 + 1e-6) for size in sizes]
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from lipaudit import gates
+from lipaudit.claims import NetworkBound
 from lipaudit.formatting import number, number_from_log10, percent
 from lipaudit.promised import holds_as_executed, no_promise_broken
 from lipaudit.registry import Registry
@@ -53,6 +54,11 @@ def contradicted(audit: Audit) -> list[int]:
     """Rows whose witness lies within the certified radius."""
     pairs = zip(audit.samples.radius, audit.samples.distance, strict=True)
     return [row for row, (radius, found) in enumerate(pairs) if found is not None and found <= radius]
+
+
+def refuted(bound: NetworkBound) -> list[str]:
+    """Layers with a bound below what was measured."""
+    return [line.name for line in bound.layers if line.lower is not None and line.lower > line.upper.value]
 
 
 def reached(audit: Audit) -> float:
@@ -102,10 +108,10 @@ def layers_proved(audit: Audit) -> Finding | None:
     if audit.bound is None:
         return Finding("LA003", "fail", "The network has no proved bound", "", why)
     layers = audit.bound.layers
-    refuted = [line.name for line in layers if line.lower is not None and line.lower > line.upper.value]
-    value = f"{len(layers) - len(refuted)} of {len(layers)}"
-    if refuted:
-        return Finding("LA003", "fail", f"A layer bound is below a measured norm: {refuted[0]}", value, why)
+    wrong = refuted(audit.bound)
+    value = f"{len(layers) - len(wrong)} of {len(layers)}"
+    if wrong:
+        return Finding("LA003", "fail", f"A layer bound is below a measured norm: {wrong[0]}", value, why)
     return Finding("LA003", "pass", "Every layer has a proved upper bound", value, why)
 
 

@@ -4,6 +4,8 @@ Note [Three promises]
     R  the exact function of the stored weights, without rounding.
     F  the network as executed in its own dtype: every input within the radius, rounded to that dtype and evaluated in
        it, in whatever order its sums are taken (domains/execution.py says what is covered), gets the same answer.
+       Constants are those that run now: weights that a parametrisation computes again before each pass may come out
+       otherwise where its sums are taken in another order, and are another network.
     D  the same in float64, with the weights that run now cast to it: `model.double()`.
     Certificates of F and D come from the margins and bounds of R. At an input z within r of x, the executed logits are
     off by at most E(r) = a + b r, so the answer is j nowhere in the ball as long as
@@ -29,7 +31,7 @@ from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.roundoff import LAWS
 from lipaudit.graph import Node, call, evaluate
 from lipaudit.norms.maps import schur_test
-from lipaudit.rounding import WIDE, down, narrow_up, norm_up, up, wide
+from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
 
 Promise = Literal["R", "F", "D"]
 
@@ -38,8 +40,8 @@ PROMISE_R = (
     "float64 and every rounding of the evaluation and of the bounds is accounted for outward."
 )
 PROMISE_F = (
-    "F: certificates are about the network as executed in {dtype}, inputs rounded to it first, whatever the order of "
-    "its sums (IEEE arithmetic; no Winograd, FFT or TF32 kernels)."
+    "F: certificates are about the network as executed in {dtype}, with the weights that run now, inputs rounded to it "
+    "first, whatever the order of its sums (IEEE arithmetic; no Winograd, FFT or TF32 kernels)."
 )
 PROMISE_D = (
     "D: certificates are about the network as executed in float64 (model.double(), with the weights that run now), "
@@ -202,8 +204,8 @@ class _Walk:
         entries = (0.0, 0.0)
         if size is not None:
             # Sums of positive numbers in float64: a relative 1e-6 covers their roundings.
-            norm, most = torch.linalg.vector_norm(size.entries), size.entries.abs().amax()
-            entries = (float(norm) * (1 + 1e-6), float(most) * (1 + 1e-6))
+            norm, most = length_up(size.entries), float(size.entries.abs().amax())
+            entries = (norm * (1 + 1e-6), most * (1 + 1e-6))
         for off in self.states.values():
             off.see(node, size, *entries)
         return output

@@ -85,6 +85,11 @@ def norm_up(x: torch.Tensor) -> float:
     return up(up(math.sqrt(scaled * (1 + 2 * gamma(x.numel() + 2)))) * 2.0**exponent)
 
 
+def length_up(x: torch.Tensor) -> float:
+    """`norm_up` of errors: inf where one of them is not finite. Squares of entries far from 1 stay within range."""
+    return norm_up(x) if bool(torch.isfinite(x).all()) else math.inf
+
+
 def check_arithmetic(device: torch.device) -> None:
     """Refuse settings under which float64 arithmetic is not what Note [Model of arithmetic] says."""
     one = torch.tensor(1e-310, dtype=torch.float64, device=device)

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from lipaudit.claims import NetworkBound
 from lipaudit.conclusion import conclude
 from lipaudit.errors import BadThreat, ReportError
-from lipaudit.findings import rate
+from lipaudit.findings import rate, refuted
 from lipaudit.gates import conditions
 from lipaudit.results import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
 
@@ -65,7 +66,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         command=tuple(command) or first.command,
         dataset=parts[0].whole,
         clean=_clean(samples),
-        bound=max((a.bound for a in audits if a.bound), key=lambda b: (b.log10, len(b.pairwise)), default=None),
+        bound=_bound(audits),
         slope=max((audit.slope for audit in audits if audit.slope is not None), default=None),
         slope_share=max((audit.slope_share for audit in audits if audit.slope_share is not None), default=None),
         rounding=max((audit.rounding for audit in audits if audit.rounding is not None), default=None),
@@ -167,6 +168,14 @@ def _samples(audits: Sequence[Audit]) -> Samples:
 
 def _clean(samples: Samples) -> Any:
     return rate("0", [label == guess for label, guess in zip(samples.label, samples.prediction, strict=True)])
+
+
+def _bound(audits: Sequence[Audit]) -> NetworkBound | None:
+    """The largest, or one that is refuted: it was that of its shard's radii. None where a shard has none."""
+    bounds = [audit.bound for audit in audits if audit.bound is not None]
+    if len(bounds) < len(audits):
+        return None
+    return max(bounds, key=lambda bound: (bool(refuted(bound)), bound.log10, len(bound.pairwise)))
 
 
 def _record(audits: Sequence[Audit], place: int) -> AttackRecord:

@@ -223,3 +223,25 @@ def test_radii_below_the_resolution_of_the_inputs_are_not_worth_more_digits(monk
     share[0] = 0.1
     certify_with(composition, points, answers)
     assert asked == [False, True] * 2
+
+
+@pytest.mark.parametrize("promise", ["R", "D"])
+@pytest.mark.parametrize("seed", range(8))
+def test_rounding_counts_where_the_squares_of_its_errors_underflow(seed: int, promise: str) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    row = torch.randn(1, 400, dtype=torch.float64, generator=generator)
+    near = row + 1e-15 * row.abs() * torch.randn(1, 400, dtype=torch.float64, generator=generator)
+    model = nn.Linear(400, 2, bias=False).double().requires_grad_(False).eval()
+    model.weight.copy_(torch.cat([row, near]) * 2.0**-600)
+    x = torch.rand(1, 400, dtype=torch.float64, generator=generator)
+
+    certificates = lipaudit.certify(model, x, method="global", promise=promise)
+
+    first, second = ([Fraction(v) * 2**600 for v in weights] for weights in model.weight.tolist())
+    margin = sum((a - b) * Fraction(v) for a, b, v in zip(first, second, x[0].tolist(), strict=True))
+    margin = margin if certificates.prediction[0] == 0 else -margin
+    radius, length = (
+        Fraction(float(certificates.radius[0])),
+        sum((a - b) ** 2 for a, b in zip(first, second, strict=True)),
+    )
+    assert radius == 0 or (margin > 0 and radius**2 * length <= margin**2)

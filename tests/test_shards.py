@@ -104,6 +104,24 @@ def test_the_local_engine_does_what_shards_alone_do(shards: list[Audit]) -> None
     assert timeless(together) == timeless(lipaudit.merge(shards))
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_layer_that_is_refuted_in_one_shard_is_refuted_in_the_whole(place: int, shards: list[Audit]) -> None:
+    bound = shards[place].bound
+    layers = (replace(bound.layers[0], lower=2 * bound.layers[0].upper.value), *bound.layers[1:])
+    refuted = replace(shards[place], bound=replace(bound, layers=layers, log10=bound.log10 - 1e-9))
+
+    merged = lipaudit.merge([refuted if k == place else shard for k, shard in enumerate(shards)])
+
+    assert merged.verdict.integrity == "INVALID"
+    assert merged.exit_code == 4
+
+
+def test_without_a_bound_in_one_shard_there_is_none_of_the_whole(shards: list[Audit]) -> None:
+    merged = lipaudit.merge([shards[0], replace(shards[1], bound=None), shards[2]])
+    assert merged.bound is None
+    assert merged.verdict.integrity == "UNPROVED"
+
+
 def test_a_contradiction_in_one_shard_is_one_of_the_whole(shards: list[Audit]) -> None:
     samples = shards[1].samples
     lie = replace(samples, radius=(9.0, *samples.radius[1:]))

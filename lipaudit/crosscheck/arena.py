@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from lipaudit.crosscheck.network import UnitBox, private_copy, probe
 from lipaudit.crosscheck.witness import Opinion, accepted, distance_up, drawn_in, weigh
 from lipaudit.errors import BadThreat
+
+CLOSE = 1.01
+"""The judge draws in a witness that the network as it runs drew in to within this factor of a certified radius."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,13 @@ class Arena:
         """L2 distances (n,), raw units, below which float32 inputs hardly change: 2^-23 of their norm."""
         return ((self.clean - self.network.low).flatten(1).norm(dim=1) * 2.0**-23).cpu().numpy()
 
-    def verified(self, rows: np.ndarray, claims: Sequence[Tensor], exact: bool = False) -> tuple[Found, int]:
+    def verified(
+        self, rows: np.ndarray, claims: Sequence[Tensor], within: np.ndarray | float = 0.0
+    ) -> tuple[Found, int]:
         """What the judge keeps of claims about some rows, drawn in, and how many it looked at and did not believe.
 
-        `claims` are unit-box tensors, one entry per row each; `exact` draws in by the judge. See Note [What is judged]
-        in `witness.py`.
+        `claims` are unit-box tensors, one entry per row each; `within` says at which distance from its clean input a
+        claim is the judge's alone: a number for each row, or one. See Note [What is judged] in `witness.py`.
         """
         index = torch.as_tensor(rows, device=self.clean.device)
         clean, labels = self.clean[index], self.labels[index]
@@ -76,34 +81,46 @@ class Arena:
             far[place] = length.where(sound & ~same, math.inf)
         rejected = sum(int((~sound).sum()) for sound in finite)
         points, seen = clean.clone(), torch.full_like(labels, -1)
+        edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
         while True:
             least, which = far.min(0)
             trying = ((seen < 0) & least.isfinite()).nonzero().flatten()
             if not len(trying):
                 break
             chosen = torch.stack(raw)[which[trying], trying]
+            inside = least[trying] <= edge[trying]
             far[which[trying], trying] = math.inf
-            asserted, better, taken_for = self._judged(clean[trying], chosen, labels[trying], exact)
+            asserted, better, taken_for = self._judged(clean[trying], chosen, labels[trying], inside, edge[trying])
             points[trying], seen[trying] = better, taken_for
             rejected += int((asserted & (taken_for < 0)).sum())
         return self._measured(rows, clean, points, seen), rejected
 
-    def _judged(self, clean: Tensor, claim: Tensor, labels: Tensor, exact: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _judged(
+        self, clean: Tensor, claim: Tensor, labels: Tensor, inside: Tensor, edge: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Which rows of a claim the network as it runs misclassifies; the points that the judge accepts; as what."""
 
         def as_it_runs(raw: Tensor) -> Tensor:
             return self.network(self.network.to_unit(raw))
 
-        logits = self.judge if exact else as_it_runs
+        def draw(logits: Callable[[Tensor], Tensor], rows: Tensor) -> None:
+            if len(rows):
+                low, high = self.network.low, self.network.high
+                points[rows] = drawn_in(logits, clean[rows], points[rows], labels[rows], low, high)
+
         points, seen = claim.clone(), torch.full_like(labels, -1)
         with torch.no_grad():
             asserted = as_it_runs(claim).argmax(1) != labels
-        rows = asserted.nonzero().flatten()
+        wrong, unsure = asserted.clone(), (inside & ~asserted).nonzero().flatten()
+        if len(unsure):
+            wrong[unsure] = accepted(self.judge, claim[unsure], labels[unsure])[0]
+        draw(as_it_runs, (wrong & ~inside).nonzero().flatten())
+        near = (points - clean).flatten(1).norm(dim=1) <= CLOSE * edge
+        draw(self.judge, (wrong & (inside | near)).nonzero().flatten())
+        rows = wrong.nonzero().flatten()
         if not len(rows):
             return asserted, points, seen
-        nearer = drawn_in(logits, clean[rows], claim[rows], labels[rows], self.network.low, self.network.high)
-        good, found = accepted(self.judge, nearer, labels[rows])
-        points[rows], seen[rows] = nearer, found
+        good, seen[rows] = accepted(self.judge, points[rows], labels[rows])
         doubtful = rows[~good]
         if len(doubtful):
             points[doubtful] = claim[doubtful]

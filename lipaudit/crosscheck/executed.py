@@ -51,11 +51,12 @@ def executed_distances(
 
 def first_flips(network: nn.Module, clean: Tensor, wrong: Tensor, labels: Tensor) -> list[Tensor | None]:
     """On each segment from `clean` to `wrong` (float64, with a batch axis), a point close to the first one at which the
-    executed network does not answer `labels`; None where it does so at `wrong`, too."""
+    executed network does not answer `labels`; None where it does so at both ends."""
     shape = (-1, *[1] * (clean.ndim - 1))
     low, high = torch.zeros_like(labels, dtype=torch.float64), torch.ones_like(labels, dtype=torch.float64)
-    high[changed(network, clean, labels)] = 0.0
-    flipped = changed(network, wrong, labels)
+    begun = changed(network, clean, labels)
+    high[begun] = 0.0
+    flipped = begun | changed(network, wrong, labels)
     for _ in range(STEPS):
         middle = (low + high) / 2
         there = changed(network, clean + middle.reshape(shape) * (wrong - clean), labels)

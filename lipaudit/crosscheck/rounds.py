@@ -211,7 +211,8 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
     batch = Batch(network.to_unit(ground.clean[index]), ground.labels[index].clone(), unit, run.seed)
     flags: list[str] = []
     claims, whole = _claims(run, entry, batch, flags)
-    found, rejected = ground.verified(rows, claims, exact=entry.aim == "radius")
+    edge = 0.0 if run.radii is None else run.radii[rows]
+    found, rejected = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
     return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, whole)
 
 

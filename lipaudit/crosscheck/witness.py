@@ -2,9 +2,11 @@
 
 Note [What is judged]
     Of the claims of an attack only the closest of a sample counts, so the closest is looked at first, and the next one
-    only where it fails. The network as it runs, in float32, draws it in (the judge itself where an attack walks along
-    the edge of a certificate); that search decides nothing, it proposes a point. The judge evaluates that point, and
-    the claim itself where the point fails.
+    only where it fails. The network as it runs, in float32, draws it in; that search decides nothing, it proposes a
+    point. The judge evaluates that point, and the claim itself where the point fails. Claims that the network as it
+    runs gets right are left out. Not so where a certificate might be contradicted: what lies within a radius, or was
+    claimed by an attack that walks along its edge, the judge sees in any case, and draws in itself, as it does with
+    what was drawn in to near a radius.
 
 Note [Noise]: float64 logits of a network are wrong by its rounding, which grows with the values inside it.
 A margin counts as negative only beyond `NOISE` times the largest logit, plus four times the difference

@@ -112,6 +112,9 @@ def refusal(node: Node, form: Format, shapes: Mapping[str, tuple[int, ...]]) -> 
     if node.op not in EXACT and node.op not in SIZES:
         return f"{name} in {form.name} has no proved error {where}"
     given = [float(node.args[key]) for key in VALUES if isinstance(node.args.get(key), (int, float))]
+    for key in VALUES:
+        if isinstance(value := node.args.get(key), torch.Tensor) and not value.is_floating_point():
+            given += value.to(torch.float64).flatten().tolist()  # whole numbers, rounded as they meet activations
     if node.op.startswith("div"):
         divisor = node.args["other"]
         moving = isinstance(divisor, Ref)
@@ -170,7 +173,7 @@ def sums(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> Size
     x, y = arguments["self"], arguments["other"]
     scaled = (x, y) if node.op.startswith("rsub") else (y, x)
     entries = alpha * abs(scaled[0]) + abs(scaled[1])
-    plain = alpha == 1 and isinstance(y, torch.Tensor)
+    plain = alpha == 1 and all(isinstance(value, torch.Tensor) and value.is_floating_point() for value in (x, y))
     return Size(entries.expand_as(output), 1 if plain else 4, steep=max(1.0, alpha))
 
 

@@ -23,7 +23,7 @@ from lipaudit.claims import Law
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node, Ref, call
 from lipaudit.registry import Registry
-from lipaudit.rounding import TINY, gamma
+from lipaudit.rounding import TINY, gamma, length_up
 
 LocalError = Callable[[Node, Mapping[str, Any], torch.Tensor], torch.Tensor]
 
@@ -69,7 +69,7 @@ _LIBRARY = 32
 and the handful of operations around it, relative to the largest quantity involved."""
 
 
-def local_error(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor | None:
+def local_error(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> float | None:
     """Bound of the L2 norm of the error that this operation adds; None if it adds none."""
     if node.op in EXACT:
         return None
@@ -77,7 +77,7 @@ def local_error(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) 
         raise UnsupportedOp(f"expected operations with a rounding rule, got {node.op} ({node.source})")
     entries = RULES[node.op](node, arguments, output)
     # The bound itself is computed in float64: a relative 1e-6 covers its own rounding many times over.
-    return torch.linalg.vector_norm(entries) * (1 + 1e-6) + TINY
+    return length_up(entries) * (1 + 1e-6) + TINY
 
 
 def _terms(arguments: Mapping[str, Any]) -> int:

@@ -15,6 +15,7 @@ import torch
 from lipaudit.domains import roundoff
 from lipaudit.domains.roundoff import RULES
 from lipaudit.graph import Node, call
+from lipaudit.rounding import length_up
 
 _LIBRARY = 32
 """As in roundoff.py: roundings charged to one call of a transcendental function."""
@@ -181,8 +182,8 @@ def _recurrence(
     biases = sum(bias.abs() for bias in weights[2:]) if len(weights) > 2 else 0.0
     gates = size * into.sum(1) + start * again.sum(1) + biases
     hidden = again.shape[1]
-    local = _gamma(count) * (float(gates.norm()) + 4 * math.sqrt(hidden)) * math.sqrt(rows)
-    carried, recurring = (float(torch.linalg.vector_norm(weight)) for weight in (into, again))
+    local = _gamma(count) * (length_up(gates) + 4 * math.sqrt(hidden)) * math.sqrt(rows)
+    carried, recurring = (length_up(weight) for weight in (into, again))
     state = output = total = 0.0
     for step in range(steps):
         wrong = local + carried * before + recurring * output

@@ -284,6 +284,24 @@ def test_wrong_bounds_are_not_confirmed(lie: str, tmp_path: Any, monkeypatch: py
     assert not accepted(claims, weights)
 
 
+def test_a_bound_of_a_sum_leaves_no_branch_out(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims, weights = prove(tmp_path, "everything", 1)
+    remembering(monkeypatch)
+    names = [step["name"] for step in claims["steps"]]
+    add = next(step["name"] for step in claims["steps"] if step["op"] == "add")
+    place = sum(names.index(bound["steps"][-1]) < names.index(add) for bound in claims["bounds"])
+    true = checker.Network(claims, weights, lambda _: None).pairwise
+    claims["bounds"].insert(place, {"steps": [add], "bound": (1.0).hex(), "hint": "factors"})
+    assert checker.Network(claims, weights, lambda _: None).pairwise == true
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0])
+def test_groups_of_no_entries_are_refused(size: Any) -> None:
+    item = {"name": "sort", "op": "group_sort", "inputs": ["input"], "settings": {"size": size}, "tensors": {}}
+    with pytest.raises(checker.Rejected, match="size"):
+        checker.read_step(item, {"input": (1,)}, {})
+
+
 def shortened(x: float) -> float:
     mantissa, exponent = math.frexp(x)
     return math.ldexp(math.floor(math.ldexp(mantissa, checker.DIGITS)), exponent - checker.DIGITS)

@@ -47,6 +47,16 @@ def test_bisection_ends_at_a_point_that_is_executed_wrongly() -> None:
             assert not bool(changed(network, nearer[None], labels[row : row + 1]))
 
 
+def test_a_clean_input_that_is_executed_wrongly_is_found_whatever_the_end_is() -> None:
+    network, inputs = linear(3), samples(1).double()
+    label = network(inputs.float()).argmax(1)
+    others = samples(20).double()
+    wrong = next(other[None] for other in others if bool(changed(network, other[None], label)))
+    (flip,) = first_flips(network, wrong, inputs, label)
+    assert flip is not None
+    assert torch.equal(flip, wrong[0])
+
+
 def test_a_tie_is_another_answer() -> None:
     network = linear(2)
     with torch.no_grad():

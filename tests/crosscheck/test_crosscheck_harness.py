@@ -115,7 +115,7 @@ def test_lies_are_rejected_and_counted(plant) -> None:
 
 
 @pytest.mark.parametrize("aim", ["closest", "radius"])
-def test_a_batch_that_claims_nothing_costs_no_judgement(plant, aim: str) -> None:
+def test_a_batch_that_claims_nothing_within_a_radius_costs_one_judgement(plant, aim: str) -> None:
     """As every attack at a certified radius should: points are moved, and no answer changes."""
     judged: list[int] = []
 
@@ -130,7 +130,7 @@ def test_a_batch_that_claims_nothing_costs_no_judgement(plant, aim: str) -> None
     plant(idle, aim)
     (record,) = check(linear(2), samples(4), judge=Judge(), radii=np.ones(4)).records
     assert (record.status, record.why, record.attacked, record.broken, record.rejected) == ("done", "", 4, 0, 0)
-    assert judged == [1, 4], "the probe and the clean inputs"
+    assert judged == [1, 4, 4], "the probe, the clean inputs, and the claims"
 
 
 def test_a_flip_that_only_happens_in_a_batch_is_rejected(plant) -> None:
@@ -350,3 +350,32 @@ def test_a_network_that_cannot_be_copied_is_refused() -> None:
     network.register_buffer("derived", network[1].weight * 2)
     with pytest.raises(CaptureError, match="can copy"):
         check(network, samples(2), attacks="quick")
+
+
+class Edge(nn.Module):
+    """Two classes, told apart by the first entry of the input."""
+
+    def __init__(self, edge: float) -> None:
+        super().__init__()
+        self.edge = nn.Parameter(torch.tensor([[edge]]), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        beyond = x.flatten(1)[:, :1] - self.edge
+        return torch.cat([-beyond, beyond], 1)
+
+
+@pytest.mark.parametrize("claimed", [0.6, 0.9])
+def test_what_contradicts_a_radius_is_seen_where_the_network_as_it_runs_is_right(plant, claimed: float) -> None:
+    """Its boundary lies a little behind the radius of 0.3, that of the exact function a little before it."""
+    inputs = torch.full((1, 1, 2, 2), 0.3)
+
+    def run(network, batch):
+        del network
+        claim = batch.inputs.clone()
+        claim.flatten(1)[:, 0] = claimed
+        yield claim
+
+    plant(run)
+    network, judge = Edge(0.6003), Edge(0.5997).double()
+    evidence = check(network, inputs, torch.tensor([0]), judge=judge, radii=np.array([0.301 if claimed < 0.7 else 0.3]))
+    assert [witness.distance for witness in evidence.witnesses] == [pytest.approx(0.2997, abs=1e-6)]

@@ -8,7 +8,9 @@ import math
 import pytest
 import torch
 from samples import NETWORKS, composed
+from torch import nn
 
+from lipaudit.composition import compose
 from lipaudit.domains.execution import SIZES, Format
 from lipaudit.domains.roundoff import EXACT
 from lipaudit.graph import evaluate, in_dtype
@@ -90,3 +92,30 @@ def test_a_network_is_not_touched() -> None:
     before = copy.deepcopy(network.state_dict())
     Execution(composition, ("F", "D")).around(torch.rand(composition.graph.input_shape))
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+class Shifted(nn.Module):
+    """Whole numbers that float32 does not hold, added to logits."""
+
+    def __init__(self, shift: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(1, 2, bias=False).requires_grad_(False)
+        self.dense.weight.copy_(torch.tensor([[1.0], [0.0]]))
+        self.register_buffer("shift", torch.tensor([shift, 0]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.dense(x) + self.shift
+
+
+def test_whole_numbers_are_rounded_to_the_format_before_they_are_added() -> None:
+    network, x = Shifted(2**24 + 1).eval(), torch.tensor([1.0])
+    found = Execution(compose(network, (1,)), ("F",)).around(x)["F"]
+    off = 1 + 2**24 + 1 - float(network(x[None])[0, 0])
+    assert off == 2
+    assert found.whole.a >= off
+
+
+def test_whole_numbers_that_the_format_does_not_hold_are_refused_where_nothing_is_charged() -> None:
+    network = Shifted(2**24 + 1).eval()
+    network.forward = lambda x: torch.maximum(network.dense(x), network.shift)
+    assert "1.67772e+07 in maximum is rounded in float32" in Execution(compose(network, (1,)), ("F",)).why["F"]

@@ -38,7 +38,7 @@ from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
 from lipaudit.graph import Node, Ref, call
 from lipaudit.norms.maps import LinearMap, schur_test
-from lipaudit.rounding import TINY, gamma
+from lipaudit.rounding import TINY, gamma, length_up
 
 NEGLIGIBLE = 1e-11
 """Errors of a band below this share of an entry's size get no symbol; they join the remainder."""
@@ -162,12 +162,12 @@ class LocalLedger(Ledger):
         rows = applied(linear, form.rows)
         positive = linear.absolute()
         moved = positive.apply(form.reach)
-        lost = (gamma(linear.terms + 4) + linear.relative_error) * float(torch.linalg.vector_norm(moved)) * (1 + 1e-6)
+        lost = (gamma(linear.terms + 4) + linear.relative_error) * length_up(moved) * (1 + 1e-6)
         given = self._given(node)
         centre, rest, eta = self._centred(node, given)
         last = rows.shape[1:] == centre.shape
         if node.name not in self.centres:  # a node may consist of several maps; its shifts are in its centre
-            lost += float(torch.linalg.vector_norm(eta)) * (1 + 1e-6)
+            lost += length_up(eta) * (1 + 1e-6)
             self._local[node.name], self._rests[node.name] = 0.0, rest
         self.centres[node.name] = centre
         self._local[node.name] += lost + TINY
@@ -226,7 +226,7 @@ class LocalLedger(Ledger):
         size = steep * (form.centre.abs() + torch.maximum(reach, form.reach)) + band.shift.abs()
         straight = (band.error == 0) & (band.shift == 0) & ((band.slope == 0) | (band.slope == 1))
         size = size.masked_fill(straight, 0.0)  # nothing is computed
-        lost = gamma(6) * float(torch.linalg.vector_norm(size))
+        lost = gamma(6) * length_up(size)
         before, centre, first = form, band.slope * form.centre + band.shift, self.rows
         within = (band.slope.abs() * form.reach + band.error) * (1 + gamma(8)) + TINY
         form, small, places = self._with_symbols(
@@ -249,7 +249,7 @@ class LocalLedger(Ledger):
         assert form.within is not None
         worth = error > NEGLIGIBLE * (form.centre.abs() + form.within)
         places = worth.flatten().nonzero().flatten()
-        small = float(torch.linalg.vector_norm(error.masked_fill(worth, 0.0))) * (1 + 1e-6)
+        small = length_up(error.masked_fill(worth, 0.0)) * (1 + 1e-6)
         first, before = self.rows, len(form.rows)
         if len(places):
             self.rows += len(places)
@@ -266,7 +266,7 @@ class LocalLedger(Ledger):
     def _pooled(self, node: Node, form: Form) -> tuple[Form, float]:
         pooled, half, places = POOLS[node.op](node, form)
         size = pooled.centre.abs() + pooled.reach + half
-        lost = gamma(6) * float(torch.linalg.vector_norm(size))
+        lost = gamma(6) * length_up(size)
         after, small, _ = self._with_symbols(replace(pooled, within=(pooled.reach + half) * (1 + gamma(4))), half)
         far = after.reach + 64 * form.remainder  # an entry lies in no more windows than that, squared
         step = Chosen((form.step,), places, tuple(form.centre.shape), half, size, far)
@@ -284,7 +284,7 @@ class LocalLedger(Ledger):
         rounding = eta + added
         far = form.reach + sum(each.remainder for each in forms)
         form = replace(form, step=step(rest.abs() + rounding, far))
-        return form, float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
+        return form, length_up(rounding) * (1 + 1e-6)
 
 
 def _without_rule(node: Node) -> NotLipschitz:

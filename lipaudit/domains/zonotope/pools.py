@@ -30,7 +30,7 @@ from lipaudit.domains.zonotope.steps import Chosen, Summed
 from lipaudit.errors import NotLipschitz
 from lipaudit.graph import Node
 from lipaudit.registry import Registry
-from lipaudit.rounding import TINY, gamma
+from lipaudit.rounding import TINY, gamma, length_up
 
 LARGEST_SORT = 32
 """Entries of one sort: all pairs are compared."""
@@ -119,7 +119,7 @@ def _summed(first: Form, second: Form, factor: float) -> tuple[Form, float]:
     far = first.reach + second.reach
     rounding = gamma(6) * (first.centre.abs() + second.centre.abs() + far) + TINY
     step = Summed((first.step, second.step), (1.0, factor), (shape, shape), rounding, form.reach)
-    return replace(form, within=form.reach, step=step), float(torch.linalg.vector_norm(rounding)) * (1 + 1e-6)
+    return replace(form, within=form.reach, step=step), length_up(rounding) * (1 + 1e-6)
 
 
 def _above(flat: Form, others: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
