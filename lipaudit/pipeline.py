@@ -172,7 +172,10 @@ def audit(
     clock.mark("attacks")
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
-    executed = executed_distances(module, points.to(device_of(module)), answers, evidence)
+    as_executed = certificates.radius if promise == "F" else certificates.others["F"].radius
+    worth = [radius > 0 for radius in as_executed]  # where nothing is claimed nothing can be refuted
+    executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
+    clock.mark("as executed")
     samples = _samples(index, answers, certificates, evidence, executed)
     estimates = estimates_of(
         module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress

@@ -189,7 +189,7 @@ class Samples:
     """Where the radius comes from: "global" (Lipschitz bounds) or "local" (affine forms around the image)."""
     executed_distance: tuple[float | None, ...] = ()
     """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
-    own dtype, gives another answer; None where there was none."""
+    own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
 
 
 @dataclass(frozen=True)

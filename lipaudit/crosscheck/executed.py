@@ -17,35 +17,38 @@ from lipaudit.crosscheck.harness import Evidence
 from lipaudit.crosscheck.network import private_copy
 from lipaudit.crosscheck.witness import distance_up
 
-STEPS = 60
-"""Halvings: more than a float64 segment has."""
+STEPS = 32
+"""Halvings: the ends are then closer to each other than neighbouring float32 numbers of the size of the inputs."""
 BEYOND = (1.0, 1 + 1e-6, 1 + 1e-4, 1 + 1e-2)
 """Witnesses were drawn in to the boundary of the exact function: that of the executed one may lie a little behind."""
 _BATCH = 64
 
 
 def executed_distances(
-    logits: nn.Module, inputs: Tensor, labels: Sequence[int], evidence: Evidence
+    logits: nn.Module, inputs: Tensor, labels: Sequence[int], evidence: Evidence, worth: Sequence[bool] | None = None
 ) -> tuple[float | None, ...]:
     """For each row of `inputs` (n, ...), how far (L2, rounded up) the closest point found lies at which `logits` as
-    executed answer something else than `labels`; None where there is no witness, or it is none in that dtype.
+    executed answer something else than `labels`; None where there is no witness, or it is none in that dtype, or a look
+    is not `worth` while: by default it is everywhere.
 
     A tie counts as another answer. Points are in float64, rounded to the network's dtype when it reads them: a distance
     is the one before that, as promise F counts it.
     """
     found: list[float | None] = [None] * len(inputs)
-    rows = sorted(witness.sample for witness in evidence.witnesses)
+    rows = sorted(w.sample for w in evidence.witnesses if worth is None or worth[w.sample])
     network = private_copy(logits)
     for start in range(0, len(rows), _BATCH):
         some = rows[start : start + _BATCH]
-        clean = inputs[some].double()
-        answers = torch.tensor([labels[row] for row in some], device=clean.device)
-        wrong = evidence.perturbed[some].to(clean)
         for beyond in BEYOND:
-            points = first_flips(network, clean, clean + beyond * (wrong - clean), answers)
+            clean = inputs[some].double()
+            answers = torch.tensor([labels[row] for row in some], device=clean.device)
+            wrong = clean + beyond * (evidence.perturbed[some].to(clean) - clean)
+            points = first_flips(network, clean, wrong, answers)
             for row, point, origin in zip(some, points, clean, strict=True):
-                if point is not None and found[row] is None:
-                    found[row] = distance_up(point, origin)
+                found[row] = None if point is None else distance_up(point, origin)
+            some = [row for row in some if found[row] is None]
+            if not some:
+                break
     return tuple(found)
 
 

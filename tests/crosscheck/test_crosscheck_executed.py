@@ -27,6 +27,9 @@ def test_executed_distances_of_a_linear_network_are_its_own() -> None:
     assert [row for row, distance in enumerate(found) if distance is not None] == seen
     exact = exact_distances(network, inputs, labels)
     assert np.array([found[row] for row in seen]) == pytest.approx(exact[seen], rel=0.01)
+    worth = [row in seen[1:] for row in range(8)]
+    some = executed_distances(network, inputs, labels.tolist(), evidence, worth)
+    assert [row for row, distance in enumerate(some) if distance is not None] == seen[1:]
     nobody = replace(evidence, witnesses=())
     assert executed_distances(network, inputs, labels.tolist(), nobody) == (None,) * 8
 
