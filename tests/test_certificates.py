@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 
 import numpy as np
@@ -58,6 +59,13 @@ def test_equal_rows_cannot_be_told_apart() -> None:
     model = classifier([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], [1.0, 0.0, 0.0])
     radius = lipaudit.certify(model, torch.tensor([[1.0, 0.0]])).radius[0]
     assert 0 < radius <= 2 / 2**0.5
+
+
+@pytest.mark.parametrize("rows", [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]], ids=["told apart", "constant"])
+def test_a_tie_has_radius_zero_and_not_less(rows: list[list[float]]) -> None:
+    radius = lipaudit.certify(classifier(rows), torch.tensor([[0.5, 0.5]])).radius[0]
+    assert radius == 0.0
+    assert math.copysign(1.0, radius) == 1.0
 
 
 def test_cancelling_biases_swallow_the_margin() -> None:
