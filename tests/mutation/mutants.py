@@ -123,7 +123,7 @@ MUTANTS = [
     Mutant("radius rounded up", "lipaudit/certificates.py", "radius = min(radius, down(sure / pair))", "radius = min(radius, up(sure / pair))", (*CERTIFIED, *OWN), quick=True),
     Mutant("margin without its error", "lipaudit/certificates.py", "{j: down(down(value) - slack) if value > 0", "{j: down(down(value)) if value > 0", (*CERTIFIED, *OWN)),
     Mutant("error of the logits without root two", "lipaudit/certificates.py", "slack = up(up(math.sqrt(2.0)) * error)", "slack = error", (*CERTIFIED, *OWN)),
-    Mutant("a tie is certified", "lipaudit/certificates.py", "        if sure <= 0.0:\n            radius = 0.0\n", "        if sure < 0.0:\n            radius = 0.0\n", CERTIFIED),
+    Mutant("a tie is certified", "lipaudit/certificates.py", "        if sure <= 0.0:\n            radius = 0.0\n", "        if sure <= 0.0:\n            pass\n", CERTIFIED),
     Mutant("the largest of the pairs", "lipaudit/certificates.py", "radius = min(radius, down(sure / pair))", "radius = max(radius if radius < 1e300 else 0.0, down(sure / pair))", CERTIFIED),
     Mutant("margin of the prediction, not of the label", "lipaudit/certificates.py", "target = prediction if label is None else label", "target = prediction", CERTIFIED),
     Mutant("pairs of the wrong class", "lipaudit/certificates.py", "pair = pairwise[target][j]", "pair = pairwise[others[0]][j] or pairwise[target][j]", CERTIFIED),
