@@ -9,8 +9,7 @@ every number in it again, from the weights in the checkpoint and the images in t
  4. radius = the smallest margin_j / L_yj, rounded down, of logits in fixed point, less the bound of their error.
 
 To be trusted: that these steps are the network, images and labels those that you mean; Python's integers; this file.
-Hints say where to look for the proof of a bound, floats guess a matrix factor: wrong ones make it fail. The promise is
-about the exact function of these weights, not about its evaluation in float32.
+Hints and floats only guess: wrong ones make a proof fail. The promise is about the exact function, not about float32.
 
 Note [Layer bounds]
     Torus: y[i] = sum_a K[a] x[s i + d a - p] with x supported on [0, n). Read indices modulo N, with x[j + N] = +-x[j].

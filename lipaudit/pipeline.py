@@ -173,7 +173,8 @@ def audit(
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
     as_executed = certificates.radius if promise == "F" else certificates.others["F"].radius
-    worth = [radius > 0 for radius in as_executed]  # where nothing is claimed nothing can be refuted
+    # Where nothing is claimed nothing can be refuted; there are no radii where nothing is certified.
+    worth = [radius > 0 for radius in as_executed] or [False] * len(points)
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
     clock.mark("as executed")
     samples = _samples(index, answers, certificates, evidence, executed)

@@ -206,7 +206,8 @@ def certified(inputs: Any, *answers: Any) -> Make:
 
         def act() -> None:
             found = certify(network(), inputs() if callable(inputs) else inputs, *answers, method="global")
-            assert np.array_equal(found.radius, plainly(bool(answers)).radius)
+            # The last digit of a proved norm may depend on where in memory a matrix lies.
+            assert np.allclose(found.radius, plainly(bool(answers)).radius, rtol=1e-12, atol=0)
             assert np.array_equal(found.prediction, plainly(bool(answers)).prediction)
 
         return act
