@@ -10,14 +10,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lipaudit.errors import CompareError, ExitCode
 from lipaudit.findings import integrity_of, unfinished
 from lipaudit.formatting import clean, digest, eps_value
-from lipaudit.results import Audit
+from lipaudit.results import Audit, Samples
 
 KIND = "lipaudit-comparison/1.0"
 SIGNIFICANT = 0.05
@@ -233,26 +233,15 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
 
 
 def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:
-    found = [_change("clean", "", base, new, lambda audit, row: _right(audit, row))]
+    found = [_change("clean", "", base, new, Samples.correct)]
     later = {eps_value(eps) for eps in new.threat.eps}
     for eps in (eps for eps in base.threat.eps if eps_value(eps) in later):
         size = eps_value(eps)
         if proofs:
-            found.append(
-                _change("proved", eps, base, new, lambda audit, row, size=size: audit.samples.radius[row] > size)
-            )
+            found.append(_change("proved", eps, base, new, lambda samples, size=size: samples.certified(size)))
         if any(base.samples.attacked) and any(new.samples.attacked):
-            found.append(_change("unbroken", eps, base, new, lambda audit, row, size=size: _unbroken(audit, row, size)))
+            found.append(_change("unbroken", eps, base, new, lambda samples, size=size: samples.unbroken(size)))
     return tuple(found)
-
-
-def _right(audit: Audit, row: int) -> bool:
-    return audit.samples.label[row] == audit.samples.prediction[row]
-
-
-def _unbroken(audit: Audit, row: int, size: float) -> bool:
-    distance = audit.samples.distance[row]
-    return _right(audit, row) and (distance is None or distance > size)
 
 
 def _change(
@@ -260,13 +249,12 @@ def _change(
     eps: str,
     base: Audit,
     new: Audit,
-    holds: Callable[[Audit, int], bool],
+    holds: Callable[[Samples], Sequence[bool]],
 ) -> Change:
     second = {index: row for row, index in enumerate(new.samples.index)}
+    before, after = holds(base.samples), holds(new.samples)
     pairs = [
-        (index, holds(base, row), holds(new, second[index]))
-        for row, index in enumerate(base.samples.index)
-        if index in second
+        (index, before[row], after[second[index]]) for row, index in enumerate(base.samples.index) if index in second
     ]
     if not pairs:
         raise CompareError("the two results have no image in common")

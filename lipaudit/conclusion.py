@@ -14,14 +14,12 @@ from lipaudit.results import Audit
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
     """The audit with its rates, gates, findings, verdict and exit code."""
-    right = [y == guess for y, guess in zip(draft.samples.label, draft.samples.prediction, strict=True)]
-    proved = tuple(rate(e, [r > eps_value(e) for r in draft.samples.radius]) for e in draft.threat.eps)
-    unbroken = ()
-    if any(draft.samples.attacked):
-        holds = list(zip(right, draft.samples.distance, strict=True))
-        unbroken = tuple(rate(e, [ok and (d is None or d > eps_value(e)) for ok, d in holds]) for e in draft.threat.eps)
+    samples, budgets = draft.samples, draft.threat.eps
+    proved, unbroken = tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets), ()
+    if any(samples.attacked):
+        unbroken = tuple(rate(eps, samples.unbroken(eps_value(eps))) for eps in budgets)
     promises = tuple(
-        replace(p, proved=tuple(rate(e, [r > eps_value(e) for r in p.radius]) for e in draft.threat.eps))
+        replace(p, proved=tuple(rate(eps, [r > eps_value(eps) for r in p.radius]) for eps in budgets))
         if p.certified
         else p
         for p in draft.promises

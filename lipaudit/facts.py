@@ -15,7 +15,7 @@ from torch import nn
 
 from lipaudit import __version__
 from lipaudit.adapters import PIXELS, Normalised
-from lipaudit.certificates import Certificates
+from lipaudit.certificates import Certificates, under
 from lipaudit.composition import Composition
 from lipaudit.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
@@ -119,9 +119,7 @@ def of_promises(certificates: Certificates, dtype: torch.dtype) -> tuple[Promise
     """What is certified under each promise, R first; the rates come with the verdict."""
     found = []
     for promise in ("R", "F", "D"):
-        headline = promise == certificates.promise
-        radius = certificates.radius if headline else certificates.others[promise].radius
-        why_not = certificates.why_not if headline else certificates.others[promise].why_not
-        sentence = sentence_of(promise, dtype)
-        found.append(PromiseResult(promise, sentence, headline, (), () if why_not else tuple(radius.tolist()), why_not))
+        one, headline = under(certificates, promise), promise == certificates.promise
+        radius = () if one.why_not else tuple(one.radius.tolist())
+        found.append(PromiseResult(promise, sentence_of(promise, dtype), headline, (), radius, one.why_not))
     return tuple(found)

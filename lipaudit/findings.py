@@ -63,13 +63,8 @@ def refuted(bound: NetworkBound) -> list[str]:
 
 def reached(audit: Audit) -> float:
     """Share of the correctly classified images whose radius reaches the smallest change of such an image."""
-    rows = [r for r, right in zip(audit.samples.radius, correct(audit), strict=True) if right]
+    rows = [r for r, right in zip(audit.samples.radius, audit.samples.correct(), strict=True) if right]
     return sum(radius >= audit.dataset.smallest_change for radius in rows) / max(1, len(rows))
-
-
-def correct(audit: Audit) -> list[bool]:
-    pairs = zip(audit.samples.label, audit.samples.prediction, strict=True)
-    return [label == guess for label, guess in pairs]
 
 
 @CHECKS.register("LA001")
@@ -169,7 +164,7 @@ def radii_reach_a_pixel(audit: Audit) -> Finding | None:
     why = f"Two different images differ by at least {step} in L2. A smaller radius certifies nothing but the image."
     if not audit.dataset.levels:
         why = f"Two different 8-bit images differ by at least {step} in L2: a scale to measure radii by."
-    if not any(correct(audit)):
+    if not any(audit.samples.correct()):
         return Finding("LA101", "not run", "No image is classified correctly", "", why)
     below = 1 - reached(audit)
     value = f"{below:.0%} below {step}"
@@ -373,7 +368,7 @@ def _invalid(audit: Audit) -> tuple[str, list[str]]:
 
 
 def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
-    share, right = reached(audit), correct(audit)
+    share, right = reached(audit), audit.samples.correct()
     tested = sum(audit.samples.attacked)
     held = f"No attack contradicted a certificate ({tested} images tested)." if tested else "No attack was run."
     radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]

@@ -148,14 +148,10 @@ def _not_sound(integrity: str) -> str:
 
 def _count(audit: Audit, wanted: Condition) -> int:
     """How many images the measure counts. Radii and distances answer for any budget, audited or not."""
-    s = audit.samples
-    right = [label == guess for label, guess in zip(s.label, s.prediction, strict=True)]
     if wanted.measure == "clean_accuracy":
-        return sum(right)
-    eps = eps_value(wanted.eps)
-    if wanted.measure == "certified_accuracy":
-        return sum(radius > eps for radius in s.radius)
-    return sum(ok and (found is None or found > eps) for ok, found in zip(right, s.distance, strict=True))
+        return sum(audit.samples.correct())
+    held = audit.samples.certified if wanted.measure == "certified_accuracy" else audit.samples.unbroken
+    return sum(held(eps_value(wanted.eps)))
 
 
 def _untested(audit: Audit, wanted: Condition) -> str:

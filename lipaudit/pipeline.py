@@ -28,7 +28,7 @@ from lipaudit.certificates import (
 from lipaudit.composition import Composition, compose, device_of, on_device
 from lipaudit.conclusion import conclude
 from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
-from lipaudit.findings import wilson
+from lipaudit.findings import rate
 from lipaudit.formatting import eps_value
 from lipaudit.gates import conditions
 from lipaudit.graph import evaluate, in_dtype
@@ -40,7 +40,6 @@ from lipaudit.results import (
     Audit,
     DataFacts,
     ModelFacts,
-    Rate,
     Samples,
     Shard,
     Skip,
@@ -172,9 +171,7 @@ def audit(
     clock.mark("attacks")
     slope, share = _slopes(module, composition, points, answers, evidence, threat)
     clock.mark("slopes")
-    as_executed = certificates.radius if promise == "F" else certificates.others["F"].radius
-    # Where nothing is claimed nothing can be refuted; there are no radii where nothing is certified.
-    worth = [radius > 0 for radius in as_executed] or [False] * len(points)
+    worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
     clock.mark("as executed")
     samples = _samples(index, answers, certificates, evidence, executed)
@@ -192,7 +189,7 @@ def audit(
         model=model_facts or facts.of_model(model, module, points, composition),
         dataset=data_facts,
         threat=threat,
-        clean=_clean(samples),
+        clean=rate("0", samples.correct()),
         proved=(),
         unbroken=(),
         bound=composition.network,
@@ -357,11 +354,6 @@ def _slopes(
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]
     return slope.value, max(shares)
-
-
-def _clean(samples: Samples) -> Rate:
-    right = [y == guess for y, guess in zip(samples.label, samples.prediction, strict=True)]
-    return Rate("0", sum(right) / len(right), sum(right), len(right), *wilson(sum(right), len(right)))
 
 
 def _samples(

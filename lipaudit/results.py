@@ -191,6 +191,19 @@ class Samples:
     """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
     own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
 
+    def correct(self) -> list[bool]:
+        """Which rows are predicted as labelled."""
+        return [label == guess for label, guess in zip(self.label, self.prediction, strict=True)]
+
+    def certified(self, eps: float) -> list[bool]:
+        """Which rows have a radius above `eps`: only correct ones have any."""
+        return [radius > eps for radius in self.radius]
+
+    def unbroken(self, eps: float) -> list[bool]:
+        """Which rows are correct, and no attack changed them within `eps`."""
+        pairs = zip(self.correct(), self.distance, strict=True)
+        return [right and (distance is None or distance > eps) for right, distance in pairs]
+
 
 @dataclass(frozen=True)
 class PromiseResult:
@@ -338,14 +351,11 @@ class Audit:
 
     def certified_accuracy(self, eps: float) -> float:
         """Share of all audited samples that are correct with `radius > eps`."""
-        return sum(radius > eps for radius in self.samples.radius) / max(1, len(self.samples.radius))
+        return sum(self.samples.certified(eps)) / max(1, len(self.samples.radius))
 
     def robust_accuracy(self, eps: float) -> float:
         """Share of all audited samples that are correct and that no attack changed within `eps`."""
-        s = self.samples
-        rows = zip(s.label, s.prediction, s.distance, strict=True)
-        hold = sum(y == guess and (distance is None or distance > eps) for y, guess, distance in rows)
-        return hold / max(1, len(s.label))
+        return sum(self.samples.unbroken(eps)) / max(1, len(self.samples.label))
 
     def to_json(self) -> str:
         """The result file."""

@@ -65,7 +65,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         started=min(audit.started for audit in audits),
         command=tuple(command) or first.command,
         dataset=parts[0].whole,
-        clean=_clean(samples),
+        clean=rate("0", samples.correct()),
         bound=_bound(audits),
         slope=max((audit.slope for audit in audits if audit.slope is not None), default=None),
         slope_share=max((audit.slope_share for audit in audits if audit.slope_share is not None), default=None),
@@ -164,10 +164,6 @@ def _interleaved(columns: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
 def _samples(audits: Sequence[Audit]) -> Samples:
     names = [field.name for field in fields(Samples)]
     return Samples(**{name: _interleaved([getattr(audit.samples, name) for audit in audits]) for name in names})
-
-
-def _clean(samples: Samples) -> Any:
-    return rate("0", [label == guess for label, guess in zip(samples.label, samples.prediction, strict=True)])
 
 
 def _bound(audits: Sequence[Audit]) -> NetworkBound | None:

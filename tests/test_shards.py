@@ -196,7 +196,9 @@ def test_shards_on_the_command_line(call: Call, pair: list[object]) -> None:
     one, two = lipaudit.load_audit(merged), lipaudit.load_audit(together)
     assert timeless(one) == timeless(two)
     assert one.command[:2] == ("lipaudit", "merge")
-    refused = call("merge", *sorted(Path("parts").glob("*.json"))[:1], "--out", "no")
+    parts = sorted(Path("parts").glob("*.json"))
+    assert "got several: stdout holds one" in call("merge", *parts, "-o", "-", "--format", "json,html").err
+    refused = call("merge", *parts[:1], "--out", "no")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
     assert "missing" in refused.err
     assert not Path("no").exists()

@@ -152,7 +152,6 @@ def run(context: click.Context, **chosen: Any) -> int:
 
 
 def _run(context: click.Context, chosen: dict[str, Any], stop: Interruption) -> int:
-    from lipaudit.cli.files import prepare_folder
     from lipaudit.cli.resume import Resumable, resume
     from lipaudit.cli.runs import check, run_audit
     from lipaudit.cli.terminal import terminal_progress
@@ -169,19 +168,31 @@ def _run(context: click.Context, chosen: dict[str, Any], stop: Interruption) -> 
         chosen["origin"] = origin(context)
     session.running = running
     check(chosen)
-    if chosen["out"] != "-":
-        prepare_folder(Path(chosen["out"]))
-    elif context.get_parameter_source("formats") is ParameterSource.DEFAULT:
-        chosen["formats"] = ("json",)
-    elif len(chosen["formats"]) > 1:
-        raise click.UsageError("expected one --format with -o -, got several: stdout holds one")
+    prepare_output(context, chosen)
     mode = "off" if chosen["quiet"] else chosen["progress"]
     every = 0.0 if session.verbose else EVERY
     # What libraries and user code print belongs to the reader, not to the result on stdout.
     with contextlib.redirect_stdout(sys.stderr), terminal_progress(mode, sys.stderr, every) as progress:
         audit = run_audit(chosen, running, Stoppable(progress, stop))
     deliver(audit, chosen, running)
-    return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code
+    return spared(audit.exit_code, chosen["exit_zero"])
+
+
+def prepare_output(context: click.Context, chosen: dict[str, Any]) -> None:
+    """The folder of --out, there and writable, or one format for stdout."""
+    from lipaudit.cli.files import prepare_folder
+
+    if chosen["out"] != "-":
+        prepare_folder(Path(chosen["out"]))
+    elif context.get_parameter_source("formats") is ParameterSource.DEFAULT:
+        chosen["formats"] = ("json",)
+    elif len(chosen["formats"]) > 1:
+        raise click.UsageError("expected one --format with -o -, got several: stdout holds one")
+
+
+def spared(code: int, exit_zero: bool) -> int:
+    """The exit code; --exit-zero makes that of a gate which failed, and no other, 0."""
+    return ExitCode.DONE if exit_zero and code == ExitCode.GATE_FAILED else code
 
 
 def deliver(audit: Audit, chosen: dict[str, Any], running: Resumable | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lipaudit.cli.commands import REPORTS, Session, commands, deliver, render
+from lipaudit.cli.commands import REPORTS, commands, deliver, prepare_output, render, spared
 from lipaudit.cli.config import config_option
 from lipaudit.cli.options import FILE, gate_option, output_options, text_or_json
 from lipaudit.errors import ExitCode
@@ -47,7 +47,7 @@ def check(result: Path, gate: tuple[str, ...], config: Path | None, exit_zero: b
         click.echo(json.dumps(_plain_check(audit, integrity, code), indent=1, ensure_ascii=False))
     else:
         print_lines(_check_lines(audit, integrity), sys.stdout)
-    return ExitCode.DONE if exit_zero and code == ExitCode.GATE_FAILED else code
+    return spared(code, exit_zero)
 
 
 def _plain_check(audit: Audit, integrity: str, code: int) -> dict[str, Any]:
@@ -192,17 +192,14 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
 @commands.command()
 @click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
 @output_options
-@click.pass_obj
-def merge(session: Session, results: tuple[Path, ...], **chosen: Any) -> int:
+@click.pass_context
+def merge(context: click.Context, results: tuple[Path, ...], **chosen: Any) -> int:
     """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
-    from lipaudit.cli.files import prepare_folder
     from lipaudit.report.json import load_audit
     from lipaudit.shards import merge as merged
 
-    audit = merged([load_audit(file) for file in results], ("lipaudit", *session.arguments), gates=chosen["gate"])
-    if chosen["out"] != "-":
-        prepare_folder(Path(chosen["out"]))
-    elif len(chosen["formats"]) > 1:
-        chosen["formats"] = ("json",)
+    command = ("lipaudit", *context.obj.arguments)
+    audit = merged([load_audit(file) for file in results], command, gates=chosen["gate"])
+    prepare_output(context, chosen)  # no folder for shards that do not fit together
     deliver(audit, chosen)
-    return ExitCode.DONE if chosen["exit_zero"] and audit.exit_code == ExitCode.GATE_FAILED else audit.exit_code
+    return spared(audit.exit_code, chosen["exit_zero"])

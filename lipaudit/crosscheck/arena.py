@@ -69,25 +69,22 @@ class Arena:
         """
         index = torch.as_tensor(rows, device=self.clean.device)
         clean, labels = self.clean[index], self.labels[index]
-        start = self.network.to_unit(clean)
-        raw = [self.network.to_raw(claim) for claim in claims]
-        far = (
-            torch.stack([(one - clean).flatten(1).norm(dim=1) for one in raw]) if raw else clean.new_empty(0, len(rows))
-        )
-        untouched = [(claim == start).flatten(1).all(1) for claim in claims]
-        finite = [claim.flatten(1).isfinite().all(1) for claim in claims]
-        for place, (same, sound) in enumerate(zip(untouched, finite, strict=True)):
-            length = (raw[place] - clean).flatten(1).norm(dim=1)
-            far[place] = length.where(sound & ~same, math.inf)
-        rejected = sum(int((~sound).sum()) for sound in finite)
         points, seen = clean.clone(), torch.full_like(labels, -1)
+        if not claims:
+            return self._measured(rows, clean, points, seen), 0
+        start, raw = self.network.to_unit(clean), torch.stack([self.network.to_raw(claim) for claim in claims])
+        far, rejected = clean.new_empty(len(raw), len(rows)), 0
+        for place, claim in enumerate(claims):
+            untouched, finite = (claim == start).flatten(1).all(1), claim.flatten(1).isfinite().all(1)
+            far[place] = (raw[place] - clean).flatten(1).norm(dim=1).where(finite & ~untouched, math.inf)
+            rejected += int((~finite).sum())
         edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
         while True:
             least, which = far.min(0)
             trying = ((seen < 0) & least.isfinite()).nonzero().flatten()
             if not len(trying):
                 break
-            chosen = torch.stack(raw)[which[trying], trying]
+            chosen = raw[which[trying], trying]
             inside = least[trying] <= edge[trying]
             far[which[trying], trying] = math.inf
             asserted, better, taken_for = self._judged(clean[trying], chosen, labels[trying], inside, edge[trying])

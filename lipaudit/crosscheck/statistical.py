@@ -47,8 +47,7 @@ def estimates_of(
     given: dict[str, Any] = {"classes": classes, "low": threat.low, "high": threat.high, "seed": seed}
     found = []
     if with_clever:
-        right = [y == guess for y, guess in zip(samples.label, samples.prediction, strict=True)]
-        found.append(clever(logits, points, samples.label, right, **given, progress=progress))
+        found.append(clever(logits, points, samples.label, samples.correct(), **given, progress=progress))
     if sigma is not None:
         found.append(smoothing(logits, points, samples.label, sigma=sigma, **given, progress=progress))
     return tuple(found)

@@ -27,7 +27,7 @@ def to_dataframe(audit: Audit) -> Any:
             "index": s.index,
             "label": s.label,
             "prediction": s.prediction,
-            "correct": [label == guess for label, guess in zip(s.label, s.prediction, strict=True)],
+            "correct": s.correct(),
             "margin": pandas.array(list(s.margin), dtype="float64"),
             "radius": pandas.array(list(s.radius), dtype="float64"),
             # Results written before there were local radii do not say where theirs are from.

@@ -30,8 +30,7 @@ def was_attacked(audit: Audit) -> bool:
 
 def correct_rows(audit: Audit) -> tuple[int, ...]:
     """Rows whose prediction is the label."""
-    s = audit.samples
-    return tuple(row for row, (label, guess) in enumerate(zip(s.label, s.prediction, strict=True)) if label == guess)
+    return tuple(row for row, right in enumerate(audit.samples.correct()) if right)
 
 
 def certified_rows(audit: Audit) -> tuple[int, ...]:

@@ -114,6 +114,16 @@ def test_lies_are_rejected_and_counted(plant) -> None:
     assert evidence.perturbed.max() <= 1
 
 
+def test_an_attack_without_a_claim_has_found_nothing(plant) -> None:
+    def silent(_network, _batch):
+        yield from ()
+
+    plant(silent)
+    evidence = check(linear(2), samples(4))
+    (record,) = evidence.records
+    assert (record.status, record.rejected, evidence.witnesses) == ("done", 0, ())
+
+
 @pytest.mark.parametrize("aim", ["closest", "radius"])
 def test_a_batch_that_claims_nothing_within_a_radius_costs_one_judgement(plant, aim: str) -> None:
     """As every attack at a certified radius should: points are moved, and no answer changes."""
