@@ -68,6 +68,18 @@ class Graph:
                 counts[name] = counts.get(name, 0) + 1
         return counts
 
+    def bottlenecks(self) -> frozenset[str]:
+        """Nodes through which alone all later ones see the input."""
+        last: dict[str, int] = {}
+        for place, node in enumerate(self.nodes):
+            last |= dict.fromkeys(node.refs(), place)
+        found, needed_until = set(), last["input"]
+        for place, node in enumerate(self.nodes):
+            if needed_until <= place:
+                found.add(node.name)
+            needed_until = max(needed_until, last.get(node.name, place))
+        return frozenset(found)
+
 
 Visitor = Callable[[Node, dict[str, Any], torch.Tensor], None]
 

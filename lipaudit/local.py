@@ -18,17 +18,16 @@ import numpy as np
 import torch
 
 from lipaudit.composition import Composition
-from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, seconds_of_a_pass
+from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, room_in_memory, seconds_of_a_pass
 from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
 from lipaudit.errors import LipauditError
 from lipaudit.formatting import duration
+from lipaudit.graph import evaluate
 from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
 from lipaudit.promises import Executed
 from lipaudit.rounding import gamma, up
 
-LARGEST_ROWS_BYTES = 6 * 2**30
-"""Memory of the rows of one tensor, at most."""
 BUDGET = 60.0
 """Seconds for all samples together, unless somebody asks for more."""
 ASCENT_STEPS = 20
@@ -37,6 +36,8 @@ _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
 _STRIDE = 8.0
+_SHARE, _CLOSEST = 1 / 32, 9
+"""The search begins at this share of the distance of the boundary, as the gradients towards so many classes have it."""
 _COARSE, _LONG = 1.3, 2.0
 _FEW_ROWS = 4096
 _MORE_ROWS = 5
@@ -86,7 +87,7 @@ def local_radii(
     """
     progress = progress or Silent()
     rows = [row for row, radius in enumerate(known) if radius > 0]
-    coordinates, room = points[0].numel(), _room(composition)
+    coordinates, room = points[0].numel(), room_in_memory(composition.graph)
     if coordinates >= room:
         why_not = f"a ball in {coordinates} dimensions needs more than {room} rows of memory"
         return LocalRadii((0.0,) * len(points), 0, why_not)
@@ -141,6 +142,7 @@ class _Hunt:
             if self.why_not:
                 return 0.0
             last = next((radius for radius in reversed(self.radii.values()) if radius), 0.0)
+            last = last or _SHARE * to_boundary(self.composition, x, label)
             return local_radius(
                 self.composition,
                 x,
@@ -177,6 +179,23 @@ class _Hunt:
         return ""
 
 
+def to_boundary(composition: Composition, x: torch.Tensor, label: int) -> float:
+    """About how far the closest decision boundary is from `x`, if the network were as straight everywhere as there.
+
+    An estimate, for where to begin; 0 where the gradient says nothing.
+    """
+    x = x.to(composition.ledger.device).double().requires_grad_(True)
+    with torch.enable_grad():
+        logits = evaluate(composition.graph, x)
+    gaps = (logits[label] - logits).detach()
+    gaps[label] = math.inf
+    found = []
+    for other in gaps.argsort()[: min(_CLOSEST, len(gaps) - 1)].tolist():
+        (slope,) = torch.autograd.grad(logits[label] - logits[other], x, retain_graph=True)
+        found.append(float(gaps[other] / slope.norm()))
+    return min((distance for distance in found if 0.0 < distance < math.inf), default=0.0)
+
+
 def local_radius(
     composition: Composition,
     x: torch.Tensor,
@@ -193,15 +212,15 @@ def local_radius(
     `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an operation has no local rule.
     """
     search = search or Search()
-    proved, failed, room = known, math.inf, max(_FEW_ROWS, _MORE_ROWS * x.numel())
+    proved, failed, patience = known, math.inf, max(_FEW_ROWS, _MORE_ROWS * x.numel())
     # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
     radius, step = start, (_STRIDE if start < 4 * known else search.precision)
     for _ in range(_ATTEMPTS):
         if time.monotonic() > deadline:
             break
-        rows = proof(composition, x, label, radius, search, room)
+        rows = proof(composition, x, label, radius, search, patience)
         if rows:
-            proved, room = radius, max(_FEW_ROWS, _MORE_ROWS * rows)
+            proved, patience = radius, max(_FEW_ROWS, _MORE_ROWS * rows)
         else:
             failed = radius
         if proved and failed / proved <= search.precision:
@@ -249,19 +268,19 @@ def proof(
     label: int,
     radius: float,
     search: Search | None = None,
-    room: int | None = None,
+    patience: int = sys.maxsize,
     slack: Sequence[float] | None = None,
 ) -> int:
     """The rows that a proof took that every input within `radius` of `x` has the top class `label`; 0 if it failed.
 
-    `room` is the most rows, if it is less than there is memory for; `slack` what the differences to the logits of all
-    other classes, in their order, have to exceed, if not zero.
+    Not counting those that stand for roundings, of which `patience` is the most; `slack` is what the differences to the
+    logits of all other classes, in their order, have to exceed, if not zero.
     """
-    search = search or Search()
-    room = min(_room(composition), room or sys.maxsize)
+    search, room = search or Search(), room_in_memory(composition.graph)
     for backwards in (False, True) if search.backwards else (False,):
         try:
-            logits = logits_over(composition.ledger, x, radius, room_for=room, backwards=backwards)
+            ball = {"room_for": room, "patience": patience, "backwards": backwards}
+            logits = logits_over(composition.ledger, x, radius, **ball)
         except TooWide:
             return 0
         bounds = torch.tensor(margins(logits, label), dtype=torch.float64)
@@ -270,23 +289,16 @@ def proof(
         others = torch.tensor([j for j in range(logits.centre.shape[1]) if j != label])
         open_ones = others[~(bounds > 0)]
         if not len(open_ones):
-            return len(logits.rows)
+            return len(logits.rows) - logits.roundings
         gaps = (logits.centre[0, label] - logits.centre[0]).cpu()
         gaps[others] -= lost
         if not bool((gaps[open_ones] > 0).all()):
             return 0
         if search.ascent_steps and _backwards(logits, label, open_ones.tolist(), lost[~(bounds > 0)], search):
-            return len(logits.rows)
+            return len(logits.rows) - logits.roundings
         if not bool((bounds > -_HOPELESS * gaps[others]).all()):
             return 0
     return 0
-
-
-def _room(composition: Composition) -> int:
-    """How many rows there is memory for: the input has as many as it has coordinates, each as large as itself."""
-    shapes = [composition.graph.input_shape, *(node.shape for node in composition.graph.nodes)]
-    largest = max(math.prod(shape) for shape in shapes)
-    return LARGEST_ROWS_BYTES // (8 * largest)
 
 
 def _backwards(logits: Form, label: int, others: list[int], slack: torch.Tensor, search: Search) -> bool:

@@ -158,7 +158,7 @@ def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.Monk
     image = torch.rand(1, 3, 128, 128)
     assert "a ball in 49152 dimensions" in local_radii(large, image, [0], [1.0]).why_not  # 18 GiB of rows of the input
     assert seconds_of_a_pass(large.ledger, image[0]) < 60
-    monkeypatch.setattr("lipaudit.local.LARGEST_ROWS_BYTES", 2**16)
+    monkeypatch.setattr("lipaudit.domains.zonotope.LARGEST_ROWS_BYTES", 2**16)
     assert "a ball in 64 dimensions needs more than" in local_radii(composition, images, labels, [1.0] * 6).why_not
 
 

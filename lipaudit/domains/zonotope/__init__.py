@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from dataclasses import replace
 
@@ -16,25 +18,41 @@ from lipaudit.domains.walk import walk
 from lipaudit.domains.zonotope.form import Form, ball
 from lipaudit.domains.zonotope.groups import ends
 from lipaudit.domains.zonotope.ledger import LocalLedger, TooWide
+from lipaudit.graph import Graph
 from lipaudit.rounding import gamma, up
 
-__all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins", "seconds_of_a_pass"]
+__all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins", "room_in_memory", "seconds_of_a_pass"]
 
+LARGEST_ROWS_BYTES = 6 * 2**30
+"""Memory of the rows of one tensor, at most."""
 _TIMED_ROWS = 128
 _FEW_OPEN = 500
+_TIMED_RADIUS = 1e-9
+"""So small that only the bound of the rounding errors leaves signs open."""
 
 
-def logits_over(whole: Ledger, x: torch.Tensor, radius: float, *, room_for: int, backwards: bool = True) -> Form:
+def logits_over(
+    whole: Ledger,
+    x: torch.Tensor,
+    radius: float,
+    *,
+    room_for: int,
+    patience: int = sys.maxsize,
+    backwards: bool = True,
+) -> Form:
     """The logits, (1, classes), over all inputs within `radius` (L2) of `x`, which has no batch axis.
 
     `whole` is the ledger of the network bound. Raises `NotLipschitz` or `UnsupportedOp` for an operation without a
-    local rule, `TooWide` if more than `room_for` rows were needed.
+    local rule, `TooWide` if more than `room_for` rows were needed, or more than `patience` not counting those that
+    stand for roundings.
     """
-    ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=room_for, backwards=backwards)
+    ledger = LocalLedger(
+        whole.graph, whole.device, whole=whole, room_for=room_for, patience=patience, backwards=backwards
+    )
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius))
         form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
-        return replace(form, groups=tuple(ledger.groups))
+        return replace(form, groups=tuple(ledger.groups), roundings=ledger.roundings)
 
 
 def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
@@ -42,12 +60,22 @@ def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
 
     `TooWide` means that forms of no radius will do: the bound of the rounding errors alone leaves many signs open.
     """
-    ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=_TIMED_ROWS + _FEW_OPEN, backwards=False)
-    few = ball(x.to(whole.device)[None], 0.0, _TIMED_ROWS)
+    most = _TIMED_ROWS + _FEW_OPEN
+    ledger = LocalLedger(
+        whole.graph, whole.device, whole=whole, room_for=room_in_memory(whole.graph), patience=most, backwards=False
+    )
+    few = ball(x.to(whole.device)[None], _TIMED_RADIUS, _TIMED_ROWS)
     began = time.monotonic()
     with torch.no_grad():
         walk(whole.graph, RULES, ledger.start(few), ledger, ledger.check)
-    return (time.monotonic() - began) * x.numel() / few.inputs
+    seconds = time.monotonic() - began
+    return seconds * (x.numel() + ledger.roundings) / (few.inputs + ledger.roundings)
+
+
+def room_in_memory(graph: Graph) -> int:
+    """How many rows there is memory for: the input has as many as it has coordinates, each as large as itself."""
+    largest = max(math.prod(shape) for shape in [graph.input_shape, *(node.shape for node in graph.nodes)])
+    return LARGEST_ROWS_BYTES // (8 * largest)
 
 
 def margins(logits: Form, label: int) -> list[float]:

@@ -52,6 +52,8 @@ class Form:
     """The reach, where it is known without looking at all rows."""
     groups: tuple[Group, ...] = ()
     """What is known of symbols together, where somebody will ask: groups.py."""
+    roundings: int = 0
+    """How many rows stand for roundings, where somebody will ask."""
 
     @cached_property
     def reach(self) -> torch.Tensor:

@@ -11,10 +11,16 @@ Note [Roundings of forms]
     gamma(terms) |A| (|centre| + reach) entry by entry, as in Note [Error recursion] of roundoff.py; the L2 norm of that
     joins the remainder, and the remainder grows by the bounds of the global ledger: a line of it bounds the same
     linear map here, and the slopes of a band are slopes of the function.
+    Bounds multiply, and in a deep network the remainder outgrows all else. Where all that follows depends on one tensor
+    alone, a large remainder becomes symbols: rest = remainder e, ||e||_2 <= 1, a row for each entry and a group of them
+    all. Rows follow what the network does and not what it could do; the remainder begins again at zero. An output of a
+    ReLU that is zero over the whole ball has no rest.
 """
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -43,6 +49,9 @@ from lipaudit.rounding import TINY, gamma, length_up
 NEGLIGIBLE = 1e-11
 """Errors of a band below this share of an entry's size get no symbol; they join the remainder."""
 
+CROWDING, HARMFUL = 3e-5, 1e-10
+"""A remainder becomes symbols above these shares, of the mean reach of an entry and of its mean size."""
+
 LOWER_LINES = ("relu.default",)
 """Operations that lie above every line through 0 of a slope between 0 and 1."""
 
@@ -66,9 +75,13 @@ class LocalLedger(Ledger):
 
     whole: Ledger = field(kw_only=True)
     room_for: int = field(kw_only=True)
+    patience: int = field(default=sys.maxsize, kw_only=True)
+    """The most rows, those of roundings aside, with which something may come of it."""
     backwards: bool = field(default=True, kw_only=True)
     """Whether ranges are sharpened backwards where a sign is open."""
     rows: int = field(default=0, init=False)
+    roundings: int = field(default=0, init=False)
+    """How many of the rows stand for roundings."""
     groups: list[Group] = field(default_factory=list, init=False)
     centres: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
     _local: dict[str, float] = field(default_factory=dict, init=False)
@@ -82,6 +95,9 @@ class LocalLedger(Ledger):
             raise NotLipschitz("expected one bound per step for a local certificate, got a step that has two")
         self._growth = self.whole.growth()
         self._nodes = {node.name: node for node in self.graph.nodes}
+        read = {node.args["self"].name for node in self.graph.nodes if node.op in LOWER_LINES}
+        # Where only a ReLU reads a value, it has fewer roundings after it than before.
+        self._narrow = self.graph.bottlenecks() - {name for name in read if self._users[name] == 1}
 
     def start(self, form: Form) -> Tracked:
         """The network input, all of the ball."""
@@ -129,7 +145,8 @@ class LocalLedger(Ledger):
             raise _without_rule(node)
         self.centres[node.name] = form.centre
         remainder = (remainder + lost) * (1 + 1e-12)
-        return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder))
+        form = replace(form, remainder=remainder, loose=remainder)
+        return Tracked(node.name, form=self._unburdened(form) if node.name in self._narrow else form)
 
     def check(self, node: Node, value: Value) -> None:
         """Hold the maps of a linear operation against what it does: a rule may be right about norms and wrong here.
@@ -240,21 +257,23 @@ class LocalLedger(Ledger):
         return replace(form, step=step), lost + small + TINY
 
     def _with_symbols(
-        self, form: Form, error: torch.Tensor, slope: torch.Tensor | None = None
+        self, form: Form, error: torch.Tensor, slope: torch.Tensor | None = None, *, everywhere: bool = False
     ) -> tuple[Form, float, torch.Tensor]:
         """The form off by at most `error` in each entry, the norm of what is negligible, and the places with a symbol.
 
-        Its rows are first multiplied by `slope`; `form.within` is already that of the result.
+        Its rows are first multiplied by `slope`; `form.within` is already that of the result. With `everywhere`,
+        nothing but zero is negligible.
         """
         assert form.within is not None
-        worth = error > NEGLIGIBLE * (form.centre.abs() + form.within)
+        worth = error > (0.0 if everywhere else NEGLIGIBLE * (form.centre.abs() + form.within))
         places = worth.flatten().nonzero().flatten()
         small = length_up(error.masked_fill(worth, 0.0)) * (1 + 1e-6)
         first, before = self.rows, len(form.rows)
         if len(places):
             self.rows += len(places)
-        if self.rows > self.room_for:
-            raise TooWide(f"expected at most {self.room_for} rows, got {self.rows}")
+        if self.rows > self.room_for or self.rows - self.roundings > self.patience:
+            most = min(self.room_for, self.patience + self.roundings)
+            raise TooWide(f"expected at most {most} rows, got {self.rows}")
         rows = form.rows.new_empty(self.rows if len(places) else before, *form.rows.shape[1:])
         torch.mul(form.rows, 1.0 if slope is None else slope, out=rows[:before])
         rows[before:] = 0.0
@@ -262,6 +281,26 @@ class LocalLedger(Ledger):
             places
         ]
         return replace(form, rows=rows), small, places
+
+    def _unburdened(self, form: Form) -> Form:
+        """The form with its remainder as symbols, where it has grown and half of the room is left."""
+        large = max(CROWDING * float(form.reach.mean()), HARMFUL * float(form.centre.abs().mean()))
+        if not large < form.remainder < math.inf:
+            return form
+        moving = torch.ones_like(form.centre, dtype=torch.bool)
+        if isinstance(form.step, Banded) and form.step.high is not None:
+            moving = form.step.high > 0  # the other outputs of a ReLU are zero, and so are their roundings
+        count = int(moving.sum())
+        if self.rows + count > self.room_for // 2:
+            return form
+        start, error = self.rows, moving.double() * form.remainder
+        self.roundings += count
+        within = (form.reach + error) * (1 + gamma(2))
+        alone = replace(form, within=within, remainder=0.0, loose=0.0)
+        lighter, small, _ = self._with_symbols(alone, error, everywhere=True)
+        assert not small
+        self.groups.append(Group(start, self.rows, form.centre.new_zeros(count), 1.0))
+        return lighter
 
     def _pooled(self, node: Node, form: Form) -> tuple[Form, float]:
         pooled, half, places = POOLS[node.op](node, form)

@@ -1,0 +1,168 @@
+"""Remainders that become symbols: nothing gets lost on the way, and in a deep network it is what lets it certify."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from balls import lowest
+from torch import nn
+
+from lipaudit.capture import capture
+from lipaudit.composition import Composition, compose
+from lipaudit.domains import zonotope
+from lipaudit.domains.lipschitz import RULES
+from lipaudit.domains.walk import walk
+from lipaudit.domains.zonotope import ledger as module
+from lipaudit.domains.zonotope.form import Form, ball
+from lipaudit.domains.zonotope.ledger import LocalLedger
+from lipaudit.domains.zonotope.steps import Start, lower_bounds
+from lipaudit.graph import evaluate
+from lipaudit.local import Search, local_radius, to_boundary
+
+ROOM = 20_000
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int, activation: type[nn.Module]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(width, width), nn.Linear(width, width)
+        self.inner, self.outer = activation(), activation()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.outer(x + self.second(self.inner(self.first(x))))
+
+
+def deep(blocks: int, activation: type[nn.Module] = nn.ReLU, gain: float = 1.0) -> nn.Sequential:
+    torch.manual_seed(blocks)
+    head = [nn.Flatten(), nn.Linear(6, 12), activation()]
+    network = nn.Sequential(*head, *(Residual(12, activation) for _ in range(blocks)), nn.Linear(12, 3))
+    with torch.no_grad():
+        for each in network.modules():
+            if isinstance(each, Residual):
+                each.second.weight.mul_(gain)
+    return network.double().eval()
+
+
+def over(composition: Composition, x: torch.Tensor, radius: float, rest: float, *, absorb: bool = True) -> Form:
+    """The logits over x + `radius` d + `rest` v, with v known to nobody but as a remainder of the input."""
+    whole = composition.ledger
+    ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=ROOM, backwards=False)
+    if not absorb:
+        ledger._narrow = frozenset()
+    start = replace(ball(x[None], radius), remainder=rest, loose=rest, step=Start(radius + rest))
+    with torch.no_grad():
+        form = ledger.settle(walk(whole.graph, RULES, ledger.start(start), ledger, ledger.check)).form
+        return replace(form, groups=tuple(ledger.groups), roundings=ledger.roundings)
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.LeakyReLU])
+@pytest.mark.parametrize("shares", [(1e-3, 1e-3), (0.03, 0.1), (0.3, 0.02)])
+def test_no_input_leaves_the_form_when_its_remainder_becomes_symbols(
+    activation: type[nn.Module], shares: tuple[float, float]
+) -> None:
+    model = deep(3, activation)
+    composition = compose(model, (6,))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(4):
+        x = torch.rand(6, generator=generator, dtype=torch.float64)
+        logits = over(composition, x, *shares)
+        assert logits.roundings > 0
+        assert logits.remainder < 1e-9
+        c = (torch.eye(3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64).roll(1, 0))[:, None]
+        backwards = lower_bounds(logits.step, c) + (c * logits.centre).flatten(1).sum(1)
+        for label in range(3):
+            least = (
+                float(lowest(lambda x: evaluate(composition.graph, x[0])[None], x, sum(shares), c[label, 0])) + 1e-12
+            )
+            others = [j for j in range(3) if j != label]
+            assert zonotope.margins(logits, label)[others.index((label - 1) % 3)] <= least
+            assert float(backwards[label]) <= least
+
+
+def test_of_a_linear_network_everything_is_known() -> None:
+    """ReLUs that are always on: the remainder is a second ball, and the bound is what both balls give and no more."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()
+    with torch.no_grad():
+        model[1].bias.fill_(50.0)
+    x = torch.rand(6, dtype=torch.float64)
+    first, second = model[1].weight, model[3].weight
+    with torch.no_grad():
+        logits, gap = (
+            over(compose(model, (6,)), x, 0.2, 0.05),
+            float(model(x[None])[0] @ torch.tensor([1.0, -1.0]).double()),
+        )
+        w = second[0] - second[1]
+        rest = 0.05 * float(torch.linalg.matrix_norm(first, 2))
+        low = gap - 0.2 * float((w @ first).norm()) - rest * float(w.norm())
+        (margin,) = zonotope.margins(logits, 0)
+    assert logits.roundings == 8
+    assert low - 1e-6 < margin <= low + 1e-9
+
+
+def test_outputs_that_are_zero_have_no_roundings() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)).double().eval()
+    with torch.no_grad():
+        model[1].bias.copy_(torch.tensor([50.0] * 5 + [-50.0] * 3))
+    assert over(compose(model, (6,)), torch.rand(6, dtype=torch.float64), 0.2, 0.05).roundings == 5
+
+
+def test_rows_grow_less_than_bounds_do() -> None:
+    """What happens to the roundings of a deep network: bounds multiply, and symbols follow what the network does."""
+    composition = compose(deep(24, gain=2.0), (6,))
+    x = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    as_symbols = over(composition, x, 1e-8, 1e-8)
+    as_bounds = over(composition, x, 1e-8, 1e-8, absorb=False)
+    assert float(as_symbols.reach.max()) + as_symbols.remainder < 1e-3 * as_bounds.remainder
+
+
+def test_without_room_the_remainder_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    composition = compose(deep(3), (6,))
+    x = torch.rand(6, dtype=torch.float64)
+    whole = composition.ledger
+    few = zonotope.logits_over(whole, x, 1e-3, room_for=30)
+    assert few.roundings == 0
+    monkeypatch.setattr(module, "CROWDING", 0.0)
+    monkeypatch.setattr(module, "HARMFUL", 0.0)
+    assert zonotope.logits_over(whole, x, 1e-3, room_for=30).roundings <= 15
+    assert zonotope.logits_over(whole, x, 1e-3, room_for=ROOM).roundings > 15
+
+
+def test_patience_does_not_count_roundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    composition = compose(deep(3), (6,))
+    x = torch.rand(6, dtype=torch.float64)
+    monkeypatch.setattr(module, "CROWDING", 0.0)
+    monkeypatch.setattr(module, "HARMFUL", 0.0)
+    logits = zonotope.logits_over(composition.ledger, x, 1e-6, room_for=ROOM, patience=7)
+    assert len(logits.rows) - logits.roundings == 7 < len(logits.rows)
+    with pytest.raises(zonotope.TooWide, match="rows"):
+        zonotope.logits_over(composition.ledger, x, 3.0, room_for=ROOM, patience=7)
+
+
+def test_where_all_that_follows_depends_on_one_value() -> None:
+    class Forks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            one = torch.relu(x)
+            two = one + torch.sigmoid(one)
+            return torch.tanh(two) * 2.0 + x
+
+    graph = capture(Forks().eval(), (4,))
+    assert {node.op for node in graph.nodes if node.name in graph.bottlenecks()} == {"add.Tensor"}
+    assert sum(node.op == "add.Tensor" for node in graph.nodes) == 2
+    assert graph.output in graph.bottlenecks()
+    assert len(graph.bottlenecks()) == 1
+    chain = capture(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), Residual(3, nn.Tanh)).eval(), (4,))
+    names = [node.op.split(".")[0] for node in chain.nodes if node.name in chain.bottlenecks()]
+    assert names == ["linear", "relu", "add", "tanh"]
+
+
+def test_a_network_whose_bound_says_nothing_is_certified() -> None:
+    """Fifty blocks: without symbols for roundings, the bound of what float64 loses opens every sign."""
+    model = deep(50, gain=2.0)
+    composition = compose(model, (6,))
+    x = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    label = int(model(x[None]).argmax())
+    start = to_boundary(composition, x, label) / 32
+    assert start > 0
+    assert local_radius(composition, x, label, start=start, search=Search(backwards=False)) > 0
