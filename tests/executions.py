@@ -79,7 +79,9 @@ def executed(
 
 def _summed(node: Node, arguments: Mapping[str, Any], linear: LinearMap, summing: Summing) -> torch.Tensor:
     x, bias = arguments["input"], arguments["bias"]
-    output = summing(dense(linear).to(x.dtype), x.reshape(-1)).reshape(node.shape)
+    weight = dense(linear).to(x.dtype)
+    parts = x.reshape(-1, weight.shape[1])  # a dense layer may be applied to each of many tokens
+    output = torch.stack([summing(weight, part) for part in parts]).reshape(node.shape)
     if bias is None:
         return output
     return output + (bias if isinstance(linear, Dense) else bias.reshape(-1, *[1] * (x.ndim - 2)))

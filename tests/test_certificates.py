@@ -89,6 +89,7 @@ def test_without_labels_the_prediction_is_certified_and_one_hot_labels_work() ->
         (torch.tensor([[float("nan"), 0.0]]), None, "finite inputs"),
         (torch.zeros(1, 2, dtype=torch.uint8), None, "floating-point"),
         (torch.zeros(1, 2), [2], "labels from 0 to 1"),
+        (torch.zeros(1, 2), [-1], "labels from 0 to 1, got -1 to -1"),
         (torch.zeros(2, 2), [0], "2 integer or one-hot labels"),
         (torch.zeros(1, 2), torch.tensor([0.5]), "integer or one-hot"),
     ],

@@ -141,6 +141,11 @@ def test_missing_unknown_and_misshapen_names_are_listed() -> None:
     assert "1.weight: file (7,), network (5,)" in message
 
 
+def test_one_missing_name_is_enough() -> None:
+    state = {name: tensor for name, tensor in STATE.items() if name != "0.bias"}
+    assert "1 missing from the file (0.bias)" in refusal(lambda: load_weights(network(), state, Path("w.pt")))
+
+
 def test_another_number_of_classes_is_recognised() -> None:
     message = refusal(lambda: load_weights(network(classes=10), STATE, Path("w.pt")))
 

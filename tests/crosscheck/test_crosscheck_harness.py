@@ -25,7 +25,7 @@ from lipaudit.crosscheck import (
     rounds,
 )
 from lipaudit.crosscheck.rounds import eps_text
-from lipaudit.crosscheck.witness import INWARD_STEPS
+from lipaudit.crosscheck.witness import INWARD_STEPS, drawn_in
 from lipaudit.errors import BadThreat, CaptureError
 
 
@@ -360,6 +360,41 @@ def test_a_network_that_cannot_be_copied_is_refused() -> None:
     network.register_buffer("derived", network[1].weight * 2)
     with pytest.raises(CaptureError, match="can copy"):
         check(network, samples(2), attacks="quick")
+
+
+def test_what_is_drawn_in_stays_misclassified() -> None:
+    """Margins far from straight, so that many tries land on the wrong side of the boundary."""
+
+    def logits(x: Tensor) -> Tensor:
+        margin = torch.tanh(20 * (0.3 - x[:, :1])) + 0.5 * (0.3 - x[:, :1])
+        return torch.cat([margin, -margin], 1)
+
+    clean = torch.zeros(200, 2, dtype=torch.float64)
+    points = torch.linspace(0.31, 1.0, 200, dtype=torch.float64)[:, None] * torch.tensor([[1.0, 0.5]])
+    labels = torch.zeros(200, dtype=torch.int64)
+    drawn = drawn_in(logits, clean, points, labels, 0.0, 1.0)
+    assert bool((logits(drawn).argmax(1) == 1).all())
+    assert bool((drawn.norm(dim=1) <= points.norm(dim=1)).all())
+    assert float((drawn[:, 0] - 0.3).median()) < 1e-3
+
+
+def test_a_farther_witness_does_not_replace_a_closer_one(plant) -> None:
+    def far(_network, batch):
+        claim = torch.zeros_like(batch.inputs)
+        claim[:, :, ::2] = 1.0
+        yield claim
+        yield 1.0 - claim
+
+    plant(far)
+    network, inputs = linear(3), samples(4)
+    alone = check(network, inputs, attacks=["planted"])
+    nearest = check(network, inputs, attacks=["deepfool"])
+    both = check(network, inputs, attacks=["deepfool", "planted"])
+    assert [record.name for record in both.records] == ["deepfool", "planted"]
+    assert len(alone.witnesses) == len(nearest.witnesses) == 4
+    assert min(w.distance for w in alone.witnesses) > max(w.distance for w in nearest.witnesses)
+    assert [w.distance for w in both.witnesses] == [w.distance for w in nearest.witnesses]
+    assert {w.attack for w in both.witnesses} == {"deepfool"}
 
 
 class Edge(nn.Module):

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from unittest import mock
 
 import mpmath
 import pytest
@@ -22,6 +23,7 @@ from torch import nn
 
 from lipaudit.composition import Composition, compose
 from lipaudit.domains import zonotope
+from lipaudit.domains.zonotope import ledger
 from lipaudit.domains.zonotope.steps import lower_bounds
 from lipaudit.local import local_radius
 
@@ -91,8 +93,11 @@ def judge(composition: Composition, model: nn.Sequential, name: str, seed: int, 
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
     x = torch.rand(model[0].in_features, generator=generator, dtype=torch.float64)
     radius = 10 ** random.choice([-8, -6, -6, -6, -4, -2])
+    backwards = random.random() < 0.5
+    crowding, harmful = random.choice([(0.0, 0.0), (ledger.CROWDING, ledger.HARMFUL)])
     try:
-        logits = zonotope.logits_over(composition.ledger, x, radius, room_for=ROOM, backwards=random.random() < 0.5)
+        with mock.patch.multiple(ledger, CROWDING=crowding, HARMFUL=harmful):  # as symbols, or not
+            logits = zonotope.logits_over(composition.ledger, x, radius, room_for=ROOM, backwards=backwards)
     except zonotope.TooWide:
         tally.refused += 1
         return

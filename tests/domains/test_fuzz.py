@@ -66,7 +66,7 @@ def _in_order(node: Node, _: object, output: torch.Tensor) -> None:
     torch 2.15 answers wrongly on the CPU for one image where the gradient's channels lie next to each other instead.
     """
     if node.op.startswith(("_native_batch_norm", "instance_norm")) and output.requires_grad:
-        output.register_hook(torch.Tensor.contiguous)
+        output.register_hook(lambda gradient: None if gradient is None else gradient.contiguous())
 
 
 def uphill(logits: torch.Tensor, x: torch.Tensor, direction: torch.Tensor) -> torch.Tensor | None:

@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass, field
 from random import Random
+from unittest import mock
 
 import pytest
 import torch
@@ -28,6 +29,7 @@ from lipaudit.domains import zonotope
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT
 from lipaudit.domains.walk import walk
+from lipaudit.domains.zonotope import ledger
 from lipaudit.domains.zonotope.steps import lower_bounds
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Graph, evaluate
@@ -63,11 +65,12 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
     x = torch.rand(graph.input_shape, generator=generator, dtype=torch.float64)
     radius, backwards = 10 ** random.uniform(-6, 0.5), random.random() < 0.5
+    crowding, harmful = random.choice([(0.0, 0.0), (ledger.CROWDING, ledger.HARMFUL)])
     try:
-        with torch.no_grad():
+        with torch.no_grad(), mock.patch.multiple(ledger, CROWDING=crowding, HARMFUL=harmful):  # as symbols, or not
             head = walk(graph, RULES, Value(INPUT), whole)
             whole.settle(head)
-        logits = zonotope.logits_over(whole, x, radius, room_for=ROOM, backwards=backwards)
+            logits = zonotope.logits_over(whole, x, radius, room_for=ROOM, backwards=backwards)
     except (NotLipschitz, UnsupportedOp, zonotope.TooWide) as error:
         tally.refused[f"{type(error).__name__}: {str(error)[:60]}"] += 1
         return

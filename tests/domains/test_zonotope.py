@@ -280,3 +280,26 @@ def test_padding_with_infinity_is_refused_by_name() -> None:
     _, composition = composed("max_pool2d_with_indices.default")
     with pytest.raises(NotLipschitz, match="expected finite activations for a local certificate, got others from pad"):
         zonotope.logits_over(composition.ledger, torch.ones(2, 6, 6), 0.1, room_for=ROOM)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 2, 3, padding=2, padding_mode="circular"), nn.ConvTranspose2d(1, 2, 3)])
+def test_parts_of_a_sample_in_the_place_of_a_batch(layer: nn.Module) -> None:
+    """Two halves of every image through one convolution: backwards, too."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = layer, nn.Linear(layer(torch.zeros(2, 1, 4, 4)).numel(), 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(torch.relu(self.layer(x.reshape(-1, 1, 4, 4))).reshape(len(x), -1))
+
+    torch.manual_seed(0)
+    composition = compose(Halves().eval(), (2, 4, 4))
+    x = torch.rand(2, 4, 4, dtype=torch.float64)
+    logits = zonotope.logits_over(composition.ledger, x, 0.3, room_for=ROOM)
+    c = (torch.eye(3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64).roll(1, 0))[:, None]
+    backwards = lower_bounds(logits.step, c) + (c * logits.centre).flatten(1).sum(1)
+    for row in range(3):
+        least = float(lowest(lambda x: evaluate(composition.graph, x[0])[None], x, 0.3, c[row, 0]))
+        assert least - 2.0 < float(backwards[row]) <= least + 1e-12

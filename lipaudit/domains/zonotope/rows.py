@@ -39,6 +39,9 @@ def applied(linear: LinearMap, rows: torch.Tensor) -> torch.Tensor:
 
 def transposed(linear: LinearMap, c: torch.Tensor) -> torch.Tensor:
     """The transposed map on every row."""
+    if isinstance(linear, (Conv, Transposed)) and c.shape[1] != 1:  # parts of a sample where others have a batch
+        parts = transposed(linear, c.reshape(-1, 1, *c.shape[2:]))
+        return parts.reshape(*c.shape[:2], *parts.shape[2:])
     match linear:
         case Identity():
             return c
@@ -46,11 +49,11 @@ def transposed(linear: LinearMap, c: torch.Tensor) -> torch.Tensor:
             return c * linear.factor
         case Dense():
             return c @ linear.weight
-        case Conv() if c.shape[1] == 1 and (flipped := _flipped(linear)) and _has_quick_form(flipped, c):
+        case Conv() if (flipped := _flipped(linear)) and _has_quick_form(flipped, c):
             return applied(flipped, c)
-        case Conv() if linear.padding_mode == "zeros" and c.shape[1] == 1 and all(a >= b for a, b in linear.padding):
+        case Conv() if linear.padding_mode == "zeros" and all(a >= b for a, b in linear.padding):
             return Transposed(linear).apply(c[:, 0])[:, None]
-        case Transposed() if c.shape[1] == 1:
+        case Transposed():
             return linear.conv.apply(c[:, 0])[:, None]
     return _one_by_one(lambda one: adjoint(linear, one), c)
 
