@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from clusters import cluster
 from test_cli import Call, call
 from test_shards import SETTINGS, data, network, pair, timeless
 from torch import nn
@@ -20,7 +20,7 @@ import lipaudit
 from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat, LipauditError, LoadError
 
-__all__ = ["call", "pair", "user_module"]
+__all__ = ["call", "cluster", "pair", "user_module"]
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'lipaudit[ray]'")
 
@@ -28,19 +28,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # Ray's own warnings are not ours
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """Two workers of one CPU each, which find these tests and this lipaudit."""
-    paths = [str(Path(lipaudit.__file__).parents[1]), str(Path(__file__).parent)]
-    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield ray
-    ray.shutdown()
-    torch.set_num_threads(threads)
 
 
 class Deadly(nn.Module):

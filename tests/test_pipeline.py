@@ -1,21 +1,27 @@
-"""The whole audit on a small network: everything agrees, and planted lies are found."""
+"""The whole audit on a small network: everything agrees, and planted lies are found; here and on a cluster."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from clusters import cluster
 from torch import nn
 
 import lipaudit
 from lipaudit import pipeline, sizing
 from lipaudit.claims import NetworkBound
 from lipaudit.composition import compose
+from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat
 from lipaudit.pipeline import ExactNetwork
 from lipaudit.sizing import plan_run
+
+__all__ = ["cluster"]
 
 
 @pytest.fixture(scope="module")
@@ -33,9 +39,22 @@ def data(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return x, labels
 
 
+Run = Callable[..., lipaudit.results.Audit]
+ELSEWHERE = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
+
+
+@pytest.fixture(scope="module", params=["here", pytest.param("on two workers", marks=ELSEWHERE)])
+def run(request: pytest.FixtureRequest) -> Run:
+    """The whole audit, in this process or in two shards on a Ray cluster."""
+    if request.param == "here":
+        return lipaudit.audit
+    request.getfixturevalue("cluster")
+    return functools.partial(audit_in_shards, shards=2, engine="ray")
+
+
 @pytest.fixture(scope="module")
-def audit(network: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> lipaudit.results.Audit:
-    return lipaudit.audit(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
+def audit(run: Run, network: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> lipaudit.results.Audit:
+    return run(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
 
 
 def test_everything_agrees(audit: lipaudit.results.Audit) -> None:
@@ -62,15 +81,15 @@ def test_json_and_html_come_out(audit: lipaudit.results.Audit, tmp_path) -> None
     assert audit.verdict.headline in audit.to_html()
 
 
-def test_the_same_seed_gives_the_same_audit(network, data, audit) -> None:
-    again = lipaudit.audit(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
+def test_the_same_seed_gives_the_same_audit(run, network, data, audit) -> None:
+    again = run(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
     assert again.samples == audit.samples
     assert again.bound.pairwise == audit.bound.pairwise
 
 
-def test_the_model_is_left_alone(network, data) -> None:
+def test_the_model_is_left_alone(run, network, data) -> None:
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    lipaudit.audit(network, *data, attacks="none")
+    run(network, *data, attacks="none")
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert not network.training
     assert all(p.requires_grad and p.grad is None for p in network.parameters())
@@ -110,13 +129,13 @@ def test_a_forgotten_normalisation_is_found(network, data, monkeypatch) -> None:
     assert result.verdict.integrity == "INVALID"
 
 
-def test_names_and_numpy_arrays_are_accepted(data) -> None:
+def test_names_and_numpy_arrays_are_accepted(run, data) -> None:
     x, _ = data
     flat = nn.Sequential(nn.Linear(36, 2)).eval()
     images = x.numpy().reshape(12, 36)
     with torch.no_grad():
         labels = np.eye(2, dtype=np.int64)[flat(torch.tensor(images)).argmax(1).numpy()]
-    result = lipaudit.audit(flat, images, labels, attacks="none")
+    result = run(flat, images, labels, attacks="none")
     assert result.clean_accuracy == 1.0
     assert result.unbroken == ()
     assert result.exit_code == 0
@@ -130,20 +149,20 @@ def test_names_and_numpy_arrays_are_accepted(data) -> None:
         (lambda x: x * float("nan"), "finite inputs"),
     ],
 )
-def test_unfit_inputs(network, data, change, reason) -> None:
+def test_unfit_inputs(run, network, data, change, reason) -> None:
     with pytest.raises(BadThreat, match=reason):
-        lipaudit.audit(network, change(data[0]), data[1])
+        run(network, change(data[0]), data[1])
 
 
 @pytest.mark.parametrize("eps", [(), (0,), ("x",), ("1/0",), (-1,)])
-def test_unfit_budgets(network, data, eps) -> None:
+def test_unfit_budgets(run, network, data, eps) -> None:
     with pytest.raises(BadThreat, match="eps"):
-        lipaudit.audit(network, *data, eps=eps)
+        run(network, *data, eps=eps)
 
 
-def test_labels_of_another_data_set(network, data) -> None:
+def test_labels_of_another_data_set(run, network, data) -> None:
     with pytest.raises(BadThreat, match="labels from 0 to 2, got 0 to 9"):
-        lipaudit.audit(network, data[0], torch.tensor([9] + [0] * 11))
+        run(network, data[0], torch.tensor([9] + [0] * 11))
 
 
 def test_the_judge_is_the_function_that_was_certified() -> None:
@@ -217,8 +236,8 @@ def test_plan_takes_the_most_that_fits_and_never_changes_a_choice(
     assert (plan.samples, plan.attacks) == expected
 
 
-def test_a_time_limit_leaves_an_incomplete_audit_that_says_so(network, data) -> None:
-    result = lipaudit.audit(network, *data, attacks=("fab-t",), time_limit=1e-9)
+def test_a_time_limit_leaves_an_incomplete_audit_that_says_so(run, network, data) -> None:
+    result = run(network, *data, attacks=("fab-t",), time_limit=1e-9)
 
     assert (result.status, result.exit_code, result.verdict.integrity) == ("partial", 5, "SOUND")
     assert "time limit reached" in result.attacks[0].why
