@@ -6,6 +6,7 @@ A block is built for a shape (no batch axis), an image (C, H, W) or tokens (T, D
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from random import Random
 
@@ -16,6 +17,8 @@ import torch
 from fuzzed_blocks import ANY, IMAGES, TOKENS, Function, Parts, Shape, harm, harmed, shape_after
 from torch import nn
 
+from lipaudit.capture import capture
+from lipaudit.errors import CaptureError
 from lipaudit.graph import Graph, Node
 
 BLOCKS = sorted({**IMAGES, **TOKENS, **ANY})
@@ -72,6 +75,17 @@ def fuzzed(seed: int, only: str | None = None) -> Fuzzed:
     head = nn.Linear(math.prod(shape), 3)
     harm(random, [head])
     return Fuzzed(start, functions, [*parts, head], names).eval()
+
+
+def captured(network: Fuzzed, refused: Counter[str]) -> Graph | None:
+    """The graph; None, and counted, where the harm that was done overflows."""
+    try:
+        return capture(network, network.shape)
+    except CaptureError as error:
+        if "expected finite logits" not in str(error):
+            raise
+        refused["no finite value"] += 1
+        return None
 
 
 def reweighted(graph: Graph, random: Random) -> Graph:

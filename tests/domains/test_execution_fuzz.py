@@ -15,9 +15,8 @@ from random import Random
 import pytest
 import torch
 from executions import executed, fused, largest_first, shuffled
-from fuzzed import BLOCKS, fuzzed, reweighted
+from fuzzed import BLOCKS, captured, fuzzed, reweighted
 
-from lipaudit.capture import capture
 from lipaudit.claims import NetworkBound
 from lipaudit.composition import Composition, pairwise
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
@@ -62,8 +61,8 @@ def examine(seed: int, name: str, tally: Tally) -> None:
     network, random = fuzzed(seed, name), Random(seed)
     if not network.names or not set(network.names) <= KNOWN:
         return
-    graph = capture(network, network.shape)
-    for number in range(WEIGHTINGS):
+    graph = captured(network, tally.refused)
+    for number in range(WEIGHTINGS if graph is not None else 0):
         judge(graph, f"seed {seed}, {' + '.join(network.names)}, weights {number}", seed + number, tally)
         # What runs are float32 weights.
         graph = in_dtype(reweighted(graph, random), torch.float32)

@@ -14,9 +14,8 @@ from random import Random
 
 import pytest
 import torch
-from fuzzed import BLOCKS, fuzzed, reweighted
+from fuzzed import BLOCKS, captured, fuzzed, reweighted
 
-from lipaudit.capture import capture
 from lipaudit.composition import pairwise
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.value import INPUT
@@ -153,8 +152,8 @@ def examine(seed: int, name: str, tally: Tally) -> None:
         return
     title = f"seed {seed}, {' + '.join(network.names)}"
     key = network.names[0] if len(network.names) == 1 else "several blocks"
-    graph = capture(network, network.shape)
-    for number in range(WEIGHTINGS):
+    graph = captured(network, tally.refused)
+    for number in range(WEIGHTINGS if graph is not None else 0):
         judge(graph, f"{title}, weights {number}", key, seed + number, tally)
         graph = reweighted(graph, random)
 

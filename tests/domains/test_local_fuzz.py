@@ -19,10 +19,9 @@ from unittest import mock
 import pytest
 import torch
 from balls import inside, lowest
-from fuzzed import BLOCKS, fuzzed, reweighted
+from fuzzed import BLOCKS, captured, fuzzed, reweighted
 from torch import nn
 
-from lipaudit.capture import capture
 from lipaudit.certificates import ErrorRecursion
 from lipaudit.composition import compose
 from lipaudit.domains import zonotope
@@ -100,7 +99,7 @@ def sweep(seconds: float, seed: int) -> Tally:
     tally, began = Tally(), time.monotonic()
     while time.monotonic() - began < (seconds if tally.tested >= AT_LEAST else 20 * seconds):
         network, random = fuzzed(seed, BLOCKS[seed % len(BLOCKS)]), Random(seed)
-        graph = capture(network, network.shape) if network.names else None
+        graph = captured(network, tally.refused) if network.names else None
         for number in range(WEIGHTINGS if graph is not None else 0):
             judge(graph, f"seed {seed}, {' + '.join(network.names)}, weights {number}", seed + number, tally)
             graph = reweighted(graph, random)
