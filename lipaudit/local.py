@@ -37,7 +37,7 @@ _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
 _STRIDE = 8.0
 _SHARE, _CLOSEST = 1 / 32, 9
-"""The search begins at this share of the distance of the boundary, as the gradients towards so many classes have it."""
+"""A search begins at this share of the distance that the gradients towards so many classes promise."""
 _COARSE, _LONG = 1.3, 2.0
 _FEW_ROWS = 4096
 _MORE_ROWS = 5
@@ -142,12 +142,11 @@ class _Hunt:
             if self.why_not:
                 return 0.0
             last = next((radius for radius in reversed(self.radii.values()) if radius), 0.0)
-            last = last or _SHARE * to_boundary(self.composition, x, label)
             return local_radius(
                 self.composition,
                 x,
                 label,
-                start=max(last, 2 * known),
+                start=max(last, 2 * known) if last else beginning(self.composition, x, label, known),
                 known=known,
                 search=self.search or Search(precision=self.precision),
                 deadline=math.inf if self.budget is None else self.began + self.budget,
@@ -179,21 +178,21 @@ class _Hunt:
         return ""
 
 
-def to_boundary(composition: Composition, x: torch.Tensor, label: int) -> float:
-    """About how far the closest decision boundary is from `x`, if the network were as straight everywhere as there.
-
-    An estimate, for where to begin; 0 where the gradient says nothing.
-    """
+def beginning(composition: Composition, x: torch.Tensor, label: int, known: float) -> float:
+    """A radius to begin a search with, above `known`: a share of how far the closest decision boundary would be, if the
+    network were as straight everywhere as it is at `x`."""
     x = x.to(composition.ledger.device).double().requires_grad_(True)
     with torch.enable_grad():
         logits = evaluate(composition.graph, x)
     gaps = (logits[label] - logits).detach()
     gaps[label] = math.inf
-    found = []
+    found: list[float] = []
     for other in gaps.argsort()[: min(_CLOSEST, len(gaps) - 1)].tolist():
-        (slope,) = torch.autograd.grad(logits[label] - logits[other], x, retain_graph=True)
+        gap = logits[label] - logits[other]
+        (slope,) = torch.autograd.grad(gap, x, retain_graph=True, materialize_grads=True)
         found.append(float(gaps[other] / slope.norm()))
-    return min((distance for distance in found if 0.0 < distance < math.inf), default=0.0)
+    distance = min((each for each in found if 0.0 < each < math.inf), default=0.0)
+    return max(_SHARE * distance, 2 * known)
 
 
 def local_radius(

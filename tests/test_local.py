@@ -14,7 +14,7 @@ from lipaudit.certificates import certify_with, with_local_radii
 from lipaudit.composition import compose
 from lipaudit.domains.zonotope import seconds_of_a_pass
 from lipaudit.graph import evaluate
-from lipaudit.local import Search, local_radii, local_radius, proof
+from lipaudit.local import Search, beginning, local_radii, local_radius, proof
 
 
 def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3) -> nn.Module:
@@ -121,6 +121,22 @@ def test_time_is_a_limit(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None
     assert none.tried == 0
     assert "one image would take about" in none.why_not
     assert none.radius == (0.0,) * 6
+
+
+def test_a_search_begins_where_gradients_promise() -> None:
+    """Of a linear network they know the distance; of one that is constant, nothing."""
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(6, 3)).eval()
+    x = torch.rand(6, generator=torch.Generator().manual_seed(0))
+    logits, weight = linear(x[None])[0].detach().double(), linear[1].weight.detach().double()
+    label = int(logits.argmax())
+    far = [float((logits[label] - logits[j]) / (weight[label] - weight[j]).norm()) for j in range(3) if j != label]
+    composition = compose(linear, (6,))
+    assert beginning(composition, x, label, 1e-9) == pytest.approx(min(far) / 32, rel=1e-5)
+    assert beginning(composition, x, label, 1.0) == 2.0
+    nn.init.zeros_(linear[1].weight)
+    assert beginning(compose(linear, (6,)), x, label, 1e-9) == 2e-9
+    wrong = int(logits.argmin())
+    assert beginning(composition, x, wrong, 0.0) == 0.0
 
 
 def test_as_many_images_as_were_asked_for(digits: tuple) -> None:

@@ -25,7 +25,7 @@ from lipaudit.composition import Composition, compose
 from lipaudit.crosscheck import cross_check
 from lipaudit.datasets import open_dataset
 from lipaudit.errors import LipauditError
-from lipaudit.local import Search, local_radius
+from lipaudit.local import Search, beginning, local_radius
 from lipaudit.models import load_model
 from lipaudit.pipeline import ExactNetwork
 from lipaudit.progress import Silent
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--mean", type=_numbers)
     parser.add_argument("--std", type=_numbers)
     parser.add_argument("--first", type=int, default=20)
-    parser.add_argument("--start", type=float, help="Where the search begins. [default: from the global radius up]")
+    parser.add_argument("--start", type=float, help="Where the search begins. [default: as an audit begins]")
     parser.add_argument("--precision", type=float, default=Search.precision)
     parser.add_argument("--forwards", action="store_true", help="Without the second, backward pass.")
     parser.add_argument("--attacks", default="fab-t,deepfool")
@@ -62,7 +62,7 @@ def main() -> int:
     search, found = Search(precision=args.precision, backwards=not args.forwards), []
     for row, (image, label) in enumerate(zip(x, y.tolist(), strict=True)):
         began = time.monotonic()
-        start = args.start or 2 * known[row]
+        start = args.start or beginning(composition, image, label, known[row])
         try:
             radius = local_radius(composition, image, label, start=start, known=known[row], search=search)
         except LipauditError as error:

@@ -19,7 +19,7 @@ from lipaudit.domains.zonotope.form import Form, ball
 from lipaudit.domains.zonotope.ledger import LocalLedger
 from lipaudit.domains.zonotope.steps import Start, lower_bounds
 from lipaudit.graph import evaluate
-from lipaudit.local import Search, local_radius, to_boundary
+from lipaudit.local import Search, beginning, local_radius
 
 ROOM = 20_000
 
@@ -163,6 +163,6 @@ def test_a_network_whose_bound_says_nothing_is_certified() -> None:
     composition = compose(model, (6,))
     x = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     label = int(model(x[None]).argmax())
-    start = to_boundary(composition, x, label) / 32
+    start = beginning(composition, x, label, 0.0)
     assert start > 0
     assert local_radius(composition, x, label, start=start, search=Search(backwards=False)) > 0
