@@ -108,6 +108,20 @@ def test_outputs_that_are_zero_have_no_roundings() -> None:
     assert over(compose(model, (6,)), torch.rand(6, dtype=torch.float64), 0.2, 0.05).roundings == 5
 
 
+def test_an_output_of_either_sign_has_roundings() -> None:
+    """One ReLU at its kink: over a ball of radius 0.2 + 0.05 it reaches 0.25, and the form says no less."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 1), nn.ReLU(), nn.Linear(1, 2)).double().eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(6)[:1])
+        model[1].bias.fill_(-0.5)
+        model[3].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        model[3].bias.zero_()
+    for radius, rest in ((0.2, 0.05), (0.05, 0.2)):
+        logits = over(compose(model, (6,)), torch.full((6,), 0.5, dtype=torch.float64), radius, rest)
+        assert logits.roundings == 1
+        assert zonotope.margins(logits, 0)[0] <= -0.25
+
+
 def test_rows_grow_less_than_bounds_do() -> None:
     """What happens to the roundings of a deep network: bounds multiply, and symbols follow what the network does."""
     composition = compose(deep(24, gain=2.0), (6,))

@@ -29,6 +29,7 @@ ZONOTOPE = (
     "tests/domains/test_zonotope_traps.py",
     "tests/domains/test_local_fuzz.py",
 )
+UNBURDENED = ("tests/domains/test_unburdened.py",)
 COMPOSED = (*OWN, "tests/test_composition.py")
 CERTIFIED = ("tests/test_certificates.py",)
 CAPTURED = ("tests/test_capture.py",)
@@ -138,6 +139,10 @@ MUTANTS = [
     Mutant("zonotope: the wrong slope of ReLU", "lipaudit/domains/zonotope/bands.py", "slope = torch.where(above, 1.0, torch.where(below, 0.0, band.slope))", "slope = torch.where(above, 1.0, torch.where(below, 0.0, band.slope / 2))", ZONOTOPE),
     Mutant("zonotope: a quarter of the curvature", "lipaudit/domains/zonotope/bands.py", "error = torch.minimum(curvature / 2 * half.square(), steepness)", "error = torch.minimum(curvature / 8 * half.square(), steepness)", ZONOTOPE),
     Mutant("zonotope: turns inside forgotten", "lipaudit/domains/zonotope/bands.py", "    return _enclosing(slope, [*ends, *(_at(node, arguments, turn, low, high) for turn in turns)])", "    del turns\n    return _enclosing(slope, ends)", ZONOTOPE),
+    Mutant("roundings: forgotten when they become symbols", "lipaudit/domains/zonotope/ledger.py", "start, error = self.rows, moving.double() * form.remainder", "start, error = self.rows, moving.double() * 0.5 * form.remainder", UNBURDENED),
+    Mutant("roundings: a ball too small", "lipaudit/domains/zonotope/ledger.py", "form.centre.new_zeros(count), 1.0))", "form.centre.new_zeros(count), 0.7))", UNBURDENED),
+    Mutant("roundings: of outputs that may be positive dropped", "lipaudit/domains/zonotope/ledger.py", "moving = form.step.high > 0  #", "moving = form.step.low > 0  #", UNBURDENED),
+    Mutant("backwards: half of the parts of a sample", "lipaudit/domains/zonotope/rows.py", "return parts.reshape(*c.shape[:2], *parts.shape[2:])", "return parts.reshape(*c.shape[:2], *parts.shape[2:]) * 0.5", ZONOTOPE),
     Mutant("backwards: the ball in another norm", "lipaudit/domains/zonotope/steps.py", "return [], -self.radius * (length", "return [], -self.radius / 2 * (length", ZONOTOPE),
     Mutant("backwards: the upper line for both signs", "lipaudit/domains/zonotope/steps.py", "slope = torch.where(c > 0, lower, band.slope)", "slope = torch.where(c > 0, band.slope, lower)", ZONOTOPE),
     Mutant("backwards: a sum loses an operand", "lipaudit/domains/zonotope/steps.py", "                part = waiting[parent.number][1] + part\n", "", ZONOTOPE),
