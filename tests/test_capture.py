@@ -107,7 +107,10 @@ REFUSED = {
     ),
     "branch on gradients": (larger_with_gradients, "with and without gradients"),
     "number from the input": (scaled_by_a_number, "number taken from the input|do not depend on values"),
-    "check of values": (checking, r"does not look at values, got aten\._assert_async"),
+    "check of values": (
+        checking,
+        r"does not look at values, got aten\._assert_async|do not depend on values, got \w+ from torch.export",
+    ),
     "numpy": (lambda model, x: model.head(x * torch.from_numpy(x.detach().numpy())), r"got \w+ from torch.export"),
     "mask": (masked, r"bool values computed from the input by lt\.Scalar in the model \(test_capture\.py:\d+\)"),
     "comparison": (lambda model, x: model.head(torch.where(x > 0.5, x, -x)), r"bool values .* by gt\.Scalar"),

@@ -112,7 +112,12 @@ def test_gradient_ascent_inside_the_radius_changes_nothing(op: str) -> None:
             for _ in range(20):
                 moved = moved.requires_grad_()
                 logits = network(moved[None])[0]
-                (gradient,) = torch.autograd.grad(logits[other] - logits[best], moved)
+                try:
+                    (gradient,) = torch.autograd.grad(logits[other] - logits[best], moved)
+                except RuntimeError as error:
+                    if "derivative for" not in str(error):
+                        raise
+                    pytest.skip(f"torch {torch.__version__}: {error}")
                 step = moved.detach() + gradient / gradient.norm().clamp_min(1e-30) * radius / 4
                 moved = point + (step - point) * min(1.0, radius * (1 - 1e-12) / max(1e-300, (step - point).norm()))
                 if composition.network.domain is not None:

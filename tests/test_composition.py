@@ -63,7 +63,8 @@ def test_residual_is_one_plus_the_branch() -> None:
 
 def test_batch_norm_is_folded_into_the_convolution() -> None:
     """Channel 0 is large before and small after, channel 1 the other way round: product 400, composite 4."""
-    conv, norm = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=0.0)
+    conv, norm = nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2, eps=2.0**-20)
+    norm.running_var.fill_(1 - 2.0**-20)
     conv.weight.data = torch.tensor([[[[20.0]]], [[[0.1]]]])
     norm.weight.data = torch.tensor([0.1, 20.0])
     head = nn.Linear(2, 2, bias=False)
