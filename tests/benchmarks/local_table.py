@@ -5,7 +5,8 @@
 
 The images are the first `--first` of the data set that the network gets right. For each: the global radius, the larger
 of it and the local one, the distance of the closest misclassified input that the attacks found, and seconds. The last
-lines are medians. The exit code is 4 if a certificate reaches beyond what an attack found.
+lines are medians. With `--at R`, one attempt at the radius R instead of a search. The exit code is 4 if a certificate
+reaches beyond what an attack found.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from lipaudit.composition import Composition, compose
 from lipaudit.crosscheck import cross_check
 from lipaudit.datasets import open_dataset
 from lipaudit.errors import LipauditError
-from lipaudit.local import Search, beginning, local_radius
+from lipaudit.local import Search, beginning, local_radius, proof
 from lipaudit.models import load_model
 from lipaudit.pipeline import ExactNetwork
 from lipaudit.progress import Silent
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--std", type=_numbers)
     parser.add_argument("--first", type=int, default=20)
     parser.add_argument("--start", type=float, help="Where the search begins. [default: as an audit begins]")
+    parser.add_argument("--at", type=float, help="Only whether this radius can be proved.")
     parser.add_argument("--precision", type=float, default=Search.precision)
     parser.add_argument("--forwards", action="store_true", help="Without the second, backward pass.")
     parser.add_argument("--attacks", default="fab-t,deepfool")
@@ -64,7 +66,10 @@ def main() -> int:
         began = time.monotonic()
         start = args.start or beginning(composition, image, label, known[row])
         try:
-            radius = local_radius(composition, image, label, start=start, known=known[row], search=search)
+            if args.at:
+                radius = args.at if proof(composition, image, label, args.at, search) else 0.0
+            else:
+                radius = local_radius(composition, image, label, start=start, known=known[row], search=search)
         except LipauditError as error:
             _say(f"image {int(right[row])}: {error}")
             return 1
@@ -74,6 +79,8 @@ def main() -> int:
             f"image {int(right[row]):4}  global {known[row]:.3g}  local {radius:.4g}  attack {distance[row]:.4g}"
             f"  share {found[-1] / distance[row]:.3f}  {seconds:.0f} s"
         )
+    if args.at:
+        _say(f"certified at {args.at:g}: {sum(radius >= args.at for radius in found)} of {len(found)}")
     medians = [statistics.median(values) for values in (known, found, distance)]
     _say("median: global {:.3g}, best {:.4g}, closest attack {:.4g}".format(*medians))
     _say(f"times larger than the global radius: {medians[1] / medians[0]:.3g}" if medians[0] else "no global radius")
