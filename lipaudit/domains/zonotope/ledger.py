@@ -146,7 +146,7 @@ class LocalLedger(Ledger):
         self.centres[node.name] = form.centre
         remainder = (remainder + lost) * (1 + 1e-12)
         form = replace(form, remainder=remainder, loose=remainder)
-        return Tracked(node.name, form=self._unburdened(form) if node.name in self._narrow else form)
+        return Tracked(node.name, form=self._unburdened(node, form) if node.name in self._narrow else form)
 
     def check(self, node: Node, value: Value) -> None:
         """Hold the maps of a linear operation against what it does: a rule may be right about norms and wrong here.
@@ -282,14 +282,16 @@ class LocalLedger(Ledger):
         ]
         return replace(form, rows=rows), small, places
 
-    def _unburdened(self, form: Form) -> Form:
+    def _unburdened(self, node: Node, form: Form) -> Form:
         """The form with its remainder as symbols, where it has grown and half of the room is left."""
         large = max(CROWDING * float(form.reach.mean()), HARMFUL * float(form.centre.abs().mean()))
         if not large < form.remainder < math.inf:
             return form
         moving = torch.ones_like(form.centre, dtype=torch.bool)
-        if isinstance(form.step, Banded) and form.step.high is not None:
-            moving = form.step.high > 0  # the other outputs of a ReLU are zero, and so are their roundings
+        if node.op in LOWER_LINES:
+            assert isinstance(form.step, Banded)
+            assert form.step.high is not None
+            moving = ~(form.step.high <= 0)  # the other outputs of a ReLU are zero, and so are their roundings
         count = int(moving.sum())
         if self.rows + count > self.room_for // 2:
             return form
