@@ -208,10 +208,11 @@ def with_local_radii(
     journal: Journal | None = None,
 ) -> tuple[Certificates, LocalRadii]:
     """The certificates with the larger of both radii for each sample, and what came of the search for local ones."""
-    labels = [row.label for row in certificates.rows]
-    known = certificates.radius.tolist()
+    labels, known = [row.label for row in certificates.rows], certificates.radius.tolist()
+    # A margin that the network bound loses in rounding may be proved locally.
+    right = [row.prediction == row.label and row.margin > 0 for row in certificates.rows]
     local = local_radii(
-        composition, points, labels, known, budget=budget, most=most, progress=progress, journal=journal
+        composition, points, labels, known, right=right, budget=budget, most=most, progress=progress, journal=journal
     )
     rows = tuple(
         replace(row, radius=radius, method="local") if radius > row.radius else row

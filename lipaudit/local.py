@@ -38,7 +38,8 @@ _ENOUGH_WITHOUT_GAIN = 16
 _STRIDE = 8.0
 _SHARE, _CLOSEST = 1 / 32, 9
 """A search begins at this share of the distance that the gradients towards so many classes promise."""
-_COARSE, _LONG = 1.3, 2.0
+_LEAST = 1e-12
+"""Share of the radius that a search began with, below which it is given up."""
 _FEW_ROWS = 4096
 _MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
@@ -58,6 +59,14 @@ class Search:
     ascent_steps: int = ASCENT_STEPS
 
 
+EFFORTS = (
+    (2.0, Search()),
+    (30.0, Search(precision=1.3)),
+    (math.inf, Search(precision=1.5, backwards=False)),
+)
+"""How hard to look where a pass takes at most so many seconds: backwards through a large network takes many passes."""
+
+
 @dataclass(frozen=True)
 class LocalRadii:
     """Radii of samples, 0 where none was looked for or found, and why not all samples have one."""
@@ -73,20 +82,21 @@ def local_radii(
     labels: Sequence[int],
     known: Sequence[float],
     *,
+    right: Sequence[bool] | None = None,
     budget: float | None = BUDGET,
     most: int | None = None,
     search: Search | None = None,
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> LocalRadii:
-    """Local radii of the samples whose `known` (global) radius is positive, as many as fit into `budget` seconds.
+    """Local radii of the samples that are `right`, as many as fit into `budget` seconds, None for no limit.
 
-    None for no limit; of at most the first `most` of them. Where a pass takes long, the search is coarser, unless it is
-    given. An operation without a local rule or an input too large for memory are reasons, not errors. What `journal`
-    holds is taken from there, and its time counts.
+    By default those whose `known` (global) radius is positive; of at most the first `most` of them. Where a pass takes
+    long, the search is coarser (`EFFORTS`), unless it is given. An operation without a local rule or an input too large
+    for memory are reasons, not errors. What `journal` holds is taken from there, and its time counts.
     """
     progress = progress or Silent()
-    rows = [row for row, radius in enumerate(known) if radius > 0]
+    rows = [row for row, good in enumerate(right or [radius > 0 for radius in known]) if good]
     coordinates, room = points[0].numel(), room_in_memory(composition.graph)
     if coordinates >= room:
         why_not = f"a ball in {coordinates} dimensions needs more than {room} rows of memory"
@@ -101,12 +111,12 @@ def local_radii(
             begun = time.perf_counter()
             radius = hunt.next(points[row], labels[row], known[row])
             if journal is not None:
-                result = {"radius": radius, "why_not": hunt.why_not, "precision": hunt.precision}
+                result = {"radius": radius, "why_not": hunt.why_not, "effort": hunt.effort}
                 arrays = {name: np.array(value) for name, value in result.items()}
                 journal.put(f"local-{row}", about, time.perf_counter() - begun, **arrays)
         else:
             radius, hunt.why_not = float(kept["radius"]), str(kept["why_not"])
-            hunt.precision = float(kept["precision"])
+            hunt.effort = int(kept["effort"])
             hunt.began -= float(kept["seconds"])
         if hunt.why_not:
             break
@@ -129,8 +139,8 @@ class _Hunt:
     search: Search | None
     progress: Progress
     began: float
-    precision: float = math.nan
-    """Of the search, where none was given: chosen by the time of a pass at the first image."""
+    effort: int = 0
+    """Which of `EFFORTS`, where no search was given: chosen by the time of a pass at the first image."""
     radii: dict[int, float] = field(default_factory=dict)
     why_not: str = ""
     """Why the search ends here."""
@@ -148,7 +158,7 @@ class _Hunt:
                 label,
                 start=max(last, 2 * known) if last else beginning(self.composition, x, label, known),
                 known=known,
-                search=self.search or Search(precision=self.precision),
+                search=self.search or EFFORTS[self.effort][1],
                 deadline=math.inf if self.budget is None else self.began + self.budget,
             )
         except TooWide:
@@ -170,7 +180,7 @@ class _Hunt:
         if self.radii:
             return ""
         one_pass = seconds_of_a_pass(self.composition.ledger, x)
-        self.precision = _COARSE if one_pass > _LONG else Search.precision
+        self.effort = next(k for k, (most, _) in enumerate(EFFORTS) if one_pass <= most)
         estimate = one_pass * _USUAL_ATTEMPTS
         if self.budget is not None and estimate > self.budget:
             return f"one image would take about {duration(estimate)}"
@@ -231,7 +241,7 @@ def local_radius(
         else:
             radius = math.sqrt(proved * failed)
         step *= step
-        if not sys.float_info.min < radius < sys.float_info.max:
+        if not max(_LEAST * start, sys.float_info.min) < radius < sys.float_info.max:
             break
     return proved if proved > known else 0.0
 

@@ -10,6 +10,7 @@ from balls import lowest
 from torch import nn
 
 from lipaudit.capture import capture
+from lipaudit.certificates import certify
 from lipaudit.composition import Composition, compose
 from lipaudit.domains import zonotope
 from lipaudit.domains.lipschitz import RULES
@@ -19,7 +20,6 @@ from lipaudit.domains.zonotope.form import Form, ball
 from lipaudit.domains.zonotope.ledger import LocalLedger
 from lipaudit.domains.zonotope.steps import Start, lower_bounds
 from lipaudit.graph import evaluate
-from lipaudit.local import Search, beginning, local_radius
 
 ROOM = 20_000
 
@@ -172,11 +172,18 @@ def test_where_all_that_follows_depends_on_one_value() -> None:
 
 
 def test_a_network_whose_bound_says_nothing_is_certified() -> None:
-    """Fifty blocks: without symbols for roundings, the bound of what float64 loses opens every sign."""
-    model = deep(50, gain=2.0)
+    """Without symbols for roundings, the bound of what float64 loses opens every sign."""
+    model = deep(28, gain=6.0)
+    x = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels = model(x).argmax(1).tolist()
+    labels[1] = (labels[1] + 1) % 3
+    assert certify(model, x, labels, method="global").radius.tolist() == [0.0, 0.0]
+    found = certify(model, x, labels, method="local")
+    assert found.radius[0] > 1e-6
+    assert found.rows[0].method == "local"
+    assert found.radius[1] == 0.0
     composition = compose(model, (6,))
-    x = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    label = int(model(x[None]).argmax())
-    start = beginning(composition, x, label, 0.0)
-    assert start > 0
-    assert local_radius(composition, x, label, start=start, search=Search(backwards=False)) > 0
+    c = torch.eye(3, dtype=torch.float64)[labels[0]]
+    for other in {0, 1, 2} - {labels[0]}:
+        gap = c - torch.eye(3, dtype=torch.float64)[other]
+        assert float(lowest(lambda x: evaluate(composition.graph, x[0])[None], x[0], float(found.radius[0]), gap)) > 0
