@@ -252,7 +252,7 @@ class LocalLedger(Ledger):
         if relu and len(places):
             group = of_relu(before, places, ends, band, first, self.groups)
             self.groups += [group] if group else []
-        far = form.reach + before.remainder + lost
+        far = form.reach + band.slope.abs().clamp_min(1.0) * before.remainder + lost
         step = Banded((before.step,), band, before.centre, size, far, *(ends if relu else ()))
         return replace(form, step=step), lost + small + TINY
 
@@ -323,9 +323,10 @@ class LocalLedger(Ledger):
         # The rows are added with a rounding each, too.
         added = torch.zeros_like(centre) if node.op in EXACT else gamma(6) * reaches(node, forms)
         rounding = eta + added
-        far = form.reach + sum(each.remainder for each in forms)
+        lost = length_up(rounding) * (1 + 1e-6)
+        far = form.reach + sum(each.remainder for each in forms) + lost
         form = replace(form, step=step(rest.abs() + rounding, far))
-        return form, length_up(rounding) * (1 + 1e-6)
+        return form, lost
 
 
 def _without_rule(node: Node) -> NotLipschitz:
