@@ -191,7 +191,7 @@ class _Hunt:
 def beginning(composition: Composition, x: torch.Tensor, label: int, known: float) -> float:
     """A radius to begin a search with, above `known`: a share of how far the closest decision boundary would be, if the
     network were as straight everywhere as it is at `x`."""
-    x = x.to(composition.ledger.device).double().requires_grad_(True)
+    x = x.detach().to(composition.ledger.device).double().requires_grad_(True)
     with torch.enable_grad():
         logits = evaluate(composition.graph, x)
     gaps = (logits[label] - logits).detach()

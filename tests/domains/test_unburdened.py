@@ -8,6 +8,7 @@ import pytest
 import torch
 from balls import lowest
 from torch import nn
+from torch.nn import functional
 
 from lipaudit.capture import capture
 from lipaudit.certificates import certify
@@ -19,7 +20,8 @@ from lipaudit.domains.zonotope import ledger as module
 from lipaudit.domains.zonotope.form import Form, ball
 from lipaudit.domains.zonotope.ledger import LocalLedger
 from lipaudit.domains.zonotope.steps import Start, lower_bounds
-from lipaudit.graph import evaluate
+from lipaudit.graph import Node, evaluate
+from lipaudit.local import beginning
 
 ROOM = 20_000
 
@@ -187,3 +189,45 @@ def test_a_network_whose_bound_says_nothing_is_certified() -> None:
     for other in {0, 1, 2} - {labels[0]}:
         gap = c - torch.eye(3, dtype=torch.float64)[other]
         assert float(lowest(lambda x: evaluate(composition.graph, x[0])[None], x[0], float(found.radius[0]), gap)) > 0
+
+
+def test_what_is_left_of_a_search_is_the_point_as_it_was() -> None:
+    composition = compose(deep(3), (6,))
+    x = torch.rand(6, dtype=torch.float64)
+    beginning(composition, x, 0, 0.0)
+    assert not x.requires_grad
+
+
+class Steep(nn.Module):
+    """Activations steeper than one, and maxima of overlapping windows."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.pooled, self.bent, self.last = pooled, nn.LeakyReLU(3.0), nn.Linear(7, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pooled:
+            return self.last(functional.max_pool2d(x[:, None, None], (1, 3), 1, (0, 1)).flatten(1))
+        return self.last(self.bent(x - 0.5))
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_a_step_knows_how_far_entries_get(pooled: bool) -> None:
+    """Backward bounds count by it what their sums lose to rounding; the remainder of a form is part of that."""
+    generator = torch.Generator().manual_seed(5)
+    composition = compose(Steep(pooled).double().eval(), (7,))
+    x = torch.rand(7, generator=generator, dtype=torch.float64)
+    whole, forms = composition.ledger, {}
+    ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=ROOM, backwards=False)
+    ledger._narrow = frozenset()
+    start = replace(ball(x[None], 0.01), remainder=0.4, loose=0.4, step=Start(0.41))
+    walk(whole.graph, RULES, ledger.start(start), ledger, lambda node, value: forms.update({node.name: value.form}))
+
+    def compare(node: Node, arguments: object, true: torch.Tensor) -> None:
+        del arguments
+        far = (true - forms[node.name].centre).abs()
+        assert bool((far <= forms[node.name].step.reach).all())
+
+    directions = torch.cat([torch.eye(7), -torch.eye(7), torch.randn(40, 7, generator=generator)]).double()
+    for d in directions:
+        evaluate(composition.graph, x + 0.4099 * d / d.norm(), compare)

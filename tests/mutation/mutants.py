@@ -141,7 +141,7 @@ MUTANTS = [
     Mutant("zonotope: turns inside forgotten", "lipaudit/domains/zonotope/bands.py", "    return _enclosing(slope, [*ends, *(_at(node, arguments, turn, low, high) for turn in turns)])", "    del turns\n    return _enclosing(slope, ends)", ZONOTOPE),
     Mutant("roundings: forgotten when they become symbols", "lipaudit/domains/zonotope/ledger.py", "start, error = self.rows, moving.double() * form.remainder", "start, error = self.rows, moving.double() * 0.5 * form.remainder", UNBURDENED),
     Mutant("roundings: a ball too small", "lipaudit/domains/zonotope/ledger.py", "form.centre.new_zeros(count), 1.0))", "form.centre.new_zeros(count), 0.7))", UNBURDENED),
-    Mutant("roundings: of outputs that may be positive dropped", "lipaudit/domains/zonotope/ledger.py", "moving = ~(form.step.high <= 0)  #", "moving = ~(form.step.low <= 0)  #", UNBURDENED),
+    Mutant("roundings: of outputs that may be positive dropped", "lipaudit/domains/zonotope/ledger.py", "moving = (band.slope != 0) | (band.shift != 0) | (band.error != 0)", "moving = band.slope == 1", UNBURDENED),
     Mutant("backwards: half of the parts of a sample", "lipaudit/domains/zonotope/rows.py", "return parts.reshape(*c.shape[:2], *parts.shape[2:])", "return parts.reshape(*c.shape[:2], *parts.shape[2:]) * 0.5", ZONOTOPE),
     Mutant("backwards: the ball in another norm", "lipaudit/domains/zonotope/steps.py", "return [], -self.radius * (length", "return [], -self.radius / 2 * (length", ZONOTOPE),
     Mutant("backwards: the upper line for both signs", "lipaudit/domains/zonotope/steps.py", "slope = torch.where(c > 0, lower, band.slope)", "slope = torch.where(c > 0, band.slope, lower)", ZONOTOPE),

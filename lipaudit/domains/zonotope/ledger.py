@@ -252,7 +252,7 @@ class LocalLedger(Ledger):
         if relu and len(places):
             group = of_relu(before, places, ends, band, first, self.groups)
             self.groups += [group] if group else []
-        far = form.reach + before.remainder + lost
+        far = form.reach + band.slope.abs().clamp_min(1.0) * before.remainder + lost
         step = Banded((before.step,), band, before.centre, size, far, *(ends if relu else ()))
         return replace(form, step=step), lost + small + TINY
 
@@ -290,8 +290,8 @@ class LocalLedger(Ledger):
         moving = torch.ones_like(form.centre, dtype=torch.bool)
         if node.op in LOWER_LINES:
             assert isinstance(form.step, Banded)
-            assert form.step.high is not None
-            moving = ~(form.step.high <= 0)  # the other outputs of a ReLU are zero, and so are their roundings
+            band = form.step.band  # where it is zero so are the output and its roundings
+            moving = (band.slope != 0) | (band.shift != 0) | (band.error != 0)
         count = int(moving.sum())
         if self.rows + count > self.room_for // 2:
             return form
@@ -323,9 +323,10 @@ class LocalLedger(Ledger):
         # The rows are added with a rounding each, too.
         added = torch.zeros_like(centre) if node.op in EXACT else gamma(6) * reaches(node, forms)
         rounding = eta + added
-        far = form.reach + sum(each.remainder for each in forms)
+        lost = length_up(rounding) * (1 + 1e-6)
+        far = form.reach + sum(each.remainder for each in forms) + lost
         form = replace(form, step=step(rest.abs() + rounding, far))
-        return form, length_up(rounding) * (1 + 1e-6)
+        return form, lost
 
 
 def _without_rule(node: Node) -> NotLipschitz:

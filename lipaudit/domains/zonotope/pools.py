@@ -102,24 +102,26 @@ def largest(node: Node, form: Form, steepest: float, range_of: Range, bent: Bent
         if bool(settled.all()):
             continue
         other = picked(places.clamp_min(0))
-        ahead, off = _summed(other, found, -1.0)
+        ahead, off = _summed(other, found, -1.0, 2 * rest + lost)
         ahead = replace(ahead, remainder=(2 * rest + lost + off) * (1 + 1e-12))
         low, high = (end.masked_fill(settled, -1.0) for end in range_of(ahead))
         more, gone = bent(ahead, rectified(low, high), (low, high))
-        found, added = _summed(found, more, 1.0)
-        lost += off + gone + added
+        lost += off + gone
+        found, added = _summed(found, more, 1.0, rest + lost)
+        lost += added
     return found, lost
 
 
-def _summed(first: Form, second: Form, factor: float) -> tuple[Form, float]:
-    """first + factor second, and the L2 norm of what rounding lost."""
+def _summed(first: Form, second: Form, factor: float, rest: float) -> tuple[Form, float]:
+    """first + factor second, which may be off by `rest` (L2), and the L2 norm of what rounding lost."""
     count, shape = max(len(first.rows), len(second.rows)), tuple(first.centre.shape)
     rows = first.padded(count) + factor * second.padded(count)
     form = Form(first.centre + factor * second.centre, rows, first.inputs)
     far = first.reach + second.reach
     rounding = gamma(6) * (first.centre.abs() + second.centre.abs() + far) + TINY
-    step = Summed((first.step, second.step), (1.0, factor), (shape, shape), rounding, form.reach)
-    return replace(form, within=form.reach, step=step), length_up(rounding) * (1 + 1e-6)
+    lost = length_up(rounding) * (1 + 1e-6)
+    step = Summed((first.step, second.step), (1.0, factor), (shape, shape), rounding, form.reach + rest + lost)
+    return replace(form, within=form.reach, step=step), lost
 
 
 def _above(flat: Form, others: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
