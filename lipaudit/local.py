@@ -105,7 +105,7 @@ def local_radii(
     progress.start("local radii", len(wanted))
     hunt = _Hunt(composition, len(rows), budget, search, progress, time.monotonic())
     for row in wanted:
-        about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, search, hunt.radii)
+        about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, search or EFFORTS, hunt.radii)
         kept = None if journal is None else journal.get(f"local-{row}", about)
         if kept is None:
             begun = time.perf_counter()
@@ -288,8 +288,7 @@ def proof(
     search, room = search or Search(), room_in_memory(composition.graph)
     for backwards in (False, True) if search.backwards else (False,):
         try:
-            ball = {"room_for": room, "patience": patience, "backwards": backwards}
-            logits = logits_over(composition.ledger, x, radius, **ball)
+            logits = logits_over(composition.ledger, x, radius, room_for=room, patience=patience, backwards=backwards)
         except TooWide:
             return 0
         bounds = torch.tensor(margins(logits, label), dtype=torch.float64)

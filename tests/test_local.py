@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from lipaudit.certificates import certify_with, with_local_radii
 from lipaudit.composition import compose
 from lipaudit.domains.zonotope import seconds_of_a_pass
 from lipaudit.graph import evaluate
+from lipaudit.journal import Journal, fingerprint
 from lipaudit.local import Search, beginning, local_radii, local_radius, proof
 
 
@@ -145,6 +148,18 @@ def test_as_many_images_as_were_asked_for(digits: tuple) -> None:
     some = local_radii(composition, images, labels, [0.0, 1e-3, 1e-3, 1e-3, 0.0, 0.0], most=2, search=search)
     assert [radius > 0 for radius in some.radius] == [False, True, True, False, False, False]
     assert (some.tried, some.why_not) == (2, "asked for 2 of 3 images")
+
+
+def test_a_radius_that_another_search_has_kept_is_looked_for_again(digits: tuple, tmp_path: Path) -> None:
+    """An older lipaudit chose among other searches, and kept other things about them."""
+    images, labels, composition = digits
+    journal = Journal(tmp_path / "la-x.partial", {"settings": {}}, "now")
+    about = fingerprint(images[0].cpu().numpy(), labels[0], 1e-3, None, None, {})
+    journal.put("local-0", about, 1.0, radius=np.array(9.0), why_not=np.array(""), precision=np.array(1.15))
+    known = [1e-3, *[0.0] * 5]
+    found = local_radii(composition, images, labels, known, budget=None, journal=journal)
+    assert 1e-3 < found.radius[0] < 9.0
+    assert local_radii(composition, images, labels, known, budget=None, journal=journal) == found
 
 
 def test_many_classes_are_sharpened_too() -> None:
