@@ -80,7 +80,7 @@ def certify(
     inputs: torch.Tensor | np.ndarray,
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    method: Literal["best", "global", "local"] = "best",
+    method: Literal["best", "global", "local", "thorough"] = "best",
     norms: str = "best",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -96,7 +96,9 @@ def certify(
     said of inputs in the domain only; networks with products of activations, attention and the like need one. For an
     ART classifier it is its `clip_values`, the units of which are those of the radii.
     `method`: "global" radii come from Lipschitz bounds (layer norms by `norms`); "local" adds those from affine forms
-    around each sample, which may take minutes each, and takes the larger; "best" does so as far as a minute allows.
+    around each sample, which may take minutes each, and takes the larger; "best" does so as far as a minute allows;
+    "thorough" goes on where "local" ends and takes all neurons together, which reaches farther in small ReLU networks
+    and takes many times longer.
     `promise`: what is certified is the exact function of the weights ("R"), the network as executed in its own dtype
     ("F") or in float64 ("D"), see `lipaudit.promises`; where that cannot be proved every radius is 0 and
     `.why_not` says why.
@@ -113,7 +115,8 @@ def certify(
     asked = () if promise == "R" else (promise,)
     found = certify_with(composition, points, answers, promises=asked, progress=progress)
     if method != "global":
-        found = with_local_radii(found, composition, points, budget=None if method == "local" else BUDGET)[0]
+        budget = BUDGET if method == "best" else None
+        found = with_local_radii(found, composition, points, budget=budget, together=method == "thorough")[0]
     return under(found, promise)
 
 
@@ -204,15 +207,28 @@ def with_local_radii(
     *,
     budget: float | None,
     most: int | None = None,
+    together: bool = False,
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> tuple[Certificates, LocalRadii]:
-    """The certificates with the larger of both radii for each sample, and what came of the search for local ones."""
+    """The certificates with the larger of both radii for each sample, and what came of the search for local ones.
+
+    `together`: with all neurons taken together at last, as `Search.together` says.
+    """
     labels, known = [row.label for row in certificates.rows], certificates.radius.tolist()
     # A margin that the network bound loses in rounding may be proved locally.
     right = [row.prediction == row.label and row.margin > 0 for row in certificates.rows]
     local = local_radii(
-        composition, points, labels, known, right=right, budget=budget, most=most, progress=progress, journal=journal
+        composition,
+        points,
+        labels,
+        known,
+        right=right,
+        budget=budget,
+        most=most,
+        together=together,
+        progress=progress,
+        journal=journal,
     )
     rows = tuple(
         replace(row, radius=radius, method="local") if radius > row.radius else row
@@ -220,7 +236,7 @@ def with_local_radii(
     )
     deadline = math.inf if budget is None else time.monotonic() + budget / 2
     others = {
-        promise: _locally(promised, composition, points, labels, local, deadline)
+        promise: _locally(promised, composition, points, labels, local, deadline, together=together)
         for promise, promised in certificates.others.items()
     }
     return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
@@ -233,12 +249,15 @@ def _locally(
     labels: Sequence[int],
     local: LocalRadii,
     deadline: float,
+    *,
+    together: bool,
 ) -> Promised:
     """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
     radius, method = promised.radius.copy(), list(promised.method)
     for row, executed in enumerate(promised.executed):
         if local.radius[row] > radius[row]:
-            found = confirmed(composition, points[row], labels[row], local.radius[row], executed, radius[row], deadline)
+            x, label, known = points[row], labels[row], radius[row]
+            found = confirmed(composition, x, label, local.radius[row], executed, known, deadline, together=together)
             if found > radius[row]:
                 radius[row], method[row] = found, "local"
     return replace(promised, radius=radius, method=tuple(method))

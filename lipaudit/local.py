@@ -2,8 +2,9 @@
 
 Note [Local certificates]
     A radius is certified if, over the whole ball, every difference f_y - f_j has a positive lower bound: from the
-    affine forms of the logits, or backwards through the network with the lower lines of ReLU chosen by gradient
-    ascent. Bisection only chooses which radii are tried; each one that is returned was proved.
+    affine forms of the logits, backwards through the network with the lower lines of ReLU chosen by gradient ascent,
+    or, where that is asked for, with all neurons taken together (sectors.py). Bisection only chooses which radii are
+    tried; each one that is returned was proved.
 """
 
 from __future__ import annotations
@@ -11,27 +12,25 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from lipaudit.composition import Composition
-from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, room_in_memory, seconds_of_a_pass
-from lipaudit.domains.zonotope.steps import Banded, ancestors, lower_bounds
+from lipaudit.domains.zonotope import TooWide, room_in_memory, seconds_of_a_pass
 from lipaudit.errors import LipauditError
 from lipaudit.formatting import duration
 from lipaudit.graph import evaluate
 from lipaudit.journal import Journal, fingerprint
+from lipaudit.local_proof import MOST_TOGETHER, Search, proof
 from lipaudit.progress import Progress, Silent
 from lipaudit.promises import Executed
-from lipaudit.rounding import gamma, up
+from lipaudit.rounding import up
 
 BUDGET = 60.0
 """Seconds for all samples together, unless somebody asks for more."""
-ASCENT_STEPS = 20
-_LEARNING_RATE = 0.2
 _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
@@ -44,19 +43,8 @@ _FEW_ROWS = 4096
 _MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
-_HOPELESS = 3.0
-"""Differences of logits whose lower bound is below minus this times their value are not tried backwards."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """How hard to look."""
-
-    precision: float = 1.15
-    """The last radius that passed and the first that failed are at most this factor apart."""
-    backwards: bool = True
-    """Whether, where forms alone fail, ranges inside the network are sharpened backwards: a few times slower."""
-    ascent_steps: int = ASCENT_STEPS
+_FURTHER = 1.9
+"""A search in which all symbols are taken together begins at so many times the radius found without."""
 
 
 EFFORTS = (
@@ -86,14 +74,16 @@ def local_radii(
     budget: float | None = BUDGET,
     most: int | None = None,
     search: Search | None = None,
+    together: bool = False,
     progress: Progress | None = None,
     journal: Journal | None = None,
 ) -> LocalRadii:
     """Local radii of the samples that are `right`, as many as fit into `budget` seconds, None for no limit.
 
     By default those whose `known` (global) radius is positive; of at most the first `most` of them. Where a pass takes
-    long, the search is coarser (`EFFORTS`), unless it is given. An operation without a local rule or an input too large
-    for memory are reasons, not errors. What `journal` holds is taken from there, and its time counts.
+    long, the search is coarser (`EFFORTS`), unless it is given; `together` adds `Search.together` to either. An
+    operation without a local rule or an input too large for memory are reasons, not errors. What `journal` holds is
+    taken from there, and its time counts.
     """
     progress = progress or Silent()
     rows = [row for row, good in enumerate(right or [radius > 0 for radius in known]) if good]
@@ -103,9 +93,10 @@ def local_radii(
         return LocalRadii((0.0,) * len(points), 0, why_not)
     wanted = rows[:most]
     progress.start("local radii", len(wanted))
-    hunt = _Hunt(composition, len(rows), budget, search, progress, time.monotonic())
+    efforts = tuple((most, replace(search or usual, together=together)) for most, usual in EFFORTS)
+    hunt = _Hunt(composition, len(rows), budget, efforts, progress, time.monotonic())
     for row in wanted:
-        about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, search or EFFORTS, hunt.radii)
+        about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, efforts, hunt.radii)
         kept = None if journal is None else journal.get(f"local-{row}", about)
         if kept is None:
             begun = time.perf_counter()
@@ -136,11 +127,11 @@ class _Hunt:
     composition: Composition
     images: int
     budget: float | None
-    search: Search | None
+    efforts: Sequence[tuple[float, Search]]
     progress: Progress
     began: float
     effort: int = 0
-    """Which of `EFFORTS`, where no search was given: chosen by the time of a pass at the first image."""
+    """Which of the efforts: chosen by the time of a pass at the first image."""
     radii: dict[int, float] = field(default_factory=dict)
     why_not: str = ""
     """Why the search ends here."""
@@ -158,7 +149,7 @@ class _Hunt:
                 label,
                 start=max(last, 2 * known) if last else beginning(self.composition, x, label, known),
                 known=known,
-                search=self.search or EFFORTS[self.effort][1],
+                search=self.efforts[self.effort][1],
                 deadline=math.inf if self.budget is None else self.began + self.budget,
             )
         except TooWide:
@@ -180,7 +171,7 @@ class _Hunt:
         if self.radii:
             return ""
         one_pass = seconds_of_a_pass(self.composition.ledger, x)
-        self.effort = next(k for k, (most, _) in enumerate(EFFORTS) if one_pass <= most)
+        self.effort = next(k for k, (most, _) in enumerate(self.efforts) if one_pass <= most)
         estimate = one_pass * _USUAL_ATTEMPTS
         if self.budget is not None and estimate > self.budget:
             return f"one image would take about {duration(estimate)}"
@@ -221,18 +212,44 @@ def local_radius(
     `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an operation has no local rule.
     """
     search = search or Search()
-    proved, failed, patience = known, math.inf, max(_FEW_ROWS, _MORE_ROWS * x.numel())
+    alone, patience, rows = replace(search, together=False), max(_FEW_ROWS, _MORE_ROWS * x.numel()), 0
+
+    def attempt(radius: float) -> bool:
+        nonlocal patience, rows
+        found = proof(composition, x, label, radius, alone, patience)
+        if found:
+            rows, patience = found, max(_FEW_ROWS, _MORE_ROWS * found)
+        return found > 0
+
     # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
-    radius, step = start, (_STRIDE if start < 4 * known else search.precision)
+    step = _STRIDE if start < 4 * known else search.precision
+    proved = _bisected(attempt, start, known, step, search.precision, deadline)
+    if search.together and 2 * rows <= MOST_TOGETHER:
+        start = _FURTHER * proved if proved > known else start
+        proved = _bisected(
+            lambda radius: proof(composition, x, label, radius, search) > 0,
+            start,
+            proved,
+            search.precision,
+            search.precision,
+            deadline,
+        )
+    return proved if proved > known else 0.0
+
+
+def _bisected(
+    attempt: Callable[[float], bool], start: float, known: float, step: float, precision: float, deadline: float
+) -> float:
+    """The largest radius from `known` on at which an attempt succeeded; begins at `start` and goes by `step`."""
+    proved, failed, radius = known, math.inf, start
     for _ in range(_ATTEMPTS):
         if time.monotonic() > deadline:
             break
-        rows = proof(composition, x, label, radius, search, patience)
-        if rows:
-            proved, patience = radius, max(_FEW_ROWS, _MORE_ROWS * rows)
+        if attempt(radius):
+            proved = radius
         else:
             failed = radius
-        if proved and failed / proved <= search.precision:
+        if proved and failed / proved <= precision:
             break
         if failed == math.inf:
             radius = proved * step
@@ -243,7 +260,7 @@ def local_radius(
         step *= step
         if not max(_LEAST * start, sys.float_info.min) < radius < sys.float_info.max:
             break
-    return proved if proved > known else 0.0
+    return proved
 
 
 def confirmed(
@@ -254,12 +271,14 @@ def confirmed(
     executed: Executed,
     known: float,
     deadline: float,
+    *,
+    together: bool = False,
 ) -> float:
     """A radius above `known` of the network as executed, from a local one of the exact function; 0 if none was found.
 
-    Tries that radius, and one that is smaller by the precision of the search.
+    Tries that radius, and one that is smaller by the precision of the search, `together` as `Search.together` says.
     """
-    search, others = Search(), [j for j in range(len(composition.network.pairwise)) if j != label]
+    search, others = Search(together=together), [j for j in range(len(composition.network.pairwise)) if j != label]
     both = up(math.sqrt(2.0))
     for ball in (radius, radius / search.precision):
         reach = executed.uncast(ball)
@@ -269,76 +288,3 @@ def confirmed(
         if math.isfinite(slack) and proof(composition, x, label, ball, search, slack=[slack] * len(others)):
             return reach
     return 0.0
-
-
-def proof(
-    composition: Composition,
-    x: torch.Tensor,
-    label: int,
-    radius: float,
-    search: Search | None = None,
-    patience: int = sys.maxsize,
-    slack: Sequence[float] | None = None,
-) -> int:
-    """The rows that a proof took that every input within `radius` of `x` has the top class `label`; 0 if it failed.
-
-    Not counting those that stand for roundings, of which `patience` is the most; `slack` is what the differences to the
-    logits of all other classes, in their order, have to exceed, if not zero.
-    """
-    search, room = search or Search(), room_in_memory(composition.graph)
-    for backwards in (False, True) if search.backwards else (False,):
-        try:
-            logits = logits_over(composition.ledger, x, radius, room_for=room, patience=patience, backwards=backwards)
-        except TooWide:
-            return 0
-        bounds = torch.tensor(margins(logits, label), dtype=torch.float64)
-        lost = torch.zeros_like(bounds) if slack is None else torch.tensor(slack, dtype=torch.float64)
-        bounds = bounds - lost
-        others = torch.tensor([j for j in range(logits.centre.shape[1]) if j != label])
-        open_ones = others[~(bounds > 0)]
-        if not len(open_ones):
-            return len(logits.rows) - logits.roundings
-        gaps = (logits.centre[0, label] - logits.centre[0]).cpu()
-        gaps[others] -= lost
-        if not bool((gaps[open_ones] > 0).all()):
-            return 0
-        if search.ascent_steps and _backwards(logits, label, open_ones.tolist(), lost[~(bounds > 0)], search):
-            return len(logits.rows) - logits.roundings
-        if not bool((bounds > -_HOPELESS * gaps[others]).all()):
-            return 0
-    return 0
-
-
-def _backwards(logits: Form, label: int, others: list[int], slack: torch.Tensor, search: Search) -> bool:
-    """Whether lower lines can be found with which every difference to `others` exceeds its slack."""
-    c = logits.centre.new_zeros(len(others), *logits.centre.shape)
-    c[:, 0, label] = 1.0
-    c[torch.arange(len(others)), 0, others] = -1.0
-    gaps = (c * logits.centre).flatten(1).sum(1)
-    slack = slack.to(gaps.device)
-    gaps = gaps - slack - gamma(16) * (logits.centre.abs().max() + slack)
-    bent = [step for step in ancestors(logits.step) if isinstance(step, Banded) and step.low is not None]
-    slopes = [step.least_area().expand(len(c), *step.low.shape).clone() for step in bent]
-    rates = [torch.zeros_like(slope) for slope in slopes]
-    for step, slope in zip(bent, slopes, strict=True):
-        step.chosen[:] = [slope]
-    try:
-        for _ in range(search.ascent_steps):
-            for slope in slopes:
-                slope.requires_grad_(True)
-            with torch.enable_grad():
-                bounds = gaps + lower_bounds(logits.step, c)
-            if bool((bounds > 0).all()):
-                return True
-            if not slopes:
-                return False
-            gradients = torch.autograd.grad(bounds.sum(), slopes, allow_unused=True)
-            for slope, gradient, rate in zip(slopes, gradients, rates, strict=True):
-                slope.requires_grad_(False)
-                if gradient is not None:
-                    rate.mul_(0.9).add_(gradient.square(), alpha=0.1)
-                    slope.add_(_LEARNING_RATE * gradient / (rate.sqrt() + 1e-30)).clamp_(0.0, 1.0)
-        return False
-    finally:
-        for step in bent:
-            step.chosen.clear()

@@ -52,7 +52,7 @@ from lipaudit.threat import as_pixels, box_of, threat_of, within
 from lipaudit.thumbnails import thumbnails
 
 NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken to lie in [0, 1]"
-Local = Literal["auto", "on", "off"]
+Local = Literal["auto", "on", "thorough", "off"]
 BEFORE = "before an interruption"
 """In `Audit.timing`: seconds of what an earlier process finished. The other entries are those of the last process."""
 JUDGED_BYTES = 2**28
@@ -98,7 +98,8 @@ def audit(
     ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
     rows. `attacks` is a preset or a list of names, "none" for none; `norms` is "all" (every method that costs little),
     "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
-    allows ("auto"), around all ("on"), or not at all ("off"); of at most `local_samples` images.
+    allows ("auto"), around all ("on"), around all with all neurons taken together at last, for many times as long
+    ("thorough"), or not at all ("off"); of at most `local_samples` images.
 
     Certificates are about the exact function of the weights ("R"), about the network as executed in its own dtype
     ("F"), and in float64 ("D"); `promise` says which of them the radii, rates and gates of the result are about
@@ -227,7 +228,14 @@ def _locally(
         return certificates, ()
     budget = BUDGET if local == "auto" else None
     certificates, found = with_local_radii(
-        certificates, composition, points, budget=budget, most=most, progress=progress, journal=journal
+        certificates,
+        composition,
+        points,
+        budget=budget,
+        most=most,
+        together=local == "thorough",
+        progress=progress,
+        journal=journal,
     )
     if not found.why_not:
         return certificates, ()

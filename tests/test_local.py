@@ -17,7 +17,8 @@ from lipaudit.composition import compose
 from lipaudit.domains.zonotope import seconds_of_a_pass
 from lipaudit.graph import evaluate
 from lipaudit.journal import Journal, fingerprint
-from lipaudit.local import Search, beginning, local_radii, local_radius, proof
+from lipaudit.local import beginning, local_radii, local_radius
+from lipaudit.local_proof import Search, proof
 
 
 def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3) -> nn.Module:
@@ -69,10 +70,11 @@ def test_no_radius_reaches_the_boundary_of_a_small_network(seed: int) -> None:
         "plain": Search(backwards=False, ascent_steps=0, precision=1.01),
         "ascent": Search(backwards=False, precision=1.01),
         "all": Search(precision=1.01),
+        "together": Search(precision=1.01, together=True),
     }.items():
         found[name] = local_radius(composition, x, label, start=0.01, search=search)
         assert 0 < found[name] <= truth
-    assert found["plain"] <= found["ascent"] * 1.02 <= found["all"] * 1.02**2
+    assert found["plain"] <= found["ascent"] * 1.02 <= found["all"] * 1.02**2 <= found["together"] * 1.02**3
     assert found["all"] >= 0.2 * min(truth, 1.0)
 
 

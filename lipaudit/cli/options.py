@@ -153,10 +153,10 @@ norm_options = _together(
 local_options = _together(
     click.option(
         "--local",
-        type=click.Choice(["auto", "on", "off"]),
+        type=click.Choice(["auto", "on", "thorough", "off"]),
         default="auto",
         show_default=True,
-        help="Radii around each image, too: as many as a minute allows, all, none.",
+        help="Radii around each image, too: as many as a minute allows, all, all and larger for minutes each, none.",
     ),
     click.option("--local-samples", type=click.IntRange(1), metavar="N", help="Of at most so many images."),
 )

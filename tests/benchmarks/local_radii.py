@@ -22,7 +22,8 @@ from torch import nn
 
 from lipaudit.certificates import certify_with
 from lipaudit.composition import compose
-from lipaudit.local import Search, local_radii, proof
+from lipaudit.local import local_radii
+from lipaudit.local_proof import Search, proof
 
 HEADER = ("input", "convolutions", "global radius", "local radius", "larger by", "rows", "seconds", "memory")
 CHANNELS = 16

@@ -26,7 +26,8 @@ from lipaudit.composition import Composition, compose
 from lipaudit.crosscheck import cross_check
 from lipaudit.datasets import open_dataset
 from lipaudit.errors import LipauditError
-from lipaudit.local import Search, beginning, local_radius, proof
+from lipaudit.local import beginning, local_radius
+from lipaudit.local_proof import Search, proof
 from lipaudit.models import load_model
 from lipaudit.pipeline import ExactNetwork
 from lipaudit.progress import Silent
@@ -44,6 +45,7 @@ def main() -> int:
     parser.add_argument("--at", type=float, help="Only whether this radius can be proved.")
     parser.add_argument("--precision", type=float, default=Search.precision)
     parser.add_argument("--forwards", action="store_true", help="Without the second, backward pass.")
+    parser.add_argument("--together", action="store_true", help="All neurons together at last, as `--local thorough`.")
     parser.add_argument("--attacks", default="fab-t,deepfool")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -61,7 +63,8 @@ def main() -> int:
     composition = compose(model, tuple(x.shape[1:]), domain=(0.0, 1.0))
     known = certify_with(composition, x, y.tolist()).radius.tolist()
     distance = _distances(model, composition, x, y, args.attacks)
-    search, found = Search(precision=args.precision, backwards=not args.forwards), []
+    search = Search(precision=args.precision, backwards=not args.forwards, together=args.together)
+    found = []
     for row, (image, label) in enumerate(zip(x, y.tolist(), strict=True)):
         began = time.monotonic()
         start = args.start or beginning(composition, image, label, known[row])

@@ -39,6 +39,8 @@ AT_LEAST = 10
 SEED = int(os.environ.get("LIPAUDIT_FUZZ_SEED", "0"))
 WEIGHTINGS = 3
 ROOM = 20_000
+FEW = 1500
+"""Rows that are taken together."""
 
 
 @dataclass
@@ -64,12 +66,15 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
     random, generator = Random(seed), torch.Generator().manual_seed(seed)
     x = torch.rand(graph.input_shape, generator=generator, dtype=torch.float64)
     radius, backwards = 10 ** random.uniform(-6, 0.5), random.random() < 0.5
+    together = random.random() < 0.5 and math.prod(graph.input_shape) < FEW
     crowding, harmful = random.choice([(0.0, 0.0), (ledger.CROWDING, ledger.HARMFUL)])
     try:
         with torch.no_grad(), mock.patch.multiple(ledger, CROWDING=crowding, HARMFUL=harmful):  # as symbols, or not
             head = walk(graph, RULES, Value(INPUT), whole)
             whole.settle(head)
-            logits = zonotope.logits_over(whole, x, radius, room_for=ROOM, backwards=backwards)
+            logits = zonotope.logits_over(
+                whole, x, radius, room_for=FEW if together else ROOM, backwards=backwards, together=together
+            )
     except (NotLipschitz, UnsupportedOp, zonotope.TooWide) as error:
         tally.refused[f"{type(error).__name__}: {str(error)[:60]}"] += 1
         return
@@ -90,7 +95,10 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
         noise = 1e-11 * (1 + float(logits.centre.abs().max()) + float((high - low).max()))
         other = int(c[label].argmin())
         by_form = zonotope.margins(logits, label)[other - (other > label)]
-        for bound in (float(below[label]), by_form):
+        bounds = [float(below[label]), by_form]
+        if together:
+            bounds.append(float(zonotope.margins_together(logits, label, 10)[other - (other > label)]))
+        for bound in bounds:
             if bound > least + noise:
                 tally.violations.append(f"{title}, radius {radius:.3g}: {least} below {bound}")
 

@@ -11,7 +11,8 @@ from lipaudit.composition import compose
 from lipaudit.domains import zonotope
 from lipaudit.domains.zonotope.steps import lower_bounds
 from lipaudit.errors import NotLipschitz
-from lipaudit.local import local_radius, proof
+from lipaudit.local import local_radius
+from lipaudit.local_proof import proof
 
 RADIUS = 4e-6
 """Here the curvature of tanh is too small for a symbol: what it is off by goes into the remainder."""

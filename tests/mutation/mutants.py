@@ -30,6 +30,7 @@ ZONOTOPE = (
     "tests/domains/test_local_fuzz.py",
 )
 UNBURDENED = ("tests/domains/test_unburdened.py",)
+SECTORS = ("tests/domains/test_sectors.py", "tests/domains/test_local_fuzz.py")
 COMPOSED = (*OWN, "tests/test_composition.py")
 CERTIFIED = ("tests/test_certificates.py",)
 CAPTURED = ("tests/test_capture.py",)
@@ -146,7 +147,14 @@ MUTANTS = [
     Mutant("backwards: the ball in another norm", "lipaudit/domains/zonotope/steps.py", "return [], -self.radius * (length", "return [], -self.radius / 2 * (length", ZONOTOPE),
     Mutant("backwards: the upper line for both signs", "lipaudit/domains/zonotope/steps.py", "slope = torch.where(c > 0, lower, band.slope)", "slope = torch.where(c > 0, band.slope, lower)", ZONOTOPE),
     Mutant("backwards: a sum loses an operand", "lipaudit/domains/zonotope/steps.py", "                part = waiting[parent.number][1] + part\n", "", ZONOTOPE),
-    Mutant("local: a failed proof counts", "lipaudit/local.py", "        if rows:\n            proved", "        if rows is not None:\n            proved", ("tests/test_local.py",)),
+    Mutant("sectors: slopes from a range too small", "lipaudit/domains/zonotope/sectors.py", "half = torch.maximum(steepest - middle, middle - flattest) + gamma(8)", "half = torch.maximum(steepest - middle, middle - flattest) * 0.7", SECTORS),
+    Mutant("sectors: the steepest slope too flat", "lipaudit/domains/zonotope/sectors.py", "steepest = torch.where(c >= 0, 1.0, high / (high - c))", "steepest = torch.where(c >= 0, 1.0, high / (high - low))", SECTORS),
+    Mutant("sectors: shifts with the wrong sign", "lipaudit/domains/zonotope/sectors.py", "c = centre + known - (t * symbols).sum(0)", "c = centre + known + (t * symbols).sum(0)", SECTORS),
+    Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/sectors.py", "right = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4))", "right = 1.0", SECTORS),
+    Mutant("sectors: an ellipsoid too small", "lipaudit/domains/zonotope/sectors.py", "length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))", "length = 0.9 * math.sqrt(square)", SECTORS),
+    Mutant("sectors: what the solver missed", "lipaudit/domains/zonotope/sectors.py", "* (1 + gamma(unknowns + 8)) + missed + TINY", "* (1 + gamma(unknowns + 8)) + TINY", SECTORS),
+    Mutant("sectors: a difference that fails counts", "lipaudit/domains/zonotope/__init__.py", "return torch.full_like(room, -math.inf)", "return room", SECTORS),
+    Mutant("local: a failed proof counts", "lipaudit/local.py", "return found > 0", "return found >= 0", ("tests/test_local.py",)),
     # --- capture
     Mutant("train mode passes", "lipaudit/capture.py", "    if training:\n", "    if False:\n", CAPTURED),
     Mutant("writes to buffers pass", "lipaudit/capture.py", "    if program.graph_signature.buffers_to_mutate:\n", "    if False:\n", CAPTURED),

@@ -21,10 +21,22 @@ from lipaudit.domains.zonotope.ledger import LocalLedger, TooWide
 from lipaudit.graph import Graph
 from lipaudit.rounding import gamma, up
 
-__all__ = ["Form", "LocalLedger", "TooWide", "ball", "logits_over", "margins", "room_in_memory", "seconds_of_a_pass"]
+__all__ = [
+    "Form",
+    "LocalLedger",
+    "TooWide",
+    "ball",
+    "logits_over",
+    "margins",
+    "margins_together",
+    "room_in_memory",
+    "seconds_of_a_pass",
+]
 
 LARGEST_ROWS_BYTES = 6 * 2**30
 """Memory of the rows of one tensor, at most."""
+_ENOUGH = 0.99
+"""Share of what there is room for, so that roundings find some."""
 _TIMED_ROWS = 128
 _FEW_OPEN = 500
 _TIMED_RADIUS = 1e-9
@@ -39,6 +51,7 @@ def logits_over(
     room_for: int,
     patience: int = sys.maxsize,
     backwards: bool = True,
+    together: bool = False,
 ) -> Form:
     """The logits, (1, classes), over all inputs within `radius` (L2) of `x`, which has no batch axis.
 
@@ -47,12 +60,18 @@ def logits_over(
     stand for roundings.
     """
     ledger = LocalLedger(
-        whole.graph, whole.device, whole=whole, room_for=room_for, patience=patience, backwards=backwards
+        whole.graph,
+        whole.device,
+        whole=whole,
+        room_for=room_for,
+        patience=patience,
+        backwards=backwards,
+        together=together,
     )
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius))
         form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
-        return replace(form, groups=tuple(ledger.groups), roundings=ledger.roundings)
+        return replace(form, groups=tuple(ledger.groups), sectors=ledger.sectors, roundings=ledger.roundings)
 
 
 def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
@@ -90,3 +109,25 @@ def margins(logits: Form, label: int) -> list[float]:
             size = float(logits.centre.abs().max() + logits.reach.max())
             found.append(float(centre) - float(below) - lost - gamma(8) * size)
     return found
+
+
+@torch.no_grad()
+def margins_together(logits: Form, label: int, steps: int, slack: float = 0.0) -> torch.Tensor:
+    """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together: sectors.py.
+
+    The multipliers are chosen in at most so many `steps`, fewer if all bounds exceed `slack` before; where they cannot,
+    as one of the differences does not at the centre, the bounds are -inf.
+    """
+    assert logits.sectors is not None
+    others = [other for other in range(logits.centre.shape[1]) if other != label]
+    centre = logits.centre[:, label, None] - logits.centre[:, others]
+    rows = logits.rows[:, :, label, None] - logits.rows[:, :, others]
+    lost = up(2.0**0.5) * logits.remainder + gamma(8) * float(logits.centre.abs().max() + logits.reach.max())
+    gaps = Form(centre, rows, logits.inputs, remainder=lost * (1 + 1e-12))
+    at = logits.sectors.anchored(gaps, torch.arange(len(others), device=centre.device))
+    room = at.c - at.off - slack
+    if not bool((room > 0).all()):
+        return torch.full_like(room, -math.inf)
+    logits.sectors.improve(at.rows / room[:, None], steps, enough=_ENOUGH)
+    reach = logits.sectors.reach(at.rows)
+    return at.c - at.off - reach - gamma(8) * (at.c.abs() + reach)

@@ -27,6 +27,7 @@ from lipaudit.rounding import gamma
 
 if TYPE_CHECKING:
     from lipaudit.domains.zonotope.groups import Group
+    from lipaudit.domains.zonotope.sectors import Sectors
 
 _CHUNK_ENTRIES = 2**19
 
@@ -52,6 +53,8 @@ class Form:
     """The reach, where it is known without looking at all rows."""
     groups: tuple[Group, ...] = ()
     """What is known of symbols together, where somebody will ask: groups.py."""
+    sectors: Sectors | None = None
+    """What is known of all symbols together, where somebody will ask: sectors.py."""
     roundings: int = 0
     """How many rows stand for roundings, where somebody will ask."""
 

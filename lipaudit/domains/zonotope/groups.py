@@ -126,14 +126,14 @@ def gathered(
     """
     moves = rows * weight
     constant, alone, blocks, done = moves[inputs].clone(), moves.new_zeros(moves.shape[1]), [moves[:inputs]], inputs + 1
-    lengths = [_about(blocks[0])]
+    lengths = [largest_about(blocks[0])]
     for group in groups:
         if group.start >= len(rows):
             break
         alone += moves[done : group.start].abs().sum(0)
         block, done = moves[group.start : group.stop], group.stop
         boxed, centre = block.abs().sum(0), group.shift @ block
-        length = group.radius * _about(block)
+        length = group.radius * largest_about(block)
         if float(torch.linalg.vector_norm(boxed)) <= length + float(torch.linalg.vector_norm(centre)):
             alone += boxed
         else:
@@ -155,7 +155,7 @@ def gathered(
     return Group(start, start + moves.shape[1], shift, max(radius if radius < box else box, _LEAST))
 
 
-def _about(block: torch.Tensor) -> float:
+def largest_about(block: torch.Tensor) -> float:
     """About the norm of a matrix: it only weighs blocks against each other."""
     v = torch.ones(block.shape[1], dtype=block.dtype, device=block.device)
     length = 0.0

@@ -39,6 +39,7 @@ from lipaudit.domains.zonotope.groups import Group, of_relu
 from lipaudit.domains.zonotope.joins import JOINS, reaches
 from lipaudit.domains.zonotope.pools import POOLS, largest
 from lipaudit.domains.zonotope.rows import applied
+from lipaudit.domains.zonotope.sectors import Sectors
 from lipaudit.domains.zonotope.sharper import sharpened
 from lipaudit.domains.zonotope.steps import Banded, Chosen, Mapped
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
@@ -79,6 +80,9 @@ class LocalLedger(Ledger):
     """The most rows, those of roundings aside, with which something may come of it."""
     backwards: bool = field(default=True, kw_only=True)
     """Whether ranges are sharpened backwards where a sign is open."""
+    together: bool = field(default=False, kw_only=True)
+    """Whether ranges are sharpened by all symbols together: sectors.py."""
+    sectors: Sectors | None = field(default=None, init=False)
     rows: int = field(default=0, init=False)
     roundings: int = field(default=0, init=False)
     """How many of the rows stand for roundings."""
@@ -102,6 +106,7 @@ class LocalLedger(Ledger):
     def start(self, form: Form) -> Tracked:
         """The network input, all of the ball."""
         self.rows, self.centres = len(form.rows), {"input": form.centre}
+        self.sectors = Sectors(form.inputs, form.rows.device) if self.together else None
         return Tracked("input", form=form)
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
@@ -231,7 +236,7 @@ class LocalLedger(Ledger):
         return self._bent(form, band, (low, high), relu=node.op in LOWER_LINES)
 
     def _sharpened(self, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
-        return sharpened(form, self.groups, backwards=self.backwards)
+        return sharpened(form, self.groups, self.sectors, backwards=self.backwards)
 
     def _bent(
         self, form: Form, band: Band, ends: tuple[torch.Tensor, torch.Tensor], *, relu: bool = True
@@ -247,9 +252,11 @@ class LocalLedger(Ledger):
         before, centre, first = form, band.slope * form.centre + band.shift, self.rows
         within = (band.slope.abs() * form.reach + band.error) * (1 + gamma(8)) + TINY
         form, small, places = self._with_symbols(
-            Form(centre, form.rows, form.inputs, within=within), band.error, band.slope
+            Form(centre, form.rows, form.inputs, within=within), band.error, band.slope, tied=relu
         )
         if relu and len(places):
+            if self.sectors is not None:
+                self.sectors.add_relu(before, places, ends, band, first)
             group = of_relu(before, places, ends, band, first, self.groups)
             self.groups += [group] if group else []
         far = form.reach + band.slope.abs().clamp_min(1.0) * before.remainder + lost
@@ -257,12 +264,18 @@ class LocalLedger(Ledger):
         return replace(form, step=step), lost + small + TINY
 
     def _with_symbols(
-        self, form: Form, error: torch.Tensor, slope: torch.Tensor | None = None, *, everywhere: bool = False
+        self,
+        form: Form,
+        error: torch.Tensor,
+        slope: torch.Tensor | None = None,
+        *,
+        everywhere: bool = False,
+        tied: bool = False,
     ) -> tuple[Form, float, torch.Tensor]:
         """The form off by at most `error` in each entry, the norm of what is negligible, and the places with a symbol.
 
         Its rows are first multiplied by `slope`; `form.within` is already that of the result. With `everywhere`,
-        nothing but zero is negligible.
+        nothing but zero is negligible. Of symbols that are `tied`, more is known than that they are at most 1.
         """
         assert form.within is not None
         worth = error > (0.0 if everywhere else NEGLIGIBLE * (form.centre.abs() + form.within))
@@ -280,6 +293,8 @@ class LocalLedger(Ledger):
         rows.flatten(1)[torch.arange(first, first + len(places), device=places.device), places] = error.flatten()[
             places
         ]
+        if self.sectors is not None and len(places) and not tied:
+            self.sectors.add_boxed(first, error.flatten()[places], float(form.within.mean()))
         return replace(form, rows=rows), small, places
 
     def _unburdened(self, node: Node, form: Form) -> Form:

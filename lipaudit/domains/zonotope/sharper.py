@@ -8,21 +8,29 @@ import torch
 
 from lipaudit.domains.zonotope.form import Form
 from lipaudit.domains.zonotope.groups import Group, ends
+from lipaudit.domains.zonotope.sectors import Sectors
 from lipaudit.domains.zonotope.steps import lower_bounds
 from lipaudit.rounding import gamma
 
 _CHUNK_ENTRIES = 2**18
+_STEPS = 12
+"""Of the choice of multipliers, layer by layer."""
 _ABREAST = 64
 """Entries whose two ends are bounded together: so few that what a layer needs stays in the cache."""
 
 
-def sharpened(form: Form, groups: Sequence[Group], *, backwards: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The range of a form; of entries whose sign is open, by its groups and backwards as well, and the best of all."""
+def sharpened(
+    form: Form, groups: Sequence[Group], sectors: Sectors | None, *, backwards: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The range of a form; of entries whose sign is open, by its groups, backwards and by sectors as well, and the best
+    of all."""
     low, high = (end.contiguous() for end in form.range())
     if any(group.start < len(form.rows) for group in groups):
         _improve(form, low, high, lambda places: _by_groups(form, groups, places))
     if backwards:
         _improve(form, low, high, lambda places: _backwards(form, places))
+    if sectors is not None and len(form.rows) > form.inputs + 1:
+        _together(form, sectors, low, high)
     return low, high
 
 
@@ -36,6 +44,18 @@ def _improve(form: Form, low: torch.Tensor, high: torch.Tensor, bounds: Callable
     slack = gamma(4) * (form.centre.abs() + form.reach).flatten()[places]
     low.view(-1)[places] = torch.maximum(low.view(-1)[places], below - slack)
     high.view(-1)[places] = torch.minimum(high.view(-1)[places], above + slack)
+
+
+def _together(form: Form, sectors: Sectors, low: torch.Tensor, high: torch.Tensor) -> None:
+    places = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+    if not len(places):
+        return
+    at = sectors.anchored(form, places)
+    sectors.improve(at.rows, _STEPS)
+    reach = (sectors.reach(at.rows) + at.off) * (1 + gamma(4))
+    slack = gamma(4) * (at.c.abs() + reach)
+    low.view(-1)[places] = torch.maximum(low.view(-1)[places], at.c - reach - slack)
+    high.view(-1)[places] = torch.minimum(high.view(-1)[places], at.c + reach + slack)
 
 
 def _by_groups(form: Form, groups: Sequence[Group], places: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,178 @@
+"""Symbols taken together: what that claims against what the network does, and against more digits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import mpmath
+import pytest
+import torch
+from balls import inside, lowest
+from torch import nn
+
+from lipaudit import zoo
+from lipaudit.composition import Composition, compose
+from lipaudit.domains import zonotope
+from lipaudit.domains.zonotope.form import Form
+from lipaudit.domains.zonotope.sectors import Sectors
+from lipaudit.domains.zonotope.steps import Banded, ancestors
+from lipaudit.graph import Node, call, evaluate
+from lipaudit.local_proof import Search, proof
+
+ROOM = 4000
+
+
+class Residual(nn.Module):
+    """Two branches that meet, of which one has fewer symbols; then a GELU, of which little is known."""
+
+    def __init__(self, curved: bool) -> None:
+        super().__init__()
+        self.first, self.left = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.last, self.curved = nn.Linear(48, 3), nn.GELU() if curved else nn.ReLU()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.first(x))
+        return self.last(self.curved(x + torch.relu(self.left(x))).flatten(1))
+
+
+def tiny(seed: int, curved: bool = False) -> tuple[Composition, torch.Tensor]:
+    torch.manual_seed(seed)
+    network = Residual(curved).double().eval().requires_grad_(False)
+    for layer in (network.first, network.left, network.last):
+        layer.weight.mul_(2.0)
+    return compose(network, (1, 4, 4)), torch.rand(1, 4, 4, dtype=torch.float64)
+
+
+def together(composition: Composition, x: torch.Tensor, radius: float) -> tuple[Form, Sectors]:
+    logits = zonotope.logits_over(composition.ledger, x, radius, room_for=ROOM, backwards=False, together=True)
+    assert logits.sectors is not None
+    return logits, logits.sectors
+
+
+def _operands(composition: Composition, x: torch.Tensor) -> list[torch.Tensor]:
+    """What each ReLU reads."""
+    read = []
+
+    def run(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
+        if node.op == "relu.default":
+            read.append(arguments["self"].flatten())
+        return call(node, arguments)
+
+    evaluate(composition.graph, x, run=run)
+    return read
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("radius", [0.05, 0.3, 2.0])
+def test_no_input_of_the_ball_breaks_a_constraint(seed: int, radius: float) -> None:
+    composition, x = tiny(seed)
+    logits, sectors = together(composition, x, radius)
+    steps = sorted((step for step in ancestors(logits.step) if isinstance(step, Banded)), key=lambda step: step.number)
+    nearest, count = 0.0, len(sectors.shift)
+    assert count == len(logits.rows) - logits.inputs - 1 > 0
+    g = sectors.anchored(logits, torch.arange(3)).rows
+    reach = sectors.reach(g)
+    for move in inside(tuple(x.shape), 200, torch.Generator().manual_seed(seed)):
+        found = [move.flatten()]
+        for z, step in zip(_operands(composition, x + radius * move), steps, strict=True):
+            slope, shift, error = (v.flatten() for v in (step.band.slope, step.band.shift, step.band.error))
+            places = error > 0
+            found.append(((z.clamp_min(0) - slope * z - shift) / error)[places])
+        h = torch.cat(found)
+        h[logits.inputs :] += sectors.shift
+        assert bool((h.abs() <= sectors.far + 1e-9).all())
+        done = 0
+        for block in sectors.blocks:
+            size = block.y.shape[1]
+            beyond = sectors.beyond[done : done + len(block.y)]
+            left, right = (block.y @ h[:size]).square(), (block.z @ h[:size]).square() + beyond
+            assert bool((left <= right + 1e-12 * (1 + right)).all())
+            done += len(block.y)
+        assert bool(((g @ h).abs() <= reach).all())
+        nearest = max(nearest, float(((g @ h).abs() / reach).max()))
+    assert nearest > 0.02  # or the test sees nothing
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("seed", range(6))
+def test_no_difference_falls_below_its_bound(seed: int, curved: bool) -> None:
+    composition, x = tiny(seed, curved)
+    label = int(evaluate(composition.graph, x).argmax())
+    for radius in (1e-6, 0.03, 0.3, 3.0):
+        logits, sectors = together(composition, x, radius)
+        bounds = zonotope.margins_together(logits, label, 30)
+        others = [other for other in range(3) if other != label]
+        for bound, other in zip(bounds.tolist(), others, strict=True):
+            c = torch.zeros(3, dtype=torch.float64)
+            c[label], c[other] = 1.0, -1.0
+            least = lowest(lambda x: evaluate(composition.graph, x[0])[None], x, radius, c)
+            assert bound <= float(least)
+        centre = evaluate(composition.graph, x)
+        if radius == 1e-6:  # and as near as can be
+            assert torch.allclose(bounds, centre[label] - centre[others], atol=1e-4)
+        assert bool((sectors.multipliers > 0).all())
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("share", [0.0, 0.9, 0.999999, 1 - 1e-12])
+def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
+    """Against the same quadratic problem with 60 digits, up to multipliers that leave next to nothing of B."""
+    composition, x = tiny(seed)
+    _, sectors = together(composition, x, 0.2)
+    unknowns = sectors.inputs + len(sectors.shift)
+    if share:  # as close to where B is singular as that, by the multipliers of the last layer
+        last, low, high = len(sectors.blocks[-1].y), 1.0, 1e9
+        begun = sectors.multipliers.clone()
+        tail = begun.clone()
+        tail[-last:] = 0.0
+        for _ in range(60):
+            middle = (low * high) ** 0.5
+            sectors.multipliers = tail * middle + (begun - tail)
+            low, high = (low, middle) if sectors._factor(unknowns, sectors.multipliers) is None else (middle, high)
+        sectors.multipliers = tail * (low * share) + (begun - tail)
+    g = torch.randn(3, unknowns, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    reach = sectors.reach(g)
+    with mpmath.workdps(60):
+        matrix = mpmath.matrix(unknowns, unknowns)
+        for k in range(sectors.inputs):
+            matrix[k, k] = mpmath.mpf(1)
+        done, right = 0, mpmath.mpf(1)
+        for block in sectors.blocks:
+            size = block.y.shape[1]
+            for y, z, beyond in zip(block.y, block.z, sectors.beyond[done : done + len(block.y)], strict=True):
+                t = mpmath.mpf(float(sectors.multipliers[done]))
+                right += t * mpmath.mpf(float(beyond))
+                y, z = ([mpmath.mpf(v) for v in row.tolist()] for row in (y, z))
+                for a in range(size):
+                    for b in range(size):
+                        if y[a] or z[a]:
+                            matrix[a, b] += t * (y[a] * y[b] - z[a] * z[b])
+                done += 1
+        for row, bound in zip(g, reach.tolist(), strict=True):
+            row = mpmath.matrix(row.tolist())
+            best = mpmath.lu_solve(matrix, row)
+            square = (row.T * best)[0]
+            assert square > 0
+            # No unknown goes further than `far`: close to where B is singular, the ellipsoid does.
+            fits = [mpmath.mpf(most) / abs(h) for h, most in zip(best, sectors.far.tolist(), strict=True)]
+            assert mpmath.mpf(bound) >= square * min(mpmath.sqrt(right / square), *fits)
+            assert share > 0.9999999 or bound <= float(mpmath.sqrt(square * right)) * (1 + 1e-6)
+
+
+def test_choosing_multipliers_makes_bounds_smaller() -> None:
+    composition, x = tiny(0)
+    logits, sectors = together(composition, x, 0.3)
+    rows = sectors.anchored(logits, torch.arange(3)).rows
+    before = sectors.reach(rows)
+    sectors.improve(rows, 40)
+    assert float(sectors.reach(rows).log().mean()) < float(before.log().mean()) - 0.02
+
+
+@pytest.mark.slow
+def test_together_proves_what_one_by_one_does_not() -> None:
+    _, _, images, labels = zoo.digits_split()
+    composition = compose(zoo.load("digits-cnn"), (1, 8, 8))
+    x, label = torch.from_numpy(images[1]), int(labels[1])
+    assert not proof(composition, x, label, 0.1, Search(backwards=False))
+    assert proof(composition, x, label, 0.1, Search(together=True))
