@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -203,6 +204,25 @@ def test_certify_takes_the_larger_radius_and_names_it(digits: tuple) -> None:
     assert [row.method for row in whole.rows] == ["global"] * 2
     assert [row.method for row in best.rows] == ["local"] * 2
     assert (best.radius > whole.radius).all()
+
+
+@pytest.mark.parametrize("promise", ["R", "F"])
+def test_thorough_goes_on_where_local_ends(promise: str) -> None:
+    torch.manual_seed(0)
+    sizes = (12, 40, 40, 40, 3)
+    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
+    model = nn.Sequential(*layers).eval().requires_grad_(False)
+    for layer in model[::2]:
+        layer.weight.mul_(2.0)
+    x = torch.randn(2, 12)
+    local, thorough = (lipaudit.certify(model, x, method=method, promise=promise) for method in ("local", "thorough"))
+    assert bool((thorough.radius >= local.radius).all())
+    assert float(thorough.radius.max() / local.radius.max()) > 1.05
+    generator = torch.Generator().manual_seed(0)
+    for image, row in zip(x, thorough.rows, strict=True):
+        d = torch.randn(500, 12, generator=generator, dtype=torch.float64)
+        d = d / d.norm(dim=1, keepdim=True) * row.radius * (1 - 1e-6)
+        assert bool((model((image + d).float()).argmax(1) == row.label).all())
 
 
 def test_only_what_was_asked_for_leaves_an_audit_incomplete() -> None:

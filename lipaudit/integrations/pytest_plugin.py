@@ -18,7 +18,7 @@ def assert_certified(
     at_least: float = 0.5,
     *,
     samples: int | None = None,
-    local: Literal["on", "off"] = "off",
+    local: Literal["on", "thorough", "off"] = "off",
     attacks: str | Sequence[str] = "none",
     **settings: Any,
 ) -> Audit:
@@ -26,9 +26,9 @@ def assert_certified(
 
     `model` as `lipaudit.audit` takes it; `data` a pair (inputs, labels), a Dataset, a DataLoader or the name of a data
     set, of which `samples` are drawn. `local="on"` looks for radii around single images too, which may take minutes
-    each. With `attacks`, a certificate that one of them breaks fails the test, whatever the share. Further `settings`
-    are those of `lipaudit.audit`, such as `mean`, `std`, `domain`. Returns the audit. Raises AssertionError, and the
-    errors of `lipaudit.audit`.
+    each, "thorough" for larger ones, many times as long. With `attacks`, a certificate that one of them breaks fails
+    the test, whatever the share. Further `settings` are those of `lipaudit.audit`, such as `mean`, `std`, `domain`.
+    Returns the audit. Raises AssertionError, and the errors of `lipaudit.audit`.
     """
     __tracebackhide__ = True
     from lipaudit.errors import BadThreat
