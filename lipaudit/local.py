@@ -93,7 +93,8 @@ def local_radii(
         return LocalRadii((0.0,) * len(points), 0, why_not)
     wanted = rows[:most]
     progress.start("local radii", len(wanted))
-    efforts = tuple((most, replace(search or usual, together=together)) for most, usual in EFFORTS)
+    chosen = ((most, search or usual) for most, usual in EFFORTS)
+    efforts = tuple((most, replace(each, together=together or each.together)) for most, each in chosen)
     hunt = _Hunt(composition, len(rows), budget, efforts, progress, time.monotonic())
     for row in wanted:
         about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, efforts, hunt.radii)
@@ -143,13 +144,15 @@ class _Hunt:
             if self.why_not:
                 return 0.0
             last = next((radius for radius in reversed(self.radii.values()) if radius), 0.0)
+            search = self.efforts[self.effort][1]
+            last /= _FURTHER if search.together else 1.0
             return local_radius(
                 self.composition,
                 x,
                 label,
                 start=max(last, 2 * known) if last else beginning(self.composition, x, label, known),
                 known=known,
-                search=self.efforts[self.effort][1],
+                search=search,
                 deadline=math.inf if self.budget is None else self.began + self.budget,
             )
         except TooWide:
@@ -224,7 +227,7 @@ def local_radius(
     # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
     step = _STRIDE if start < 4 * known else search.precision
     proved = _bisected(attempt, start, known, step, search.precision, deadline)
-    if search.together and 2 * rows <= MOST_TOGETHER:
+    if search.together and 2 * max(rows, 2 * x.numel()) <= MOST_TOGETHER:
         start = _FURTHER * proved if proved > known else start
         proved = _bisected(
             lambda radius: proof(composition, x, label, radius, search) > 0,

@@ -160,6 +160,15 @@ def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
             assert share > 0.9999999 or bound <= float(mpmath.sqrt(square * right)) * (1 + 1e-6)
 
 
+def test_symbols_in_a_box_count_on_the_right_side() -> None:
+    sectors = Sectors(1, torch.device("cpu"))
+    sectors.add_boxed(2, torch.ones(3, dtype=torch.float64), 1.0)
+    sectors.multipliers = torch.ones(3, dtype=torch.float64)
+    row = torch.ones(1, 4, dtype=torch.float64)
+    assert 4.0 <= float(sectors.reach(row)) <= 4.0 + 1e-9  # d and three symbols, each at its end
+    assert float(sectors.reach(torch.zeros(1, 4, dtype=torch.float64))) < 1e-200
+
+
 def test_choosing_multipliers_makes_bounds_smaller() -> None:
     composition, x = tiny(0)
     logits, sectors = together(composition, x, 0.3)
