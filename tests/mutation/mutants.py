@@ -152,7 +152,6 @@ MUTANTS = [
     Mutant("sectors: shifts with the wrong sign", "lipaudit/domains/zonotope/sectors.py", "c = centre + known - (t * symbols).sum(0)", "c = centre + known + (t * symbols).sum(0)", SECTORS),
     Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/sectors.py", "right, sizes = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)", "right, sizes = 1.0, float(self.inputs)", SECTORS),
     Mutant("sectors: an ellipsoid too small", "lipaudit/domains/zonotope/sectors.py", "length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))", "length = 0.9 * math.sqrt(square)", SECTORS),
-    Mutant("sectors: what the solver missed", "lipaudit/domains/zonotope/sectors.py", "* (1 + gamma(unknowns + 8)) + missed + TINY", "* (1 + gamma(unknowns + 8)) + TINY", SECTORS),
     Mutant("sectors: a difference that fails counts", "lipaudit/domains/zonotope/__init__.py", "return torch.full_like(room, -math.inf)", "return room", SECTORS),
     Mutant("local: a failed proof counts", "lipaudit/local.py", "return found > 0", "return found >= 0", ("tests/test_local.py",)),
     # --- capture
