@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_no_difference_falls_below_its_bound(seed: int, curved: bool) -> None:
 def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
     """Against the same quadratic problem with 60 digits, up to multipliers that leave next to nothing of B."""
     composition, x = tiny(seed)
-    _, sectors = together(composition, x, 0.2)
+    _, sectors = together(composition, x, 0.1)
     unknowns = sectors.inputs + len(sectors.shift)
     if share:  # as close to where B is singular as that, by the multipliers of the last layer
         last, low, high = len(sectors.blocks[-1].y), 1.0, 1e9
@@ -144,10 +145,10 @@ def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
                 t = mpmath.mpf(float(sectors.multipliers[done]))
                 right += t * mpmath.mpf(float(beyond))
                 y, z = ([mpmath.mpf(v) for v in row.tolist()] for row in (y, z))
-                for a in range(size):
-                    for b in range(size):
-                        if y[a] or z[a]:
-                            matrix[a, b] += t * (y[a] * y[b] - z[a] * z[b])
+                some = [a for a in range(size) if y[a] or z[a]]
+                for a, b in itertools.combinations_with_replacement(some, 2):
+                    matrix[a, b] += t * (y[a] * y[b] - z[a] * z[b])
+                    matrix[b, a] = matrix[a, b]
                 done += 1
         for row, bound in zip(g, reach.tolist(), strict=True):
             row = mpmath.matrix(row.tolist())
