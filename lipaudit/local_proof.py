@@ -17,7 +17,7 @@ ASCENT_STEPS = 20
 _LEARNING_RATE = 0.2
 MOST_TOGETHER = 4096
 """Rows that are taken together at most: what that takes grows with their third power."""
-_STEPS_TOGETHER = 60
+_STEPS_TOGETHER = 200
 _HOPELESS = 3.0
 """Differences of logits whose lower bound is below minus this times their value are not tried backwards."""
 

@@ -52,6 +52,8 @@ _RATE = 0.3
 _STILL = 1e-7
 """Multipliers whose gradients are below this, in shares of a bound, hardly move."""
 _SLOWER = 0.7
+_PATIENCE, _FALLING = 25, 0.97
+"""In so many steps the largest bound has to fall below this share of what it was."""
 _ABREAST = 32
 """Sums of rows with random factors that stand for all rows of a layer while multipliers are chosen."""
 
@@ -242,7 +244,7 @@ class Sectors:
     def improve(self, rows: torch.Tensor, steps: int, *, enough: float | None = None) -> None:
         """Choose multipliers under which the bounds of these `rows` are small, on the whole.
 
-        With `enough`, ends where all of them are about so small.
+        With `enough`, ends where all of them are about so small, or where the largest hardly falls any more.
         """
         unknowns = rows.shape[1]
         count = unknowns - self.inputs
@@ -253,11 +255,14 @@ class Sectors:
         if factor is None:
             return
         beyond, rows = self.beyond[:count].float(), rows.float()
-        if len(rows) > _ABREAST:
+        sketched = enough is None and len(rows) > _ABREAST
+        if sketched:
             moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
             rows = rows / torch.linalg.vector_norm(moves, dim=0).clamp_min(1e-30)[:, None]
         now, kept, rate, done = begun.float(), begun.float(), _RATE, 0
         mean, square = torch.zeros_like(now), torch.zeros_like(now)
+        worst: list[float] = []
+        best = None
         for _ in range(steps):
             t, factor = now.exp(), self._factor(unknowns, now.exp())
             if factor is None:  # too far: most of the way back, and slower from there
@@ -266,20 +271,24 @@ class Sectors:
                 continue
             kept, done = now.clone(), done + 1
             some = rows
-            if len(rows) > _ABREAST:
+            if sketched:
                 some = torch.randn(_ABREAST, len(rows), generator=self._random).to(rows.device) @ rows
             right = 1.0 + float(t @ beyond)
             solved = torch.cholesky_solve(some.mT, factor)
             values = (some.mT * solved).sum(0).clamp_min(1e-30) * right
-            if enough is not None and len(some) == len(rows) and bool((values.sqrt() <= enough).all()):
-                break
+            if enough is not None:
+                worst.append(float(values.max()) ** 0.5)
+                best = now.clone() if worst[-1] == min(worst) else best
+                before = worst[-_PATIENCE] if len(worst) >= _PATIENCE else math.inf
+                if worst[-1] <= enough or worst[-1] > _FALLING * before:
+                    break
             weights = right / values / len(values)
             gradient = t * (beyond / right + self._pull(unknowns, solved, weights))
             mean, square = 0.9 * mean + 0.1 * gradient, 0.95 * square + 0.05 * gradient.square()
             step = (mean / (1 - 0.9**done)) / ((square / (1 - 0.95**done)).sqrt() + _STILL)
             now = now - rate * step
         old = self.multipliers
-        self.multipliers = torch.cat([kept.double().exp(), old[count:]])
+        self.multipliers = torch.cat([(kept if best is None else best).double().exp(), old[count:]])
         if self._factor(self.inputs + len(old), self.multipliers) is None:
             self.multipliers = old  # what came later was weighed against these
 
