@@ -167,7 +167,7 @@ def test_symbols_in_a_box_count_on_the_right_side() -> None:
     sectors.multipliers = torch.ones(3, dtype=torch.float64)
     row = torch.ones(1, 4, dtype=torch.float64)
     assert 4.0 <= float(sectors.reach(row)) <= 4.0 + 1e-9  # d and three symbols, each at its end
-    assert float(sectors.reach(torch.zeros(1, 4, dtype=torch.float64))) < 1e-200
+    assert float(sectors.reach(torch.zeros(1, 4, dtype=torch.float64))) < 1e-100
 
 
 def test_choosing_multipliers_makes_bounds_smaller() -> None:
@@ -186,3 +186,19 @@ def test_together_proves_what_one_by_one_does_not() -> None:
     x, label = torch.from_numpy(images[1]), int(labels[1])
     assert not proof(composition, x, label, 0.1, Search(backwards=False))
     assert proof(composition, x, label, 0.1, Search(together=True))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-120, 1e-160, 1e-162, 3e-163])
+def test_squares_that_underflow_are_charged(scale: float) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2)).double().eval().requires_grad_(False)
+    x = torch.randn(2, dtype=torch.float64)
+    label, moves = int(model(x).argmax()), inside((2,), 500, torch.Generator().manual_seed(0))
+    model[2].weight.mul_(scale)
+    model[2].bias.mul_(scale)
+    composition = compose(model, (2,))
+    logits, _ = together(composition, x, 2.0)
+    outputs = model(x + 2.0 * moves)
+    gaps = outputs[:, label] - outputs[:, 1 - label]
+    assert float(zonotope.margins_together(logits, label, 30)) <= float(gaps.min())
+    assert not proof(composition, x, label, 2.0, Search(together=True))

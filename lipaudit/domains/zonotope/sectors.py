@@ -36,6 +36,7 @@ import torch
 from lipaudit.domains.zonotope.bands import Band
 from lipaudit.domains.zonotope.form import Form
 from lipaudit.domains.zonotope.groups import largest_about
+from lipaudit.domains.zonotope.steps import LOST_IN_SQUARES
 from lipaudit.rounding import TINY, gamma
 
 _TINY_BEND = 1e-6
@@ -238,7 +239,8 @@ class Sectors:
         missed = rows.mT - factor @ moves
         lost = gamma(unknowns + 8) * (rows.mT.abs() + factor.abs() @ moves.abs())
         missed = far @ (missed.abs() + lost) * (1 + gamma(unknowns + 8))
-        found = torch.linalg.vector_norm(moves, dim=0) * length * (1 + gamma(unknowns + 8)) + missed + TINY
+        norm = torch.linalg.vector_norm(moves, dim=0) + LOST_IN_SQUARES
+        found = norm * length * (1 + gamma(unknowns + 8)) + missed + TINY
         return torch.where(torch.isfinite(found), found, math.inf)
 
     def improve(self, rows: torch.Tensor, steps: int, *, enough: float | None = None) -> None:
@@ -272,7 +274,7 @@ class Sectors:
             kept, done = now.clone(), done + 1
             some = rows
             if sketched:
-                some = torch.randn(_ABREAST, len(rows), generator=self._random).to(rows.device) @ rows
+                some = torch.randn(_ABREAST, len(rows), dtype=rows.dtype, generator=self._random).to(rows.device) @ rows
             right = 1.0 + float(t @ beyond)
             solved = torch.cholesky_solve(some.mT, factor)
             values = (some.mT * solved).sum(0).clamp_min(1e-30) * right
