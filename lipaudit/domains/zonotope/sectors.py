@@ -119,6 +119,7 @@ class Sectors:
         rows, centre = form.rows.flatten(1)[:, places], form.centre.flatten()[places]
         n, t = form.inputs, self.shift[: len(form.rows) - form.inputs - 1, None]
         symbols, known = rows[n + 1 :], rows[n]
+        assert len(t) == len(symbols), "a symbol that nobody has told of"
         c = centre + known - (t * symbols).sum(0)
         sizes = centre.abs() + known.abs() + (t * symbols).abs().sum(0)
         off = gamma(len(rows) + 8) * sizes + form.remainder * (1 + gamma(4)) + TINY
