@@ -178,7 +178,8 @@ class _Hunt:
         estimate = one_pass * _USUAL_ATTEMPTS
         if self.budget is not None and estimate > self.budget:
             return f"one image would take about {duration(estimate)}"
-        self.progress.say(f"local radii: about {duration(estimate)} for an image")
+        about = "far more than" if self.efforts[self.effort][1].together else "about"
+        self.progress.say(f"local radii: {about} {duration(estimate)} for an image")
         return ""
 
 
