@@ -17,7 +17,7 @@ Note [Sectors]
 Note [Roundings of sectors]
     Rows of forms are exact by definition (Note [Affine forms]), and so are the float64 Y, Z and T. What z - c is off by
     (roundings of the anchor c, the remainder), what rounding lost in Y and Z, and t, are known numbers; they join the
-    right side, as every |<y, h>| is known to be at most so much. So do the differences of B to what was computed and of
+    right side, as every |<z, h>| is known to be at most so much. So do the differences of B to what was computed and of
     that to L L^T: with |h| <= far, |h^T E h| <= far^T |E| far. What L^-1 g is off by is seen by multiplying again.
 
 Source: quadratic constraints for slopes are M. Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants
