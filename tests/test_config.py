@@ -113,7 +113,7 @@ REFUSED = {
     "true for text": ("[run]\nmodel = true", "[run] model: expected a text or a number, got true"),
     "table for text": ("[run]\nmodel = {a = 1}", "[run] model: expected a text or a number"),
     "range": ("[run]\nsamples = 0", "[run] samples: 0 is not in the range x>=1"),
-    "choice": ('[run]\nlocal = "maybe"', "[run] local: 'maybe' is not one of 'auto', 'on', 'off'"),
+    "choice": ('[run]\nlocal = "maybe"', "[run] local: 'maybe' is not one of 'auto', 'on', 'thorough', 'off'"),
     "time": ('[run]\ntime-limit = "soon"', "[run] time-limit: expected a time such as 90"),
     "eps": ('[run]\neps = ["x"]', "[run] eps: --eps 'x': expected a positive number"),
     "format": ('[run]\nformat = "pdf"', "[run] format: expected some of json,html,md"),
