@@ -81,7 +81,7 @@ def _together(composition: Composition, x: torch.Tensor, label: int, radius: flo
     except TooWide:
         return 0
     bounds = margins_together(logits, label, _STEPS_TOGETHER, slack)
-    return len(logits.rows) if bool((bounds > slack).all()) else 0
+    return len(logits.rows) - logits.roundings if bool((bounds > slack).all()) else 0
 
 
 def _backwards(logits: Form, label: int, others: list[int], slack: torch.Tensor, search: Search) -> bool:

@@ -22,11 +22,10 @@ from lipaudit.local import beginning, local_radii, local_radius
 from lipaudit.local_proof import Search, proof
 
 
-def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3) -> nn.Module:
+def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3, hidden: int = 2) -> nn.Module:
     torch.manual_seed(seed)
-    layers = nn.Sequential(
-        nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
-    )
+    pairs = itertools.pairwise((inputs, *[width] * hidden, classes))
+    layers = nn.Sequential(*[layer for pair in pairs for layer in (nn.Linear(*pair), nn.ReLU())][:-1])
     with torch.no_grad():
         for layer in layers[::2]:
             layer.weight.mul_(2.0)
@@ -208,12 +207,7 @@ def test_certify_takes_the_larger_radius_and_names_it(digits: tuple) -> None:
 
 @pytest.mark.parametrize("promise", ["R", "F"])
 def test_thorough_goes_on_where_local_ends(promise: str) -> None:
-    torch.manual_seed(0)
-    sizes = (12, 40, 40, 40, 3)
-    layers = [layer for pair in itertools.pairwise(sizes) for layer in (nn.Linear(*pair), nn.ReLU())][:-1]
-    model = nn.Sequential(*layers).eval().requires_grad_(False)
-    for layer in model[::2]:
-        layer.weight.mul_(2.0)
+    model = network(0, inputs=12, width=40, hidden=3)
     x = torch.randn(2, 12)[:1]
     local, thorough = (lipaudit.certify(model, x, method=method, promise=promise) for method in ("local", "thorough"))
     assert bool((thorough.radius >= local.radius).all())

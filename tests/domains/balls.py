@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+
+from lipaudit.composition import Composition
+from lipaudit.graph import Node, call, evaluate
 
 
 def inside(shape: tuple[int, ...], count: int, generator: torch.Generator) -> torch.Tensor:
@@ -30,3 +34,16 @@ def lowest(
         d = d.detach() - gradient / gradient.norm().clamp_min(1e-300) * radius * 0.7 ** (step // 3)
         d = d * (radius / d.norm().clamp_min(max(radius, 1e-300))) * (1 - 1e-12)
     return least
+
+
+def operands(composition: Composition, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What each ReLU reads."""
+    read = {}
+
+    def run(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
+        if node.op == "relu.default":
+            read[node.name] = arguments["self"]
+        return call(node, arguments)
+
+    evaluate(composition.graph, x, run=run)
+    return read

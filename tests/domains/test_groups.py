@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
@@ -14,8 +11,7 @@ from lipaudit.composition import Composition, compose
 from lipaudit.domains import zonotope
 from lipaudit.domains.zonotope.groups import Group, ends
 from lipaudit.domains.zonotope.steps import Banded, ancestors
-from lipaudit.graph import Node, call, evaluate
-from tests.domains.balls import inside
+from tests.domains.balls import inside, operands
 
 ROOM = 4000
 
@@ -41,7 +37,7 @@ def test_no_input_of_the_ball_leaves_a_group(seed: int, radius: float) -> None:
     names = [name for name, step in zip(relus, steps, strict=True) if bool((step.band.error > 0).any())]
     nearest = 0.0
     for move in inside(tuple(x.shape), 200, torch.Generator().manual_seed(seed)):
-        values = _operands(composition, x.double() + radius * move)
+        values = operands(composition, x.double() + radius * move)
         for name, step, group in zip(names, bands, logits.groups, strict=True):
             places = step.band.error.flatten() > 0
             z, slope, shift, error = (
@@ -52,19 +48,6 @@ def test_no_input_of_the_ball_leaves_a_group(seed: int, radius: float) -> None:
             assert length <= group.radius * (1 + 1e-12)
             nearest = max(nearest, length / group.radius)
     assert nearest > 0.05  # or the test sees nothing
-
-
-def _operands(composition: Composition, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What each ReLU reads."""
-    read = {}
-
-    def run(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
-        if node.op == "relu.default":
-            read[node.name] = arguments["self"]
-        return call(node, arguments)
-
-    evaluate(composition.graph, x, run=run)
-    return read
 
 
 @pytest.mark.parametrize("seed", range(20))

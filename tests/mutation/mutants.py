@@ -148,7 +148,7 @@ MUTANTS = [
     Mutant("backwards: the upper line for both signs", "lipaudit/domains/zonotope/steps.py", "slope = torch.where(c > 0, lower, band.slope)", "slope = torch.where(c > 0, band.slope, lower)", ZONOTOPE),
     Mutant("backwards: a sum loses an operand", "lipaudit/domains/zonotope/steps.py", "                part = waiting[parent.number][1] + part\n", "", ZONOTOPE),
     Mutant("sectors: slopes from a range too small", "lipaudit/domains/zonotope/sectors.py", "half = torch.maximum(steepest - middle, middle - flattest) + gamma(8)", "half = torch.maximum(steepest - middle, middle - flattest) * 0.7", SECTORS),
-    Mutant("sectors: the steepest slope too flat", "lipaudit/domains/zonotope/sectors.py", "steepest = torch.where(c >= 0, 1.0, high / (high - c))", "steepest = torch.where(c >= 0, 1.0, high / (high - low))", SECTORS),
+    Mutant("sectors: the steepest slope too flat", "lipaudit/domains/zonotope/groups.py", "torch.where(z >= 0, 1.0, high / (high - z))", "torch.where(z >= 0, 1.0, high / (high - low))", SECTORS),
     Mutant("sectors: shifts with the wrong sign", "lipaudit/domains/zonotope/sectors.py", "c = centre + known - (t * symbols).sum(0)", "c = centre + known + (t * symbols).sum(0)", SECTORS),
     Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/sectors.py", "right, sizes = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)", "right, sizes = 1.0, float(self.inputs)", SECTORS),
     Mutant("sectors: an ellipsoid too small", "lipaudit/domains/zonotope/sectors.py", "length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))", "length = 0.9 * math.sqrt(square)", SECTORS),

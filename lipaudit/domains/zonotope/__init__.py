@@ -99,16 +99,9 @@ def room_in_memory(graph: Graph) -> int:
 
 def margins(logits: Form, label: int) -> list[float]:
     """Lower bounds of logit `label` minus each other logit over the ball, rounded down: one linear form for each."""
-    found = []
-    for other in range(logits.centre.shape[1]):
-        if other != label:
-            centre = logits.centre[0, label] - logits.centre[0, other]
-            rows = logits.rows[:, 0, label] - logits.rows[:, 0, other]
-            below, _ = ends(rows[:, None], logits.inputs, logits.groups)
-            lost = up(2.0**0.5) * logits.remainder * (1 + 1e-12)
-            size = float(logits.centre.abs().max() + logits.reach.max())
-            found.append(float(centre) - float(below) - lost - gamma(8) * size)
-    return found
+    gaps = _differences(logits, label)
+    below, _ = ends(gaps.rows[:, 0], logits.inputs, logits.groups)
+    return (gaps.centre[0] - below - gaps.remainder).tolist()
 
 
 @torch.no_grad()
@@ -119,15 +112,21 @@ def margins_together(logits: Form, label: int, steps: int, slack: float = 0.0) -
     as one of the differences does not at the centre, the bounds are -inf.
     """
     assert logits.sectors is not None
-    others = [other for other in range(logits.centre.shape[1]) if other != label]
-    centre = logits.centre[:, label, None] - logits.centre[:, others]
-    rows = logits.rows[:, :, label, None] - logits.rows[:, :, others]
-    lost = up(2.0**0.5) * logits.remainder + gamma(8) * float(logits.centre.abs().max() + logits.reach.max())
-    gaps = Form(centre, rows, logits.inputs, remainder=lost * (1 + 1e-12))
-    at = logits.sectors.anchored(gaps, torch.arange(len(others), device=centre.device))
+    gaps = _differences(logits, label)
+    at = logits.sectors.anchored(gaps, torch.arange(gaps.centre.numel(), device=gaps.centre.device))
     room = at.c - at.off - slack
     if not bool((room > 0).all()):
         return torch.full_like(room, -math.inf)
     logits.sectors.improve(at.rows / room[:, None], steps, enough=_ENOUGH)
     reach = logits.sectors.reach(at.rows)
     return at.c - at.off - reach - gamma(8) * (at.c.abs() + reach)
+
+
+def _differences(logits: Form, label: int) -> Form:
+    """Logit `label` minus each other logit, (1, classes - 1); its remainder counts the roundings of a bound, too."""
+    others = [other for other in range(logits.centre.shape[1]) if other != label]
+    centre = logits.centre[:, label, None] - logits.centre[:, others]
+    rows = logits.rows[:, :, label, None] - logits.rows[:, :, others]
+    size = float(logits.centre.abs().max() + logits.reach.max())
+    remainder = (up(2.0**0.5) * logits.remainder + gamma(8) * size) * (1 + 1e-12)
+    return Form(centre, rows, logits.inputs, remainder)

@@ -33,7 +33,7 @@ from lipaudit.rounding import TINY, UNIT, gamma
 
 _MULTIPLIERS = 3
 _ESTIMATE_STEPS = 6
-_FARTHEST = 4.0
+FARTHEST = 4.0
 """Of t, which lies between -1 and 1 but for rounding."""
 _MOST = 8192
 """Symbols, for the memory of a Gram matrix; where so many signs are open, nothing can be proved anyway."""
@@ -97,17 +97,27 @@ def of_relu(
     z, low, high, slope, shift, error = (
         value.flatten()[places] for value in (form.centre, *ends, band.slope, band.shift, band.error)
     )
-    # Secants of ReLU from z, to an end of the range or along a straight piece: low < 0 < high where there is a symbol.
-    flattest = torch.where(z >= 0, z / (z - low), 0.0)
-    steepest = torch.where(z >= 0, 1.0, high / (high - z))
+    flattest, steepest = secants(z, low, high)
     bend = torch.maximum(steepest - slope, slope - flattest) + gamma(8)
     weight = bend / error * (1 + gamma(4))
-    off_line = (shift + slope * z - z.clamp_min(0.0)) / error
-    lost = gamma(8) * (shift.abs() + (slope * z).abs() + z.abs()) / error
-    if len(places) > _MOST or not bool((off_line.abs() <= _FARTHEST).all()):
+    t, lost = off_line(z, slope, shift, error)
+    if len(places) > _MOST or not bool((t.abs() <= FARTHEST).all()):
         return None
-    off = form.remainder * float(weight.max()) + float(torch.linalg.vector_norm(lost))
-    return gathered(start, form.rows.flatten(1)[:, places], form.inputs, groups, weight, off_line, off)
+    off = form.remainder * float(weight.max()) + float(torch.linalg.vector_norm(lost / error))
+    return gathered(start, form.rows.flatten(1)[:, places], form.inputs, groups, weight, t, off)
+
+
+def secants(z: torch.Tensor, low: torch.Tensor, high: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The flattest and the steepest secant of ReLU from z to anywhere in its range, where low < 0 < high."""
+    return torch.where(z >= 0, z / (z - low), 0.0), torch.where(z >= 0, 1.0, high / (high - z))
+
+
+def off_line(
+    z: torch.Tensor, slope: torch.Tensor, shift: torch.Tensor, error: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """t of Note [Groups] for ReLU, and what rounding lost of error t."""
+    sizes = shift.abs() + (slope * z).abs() + z.abs()
+    return (shift + slope * z - z.clamp_min(0.0)) / error, gamma(8) * sizes
 
 
 def gathered(

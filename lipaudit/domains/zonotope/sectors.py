@@ -35,7 +35,7 @@ import torch
 
 from lipaudit.domains.zonotope.bands import Band
 from lipaudit.domains.zonotope.form import Form
-from lipaudit.domains.zonotope.groups import largest_about
+from lipaudit.domains.zonotope.groups import FARTHEST, largest_about, off_line, secants
 from lipaudit.domains.zonotope.steps import LOST_IN_SQUARES
 from lipaudit.rounding import TINY, gamma
 
@@ -46,8 +46,6 @@ _TINY_OFF = 1e-8
 _FIRST, _FIRST_BOXED = 0.2, 1e-3
 """Shares that multipliers begin with: of what B has left, and of its right side."""
 _HALVINGS = 60
-_FARTHEST = 4.0
-"""Of t, which lies between -1 and 1 but for rounding."""
 _LEAST = 1e-100
 _RATE = 0.3
 _STILL = 1e-7
@@ -149,14 +147,12 @@ class Sectors:
         at = self.anchored(form, places)
         c = torch.minimum(torch.maximum(at.c, low), high)
         unsure = at.off + (c - at.c).abs() * (1 + gamma(4))
-        flattest = torch.where(c >= 0, c / (c - low), 0.0)
-        steepest = torch.where(c >= 0, 1.0, high / (high - c))
+        flattest, steepest = secants(c, low, high)
         middle = (flattest + steepest) / 2
         half = torch.maximum(steepest - middle, middle - flattest) + gamma(8)
-        t = (shift + slope * c - c.clamp_min(0.0)) / error
-        lost = gamma(8) * (shift.abs() + (slope * c).abs() + c.abs())
+        t, lost = off_line(c, slope, shift, error)
         length, multipliers = self._first(at.rows, half)
-        boxed = (error <= _TINY_BEND * (c.abs() + high - low)) | ~(t.abs() <= _FARTHEST) | (unsure > _TINY_OFF * length)
+        boxed = (error <= _TINY_BEND * (c.abs() + high - low)) | ~(t.abs() <= FARTHEST) | (unsure > _TINY_OFF * length)
         aside, before = slope - middle, start - 1
         z = error.new_zeros(len(places), before + len(places))
         y = z.clone()
@@ -215,16 +211,15 @@ class Sectors:
         return matrix
 
     def _factor(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor | None:
-        factor, info = torch.linalg.cholesky_ex(self._matrix(unknowns, multipliers))
-        return None if int(info) or not bool(torch.isfinite(factor.diagonal()).all()) else factor
+        return _cholesky(self._matrix(unknowns, multipliers))
 
     def reach(self, rows: torch.Tensor) -> torch.Tensor:
         """Upper bounds of |<row, h>| for each of the `rows`, (entries, unknowns): proved. inf where there is none."""
         unknowns = rows.shape[1]
         t, far = self.multipliers[: unknowns - self.inputs], self.far[:unknowns]
         matrix = self._matrix(unknowns, t)
-        factor, info = torch.linalg.cholesky_ex(matrix)
-        if int(info) or not bool(torch.isfinite(factor).all()):
+        factor = _cholesky(matrix)
+        if factor is None:
             return rows.new_full((len(rows),), math.inf)
         right, sizes = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)
         for block, part in self._blocks(unknowns):
@@ -262,17 +257,17 @@ class Sectors:
         if sketched:
             moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
             rows = rows / torch.linalg.vector_norm(moves, dim=0).clamp_min(1e-30)[:, None]
-        now, kept, rate, done = begun.float(), begun.float(), _RATE, 0
-        mean, square = torch.zeros_like(now), torch.zeros_like(now)
+        now, kept, rate = begun.float(), begun.float(), _RATE
+        adam = _adam(now, rate)
         worst: list[float] = []
         best = None
         for _ in range(steps):
             t, factor = now.exp(), self._factor(unknowns, now.exp())
             if factor is None:  # too far: most of the way back, and slower from there
-                now, rate, done = kept + (now - kept) * 0.3, rate * _SLOWER, 0
-                mean, square = torch.zeros_like(now), torch.zeros_like(now)
+                now, rate = kept + (now - kept) * 0.3, rate * _SLOWER
+                adam = _adam(now, rate)
                 continue
-            kept, done = now.clone(), done + 1
+            kept = now.clone()
             some = rows
             if sketched:
                 some = torch.randn(_ABREAST, len(rows), dtype=rows.dtype, generator=self._random).to(rows.device) @ rows
@@ -286,10 +281,8 @@ class Sectors:
                 if worst[-1] <= enough or worst[-1] > _FALLING * before:
                     break
             weights = right / values / len(values)
-            gradient = t * (beyond / right + self._pull(unknowns, solved, weights))
-            mean, square = 0.9 * mean + 0.1 * gradient, 0.95 * square + 0.05 * gradient.square()
-            step = (mean / (1 - 0.9**done)) / ((square / (1 - 0.95**done)).sqrt() + _STILL)
-            now = now - rate * step
+            now.grad = t * (beyond / right + self._pull(unknowns, solved, weights))
+            adam.step()
         old = self.multipliers
         self.multipliers = torch.cat([(kept if best is None else best).double().exp(), old[count:]])
         if self._factor(self.inputs + len(old), self.multipliers) is None:
@@ -302,6 +295,16 @@ class Sectors:
             m, block = block.y.shape[1], block.rough
             found.append(((block.z @ solved[:m]).square() - (block.y @ solved[:m]).square()) @ weights)
         return torch.cat(found)
+
+
+def _adam(now: torch.Tensor, rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam([now], lr=rate, betas=(0.9, 0.95), eps=_STILL)
+
+
+def _cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
+    """L L^T = `matrix`, up to rounding; None if there is none."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return None if int(info) or not bool(torch.isfinite(factor).all()) else factor
 
 
 def _share(error: torch.Tensor, reach: float) -> torch.Tensor:

@@ -36,26 +36,36 @@ def sharpened(
 
 def _improve(form: Form, low: torch.Tensor, high: torch.Tensor, bounds: Callable[[torch.Tensor], torch.Tensor]) -> None:
     """Move the ends towards each other by other `bounds` (2, places) of how far entries are from their centres."""
-    places = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+    places = _open(low, high)
     if not len(places):
         return
     parts = places.split(max(_ABREAST, _CHUNK_ENTRIES // form.centre.numel()))
     below, above = torch.cat([bounds(part) for part in parts], dim=1) + form.centre.flatten()[places]
     slack = gamma(4) * (form.centre.abs() + form.reach).flatten()[places]
-    low.view(-1)[places] = torch.maximum(low.view(-1)[places], below - slack)
-    high.view(-1)[places] = torch.minimum(high.view(-1)[places], above + slack)
+    _narrow(low, high, places, below - slack, above + slack)
 
 
 def _together(form: Form, sectors: Sectors, low: torch.Tensor, high: torch.Tensor) -> None:
-    places = ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+    places = _open(low, high)
     if not len(places):
         return
     at = sectors.anchored(form, places)
     sectors.improve(at.rows, _STEPS)
     reach = (sectors.reach(at.rows) + at.off) * (1 + gamma(4))
     slack = gamma(4) * (at.c.abs() + reach)
-    low.view(-1)[places] = torch.maximum(low.view(-1)[places], at.c - reach - slack)
-    high.view(-1)[places] = torch.minimum(high.view(-1)[places], at.c + reach + slack)
+    _narrow(low, high, places, at.c - reach - slack, at.c + reach + slack)
+
+
+def _open(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """The places of entries whose sign is open."""
+    return ((low < 0) & (high > 0)).flatten().nonzero().flatten()
+
+
+def _narrow(
+    low: torch.Tensor, high: torch.Tensor, places: torch.Tensor, below: torch.Tensor, above: torch.Tensor
+) -> None:
+    low.view(-1)[places] = torch.maximum(low.view(-1)[places], below)
+    high.view(-1)[places] = torch.minimum(high.view(-1)[places], above)
 
 
 def _by_groups(form: Form, groups: Sequence[Group], places: torch.Tensor) -> torch.Tensor:
