@@ -11,13 +11,13 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "audit": "lipaudit.pipeline",
-    "bound": "lipaudit.composition",
-    "certify": "lipaudit.certificates",
+    "audit": "lipaudit.runs.audit",
+    "bound": "lipaudit.certification.network_bound",
+    "certify": "lipaudit.certification.certificates",
     "conv_norm": "lipaudit.norms",
     "dense_norm": "lipaudit.norms",
-    "load_audit": "lipaudit.report.json",
-    "merge": "lipaudit.shards",
+    "load_audit": "lipaudit.results.json",
+    "merge": "lipaudit.runs.shards",
 }
 _MODULES = ("claims", "errors", "nn", "results")
 

@@ -1,11 +1,11 @@
-"""The checks of what is certified under R, F and D (lipaudit/promises.py). Pure functions of an `Audit`."""
+"""The checks of what is certified under R, F and D (lipaudit/certification/executed.py). Pure functions of an `Audit`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from lipaudit.formatting import eps_value
-from lipaudit.results import Audit, Finding
+from lipaudit.results.audit import Audit, Finding
+from lipaudit.results.formatting import eps_value
 
 
 def no_promise_broken(audit: Audit) -> Finding | None:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import torch
 
-from lipaudit.adapters import PIXELS
 from lipaudit.errors import BadThreat
-from lipaudit.formatting import eps_value
-from lipaudit.results import Threat
+from lipaudit.graph.wrappers import PIXELS
+from lipaudit.results.audit import Threat
+from lipaudit.results.formatting import eps_value
 
 DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
 """Budgets for pixels in [0, 1]; times the width of the range elsewhere."""

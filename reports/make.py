@@ -21,7 +21,7 @@ from unittest import mock
 import click
 
 from lipaudit import load_audit
-from lipaudit.results import Audit, Skip
+from lipaudit.results.audit import Audit, Skip
 
 HERE = Path(__file__).parent
 RUNS = {
@@ -70,9 +70,9 @@ def made(name: str, cifar: Path | None) -> Audit:
 
 def planted() -> Audit:
     """An audit of digits-cnn with a lie in it: every radius 100 times as large as proved."""
-    from lipaudit import pipeline
-    from lipaudit.datasets import load_dataset
-    from lipaudit.models import load_model
+    from lipaudit.loading.datasets import load_dataset
+    from lipaudit.loading.models import load_model
+    from lipaudit.runs import audit as pipeline
 
     loaded, data = load_model("digits-cnn", dataset="digits"), load_dataset("digits", samples=60)
     honest = pipeline.certify_with

@@ -13,8 +13,8 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lipaudit.claims import LayerBound, NetworkBound, Upper
-from lipaudit.results import AttackRecord, PromiseResult, Rate, Samples, Thumbnail
+from lipaudit.results.audit import AttackRecord, PromiseResult, Rate, Samples, Thumbnail
+from lipaudit.results.bounds import LayerBound, NetworkBound, Upper
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 EPS = ("36/255", "0.25", "0.5", "1")

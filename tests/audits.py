@@ -24,8 +24,19 @@ from audit_parts import (
     thumbnails,
 )
 
-from lipaudit.claims import NetworkBound
-from lipaudit.results import AttackRecord, Audit, DataFacts, Finding, Gate, ModelFacts, Samples, Skip, Threat, Verdict
+from lipaudit.results.audit import (
+    AttackRecord,
+    Audit,
+    DataFacts,
+    Finding,
+    Gate,
+    ModelFacts,
+    Samples,
+    Skip,
+    Threat,
+    Verdict,
+)
+from lipaudit.results.bounds import NetworkBound
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}\x1b[31m\u202egnp.exe\x00" + "A" * 10_000
 

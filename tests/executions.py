@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from lipaudit.composition import Composition
-from lipaudit.graph import Node, call, evaluate, in_dtype
-from lipaudit.norms.maps import Conv, Dense, LinearMap, dense
+from lipaudit.certification.network_bound import Composition
+from lipaudit.graph.ir import Node, call, evaluate, in_dtype
+from lipaudit.norms.linear_maps import Conv, Dense, LinearMap, dense
 
 Summing = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """From a matrix and a vector to their product, in their dtype."""

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from lipaudit.claims import NetworkBound
-from lipaudit.composition import compose
+from lipaudit.certification.network_bound import compose
+from lipaudit.results.bounds import NetworkBound
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 

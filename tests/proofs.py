@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad, relu
 
-from lipaudit import checker, proof
-from lipaudit.adapters import as_module
+from lipaudit.graph.wrappers import as_module
 from lipaudit.nn import GroupSort
+from lipaudit.proof import checker, writer
 from lipaudit.zoo import digits_split, load, weights_file
 
 Proof = dict[str, Any]
@@ -67,8 +67,8 @@ def prove(folder: Path, name: str, samples: int) -> tuple[Proof, bytes]:
         x, y = (torch.from_numpy(part)[:samples] for part in digits_split()[2:])
         model, checkpoint = load(name), weights_file(name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proof, "DENSE_SIDE", 64)  # whole matrices of larger maps take the checker half a minute
-        written = proof.write_proof(folder / f"{name}.json", model, x, y, checkpoint=checkpoint)
+        patch.setattr(writer, "DENSE_SIDE", 64)  # whole matrices of larger maps take the checker half a minute
+        written = writer.write_proof(folder / f"{name}.json", model, x, y, checkpoint=checkpoint)
     return json.loads(written.file.read_bytes()), written.checkpoint.read_bytes()
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.composition import Composition, compose
+from lipaudit.certification.network_bound import Composition, compose
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import lipaudit
-from lipaudit.adapters import Normalise, Normalised, as_module, stated_domain
 from lipaudit.errors import BadThreat, CaptureError, LoadError
+from lipaudit.graph.wrappers import Normalise, Normalised, as_module, stated_domain
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 0.125)
 

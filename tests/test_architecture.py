@@ -41,18 +41,48 @@ def test_the_ground_floor_needs_only_the_standard_library(name: str) -> None:
 @pytest.mark.parametrize(
     ("room", "forbidden"),
     [
-        ("crosscheck", ("lipaudit.norms", "lipaudit.domains", "lipaudit.composition", "lipaudit.certificates")),
-        ("norms", ("lipaudit.domains", "lipaudit.composition", "lipaudit.certificates", "lipaudit.crosscheck")),
-        ("domains", ("lipaudit.composition", "lipaudit.certificates", "lipaudit.crosscheck", "lipaudit.pipeline")),
-        ("composition.py", ("lipaudit.certificates", "lipaudit.crosscheck", "lipaudit.pipeline", "lipaudit.report")),
-        ("certificates.py", ("lipaudit.crosscheck", "lipaudit.pipeline", "lipaudit.report")),
+        (
+            "crosscheck",
+            (
+                "lipaudit.norms",
+                "lipaudit.domains",
+                "lipaudit.certification.network_bound",
+                "lipaudit.certification.certificates",
+            ),
+        ),
+        (
+            "norms",
+            (
+                "lipaudit.domains",
+                "lipaudit.certification.network_bound",
+                "lipaudit.certification.certificates",
+                "lipaudit.crosscheck",
+            ),
+        ),
+        (
+            "domains",
+            (
+                "lipaudit.certification.network_bound",
+                "lipaudit.certification.certificates",
+                "lipaudit.crosscheck",
+                "lipaudit.runs.audit",
+            ),
+        ),
+        (
+            "composition.py",
+            ("lipaudit.certification.certificates", "lipaudit.crosscheck", "lipaudit.runs.audit", "lipaudit.report"),
+        ),
+        ("certificates.py", ("lipaudit.crosscheck", "lipaudit.runs.audit", "lipaudit.report")),
         (
             "report",
-            ("torch", "torchvision", "lipaudit.norms", "lipaudit.graph", "lipaudit.pipeline", "lipaudit.rounding"),
+            ("torch", "torchvision", "lipaudit.norms", "lipaudit.graph.ir", "lipaudit.runs.audit", "lipaudit.rounding"),
         ),
-        ("gates.py", ("torch", "lipaudit.findings", "lipaudit.pipeline", "lipaudit.report", "lipaudit.cli")),
-        ("comparison.py", ("torch", "lipaudit.pipeline", "lipaudit.crosscheck", "lipaudit.report", "lipaudit.cli")),
-        ("findings.py", ("torch", "lipaudit.pipeline", "lipaudit.crosscheck", "lipaudit.certificates")),
+        (
+            "gates.py",
+            ("torch", "lipaudit.verdict.checks.integrity", "lipaudit.runs.audit", "lipaudit.report", "lipaudit.cli"),
+        ),
+        ("comparison.py", ("torch", "lipaudit.runs.audit", "lipaudit.crosscheck", "lipaudit.report", "lipaudit.cli")),
+        ("findings.py", ("torch", "lipaudit.runs.audit", "lipaudit.crosscheck", "lipaudit.certification.certificates")),
     ],
 )
 def test_who_may_import_whom(room: str, forbidden: tuple[str, ...]) -> None:

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lipaudit.adapters import Normalised
-from lipaudit.capture import HIDES_NAN, capture, outline, plain_kernels
 from lipaudit.errors import CaptureError
-from lipaudit.graph import Graph, Node, Ref, call, evaluate
+from lipaudit.graph.capture import HIDES_NAN, capture, outline, plain_kernels
+from lipaudit.graph.ir import Graph, Node, Ref, call, evaluate
+from lipaudit.graph.wrappers import Normalised
 
 
 class Model(nn.Module):

@@ -13,11 +13,11 @@ from torch import nn
 
 import lipaudit
 from lipaudit import zoo
-from lipaudit.certificates import ErrorRecursion, certify_with
-from lipaudit.composition import compose
-from lipaudit.domains import roundoff
+from lipaudit.certification.certificates import ErrorRecursion, certify_with
+from lipaudit.certification.network_bound import compose
+from lipaudit.domains.rounding import float64
 from lipaudit.errors import BadThreat, NotLipschitz
-from lipaudit.graph import evaluate
+from lipaudit.graph.ir import evaluate
 
 
 def classifier(weight: list[list[float]], bias: list[float] | None = None) -> nn.Module:
@@ -131,7 +131,7 @@ def test_error_recursion_covers_single_precision(op: str, monkeypatch: pytest.Mo
     """The same recursion with the unit roundoff of float32 must cover what float32 evaluation really loses."""
     composition = composed(op)[1]
     recursion = ErrorRecursion(composition)
-    monkeypatch.setattr(roundoff, "gamma", lambda n: n * 2.0**-24 * 1.02)
+    monkeypatch.setattr(float64, "gamma", lambda n: n * 2.0**-24 * 1.02)
     for seed in range(3):
         x = torch.rand(composition.graph.input_shape, generator=torch.Generator().manual_seed(seed))
         _, allowed = recursion(x.double())
@@ -203,7 +203,7 @@ def test_more_digits_are_taken_where_rounding_costs_a_margin(monkeypatch: pytest
         assert tight < loose / 50
         assert max(abs(a - b) for a, b in zip(plain, careful, strict=True)) <= loose + tight
     usual = certify_with(composition, points, answers)
-    monkeypatch.setattr("lipaudit.certificates._HARMLESS", 0.0)
+    monkeypatch.setattr("lipaudit.certification.certificates._HARMLESS", 0.0)
     better = certify_with(composition, points, answers)
     assert better.rounding < usual.rounding / 50
     assert (better.radius >= usual.radius).all()
@@ -225,14 +225,14 @@ def test_radii_below_the_resolution_of_the_inputs_are_not_worth_more_digits(monk
         return logits, error if careful else share[0] * min(usual.margin)
 
     monkeypatch.setattr(ErrorRecursion, "__call__", noisy)
-    monkeypatch.setattr("lipaudit.certificates.resolution", lambda _: 1.0)
+    monkeypatch.setattr("lipaudit.certification.certificates.resolution", lambda _: 1.0)
     for share[0], expected in ((0.1, [False, False]), (0.6, [False, True] * 2)):
         asked.clear()
         found = certify_with(composition, points, answers)
         assert asked[: len(expected)] == expected
         assert (found.radius > 0).all()
         assert (found.radius <= usual.radius * (1 + 1e-6)).all()
-    monkeypatch.setattr("lipaudit.certificates.resolution", lambda _: 0.0)
+    monkeypatch.setattr("lipaudit.certification.certificates.resolution", lambda _: 0.0)
     asked.clear()
     share[0] = 0.1
     certify_with(composition, points, answers)

@@ -19,10 +19,12 @@ import torch
 from safetensors.torch import save_file
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
-from lipaudit import __version__, cli, sizing
-from lipaudit.cli import files, runs, terminal
+from lipaudit import __version__, cli, files
+from lipaudit.cli import run as runs
+from lipaudit.cli import terminal
 from lipaudit.errors import LipauditError
-from lipaudit.results import Audit
+from lipaudit.results.audit import Audit
+from lipaudit.runs import planning
 
 __all__ = ["user_module"]
 
@@ -180,7 +182,7 @@ def test_more_images_than_there_are_is_a_warning(call: Call, audited: dict[str, 
 def test_size_and_attacks_follow_the_time_where_nothing_was_chosen(
     call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sizing, "estimate_seconds", lambda *_, samples, **__: {"all": 0.001 * samples})
+    monkeypatch.setattr(planning, "estimate_seconds", lambda *_, samples, **__: {"all": 0.001 * samples})
     free = pair[: pair.index("--samples")]
 
     call("run", *free)

@@ -12,10 +12,10 @@ import pytest
 from audits import radii_only
 from scipy.stats import binomtest
 
-from lipaudit.comparison import Change, Comparison, compare, differences, mcnemar, paired_interval, to_plain
 from lipaudit.errors import CompareError
-from lipaudit.report.contrast import comparison_lines, drop_lines
-from lipaudit.results import TIME_LIMIT, Audit
+from lipaudit.report.comparison import comparison_lines, drop_lines
+from lipaudit.results.audit import TIME_LIMIT, Audit
+from lipaudit.verdict.comparison import Change, Comparison, compare, differences, mcnemar, paired_interval, to_plain
 
 
 def text(found: Comparison, most: float | None = None) -> str:

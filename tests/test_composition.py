@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import lipaudit
-from lipaudit import composition
-from lipaudit.composition import compose
+from lipaudit.certification import network_bound
+from lipaudit.certification.network_bound import compose
 
 
 def linear(weight: torch.Tensor) -> nn.Linear:
@@ -28,7 +28,7 @@ class Residual(nn.Module):
         return x + self.branch(x)
 
 
-def rows(bound: lipaudit.claims.NetworkBound, i: int, j: int) -> float:
+def rows(bound: lipaudit.results.bounds.NetworkBound, i: int, j: int) -> float:
     return bound.pairwise[i][j]
 
 
@@ -158,7 +158,7 @@ def test_pairs_of_many_classes_are_those_of_few(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         model[3].weight[2] = model[3].weight[5]  # two classes that differ by a constant
     few = torch.tensor(lipaudit.bound(model, (3, 2, 2)).pairwise, dtype=torch.float64)
-    monkeypatch.setattr(composition, "_FEW_CLASSES", 2)
+    monkeypatch.setattr(network_bound, "_FEW_CLASSES", 2)
     many = torch.tensor(lipaudit.bound(model, (3, 2, 2)).pairwise, dtype=torch.float64)
 
     assert bool((many.diagonal() == 0).all())

@@ -11,7 +11,7 @@ import pytest
 from test_cli import Call, audited, call, pair, refused
 from usermodels import user_module
 
-from lipaudit.gates import parse
+from lipaudit.verdict.gates import parse
 
 __all__ = ["audited", "call", "pair", "user_module"]
 

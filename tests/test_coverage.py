@@ -15,11 +15,12 @@ import torch
 from torch import nn
 from torchvision import models as torchvision_models
 
-from lipaudit import cli, coverage
-from lipaudit.capture import outline
-from lipaudit.coverage import SMALL, Choice, Row, build, choices, survey, variants
+from lipaudit import cli
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.errors import LoadError
+from lipaudit.graph.capture import outline
+from lipaudit.runs import survey as coverage
+from lipaudit.runs.survey import SMALL, Choice, Row, build, choices, survey, variants
 
 CHOICES = choices()
 
@@ -204,9 +205,9 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             raise KeyboardInterrupt
         return [row for row in ROWS if row.model == chosen[0].model]
 
-    monkeypatch.setattr("lipaudit.cli.zoo.choices", choose)
-    monkeypatch.setattr("lipaudit.cli.zoo.variants", choose)
-    monkeypatch.setattr("lipaudit.cli.zoo.survey", survey)
+    monkeypatch.setattr("lipaudit.cli.survey.choices", choose)
+    monkeypatch.setattr("lipaudit.cli.survey.variants", choose)
+    monkeypatch.setattr("lipaudit.cli.survey.survey", survey)
     return asked
 
 
@@ -260,7 +261,7 @@ def test_markdown_and_json(command: Command, tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("table")
 def test_slopes_have_two_columns(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lipaudit.cli.zoo.survey", lambda *_, **__: [row("plain", "bounded", log10=6.94, slope=1.5)])
+    monkeypatch.setattr("lipaudit.cli.survey.survey", lambda *_, **__: [row("plain", "bounded", log10=6.94, slope=1.5)])
     _, out, _ = command("--coverage", "--slopes", "--markdown")
 
     assert "| 10^6.9 | 10^1.5 | 5.4 |" in out

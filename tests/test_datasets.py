@@ -17,10 +17,10 @@ import torch
 from loopback import serving
 from PIL import Image
 
-from lipaudit.datasets import check_fit, known_datasets, load_dataset, open_dataset, outline
 from lipaudit.errors import LoadError
+from lipaudit.loading.datasets import check_fit, known_datasets, load_dataset, open_dataset, outline
 from lipaudit.progress import Lines
-from lipaudit.results import ModelFacts
+from lipaudit.results.audit import ModelFacts
 
 RANDOM = np.random.default_rng(0)
 

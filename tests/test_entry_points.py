@@ -15,11 +15,11 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import lipaudit
-from lipaudit.adapters import Normalised
-from lipaudit.certificates import check_labels
+from lipaudit.certification.certificates import check_labels
 from lipaudit.errors import BadThreat, CaptureError
-from lipaudit.findings import reached
-from lipaudit.report.json import from_json
+from lipaudit.graph.wrappers import Normalised
+from lipaudit.results.json import from_json
+from lipaudit.verdict.checks.integrity import reached
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

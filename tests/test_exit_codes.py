@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from test_cli import Call, call
 
-from lipaudit import pipeline
 from lipaudit.cli.interrupt import Interruption, Stoppable, interruption
 from lipaudit.progress import Silent
+from lipaudit.runs import audit
 
 __all__ = ["call"]
 
@@ -74,14 +74,14 @@ def test_3_a_gate_is_missed(call: Call) -> None:
 
 def test_4_a_planted_wrong_bound(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pairwise bounds fifty times too small: an attack gets inside the radii that follow. No option hides it."""
-    honest = pipeline.compose
+    honest = audit.compose
 
     def lying(*arguments: Any, **options: Any) -> Any:
         made = honest(*arguments, **options)
         pairwise = tuple(tuple(value / 50 for value in row) for row in made.network.pairwise)
         return replace(made, network=replace(made.network, pairwise=pairwise))
 
-    monkeypatch.setattr(pipeline, "compose", lying)
+    monkeypatch.setattr(audit, "compose", lying)
     ran = call(*QUICK, "--model", "digits-aol", "--gate", "clean_accuracy>=1", "--exit-zero")
 
     assert ran.code == 4, ran.err

@@ -24,11 +24,11 @@ from torch import nn
 
 import lipaudit
 from lipaudit import cli
-from lipaudit.cli.files import write_all
-from lipaudit.crosscheck import rounds
+from lipaudit.crosscheck import runner
 from lipaudit.errors import ReportError
-from lipaudit.norms import verified
-from lipaudit.results import Audit
+from lipaudit.files import write_all
+from lipaudit.norms import verified_eigenvalues
+from lipaudit.results.audit import Audit
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 NO_SPACE = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "here")
@@ -85,7 +85,7 @@ def test_a_full_disk_leaves_no_report_and_loses_nothing(
     assert "No space left on device; nothing was written" in line
     command = line.partition("continue with: lipaudit ")[2].split()
     calls: list[object] = []
-    monkeypatch.setattr(rounds, "_run_batch", lambda *_: calls.append(None))
+    monkeypatch.setattr(runner, "_run_batch", lambda *_: calls.append(None))
     code, _ = call([*command, "--progress", "off"], capsys)
     assert not calls, "an attack was run again"
     assert (code in (0, 5), reports()) == (True, [".html", ".json"])
@@ -98,7 +98,7 @@ def test_a_folder_that_is_read_only_is_found_before_the_work(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    monkeypatch.setattr("lipaudit.cli.runs.run_audit", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("lipaudit.cli.run.run_audit", lambda *_: pytest.fail("the work began"))
     code, line = call(run, capsys)
     assert (code, reports()) == (2, [])
     assert "cannot write reports into reports: Read-only file system" in line
@@ -138,7 +138,7 @@ def test_a_pipe_that_is_full_is_one_line(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lipaudit.cli.files import write_all
+from lipaudit.files import write_all
 
 folder, step, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 real, calls = getattr(Path, step), []
@@ -176,14 +176,14 @@ def test_a_kill_while_reports_are_written_leaves_whole_files_only(
 def test_an_attack_without_memory_is_recorded_and_the_rest_goes_on(
     run: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = rounds._run_batch
+    real = runner._run_batch
 
     def batch(state: Any, entry: Any, *others: Any) -> Any:
         if entry.name == "deepfool":
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB")
         return real(state, entry, *others)
 
-    monkeypatch.setattr(rounds, "_run_batch", batch)
+    monkeypatch.setattr(runner, "_run_batch", batch)
     arguments = [*run, "--attacks", "deepfool,pgd-at-radius"]
     code, _ = call(arguments, capsys)
     assert (code, reports()) == (5, [".html", ".json"])
@@ -199,7 +199,7 @@ def test_a_bound_without_memory_is_one_line(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
-    monkeypatch.setattr("lipaudit.domains.lipschitz.value.norm_bound", fail)
+    monkeypatch.setattr("lipaudit.domains.lipschitz.propagator.norm_bound", fail)
     code, line = call(run, capsys)
     assert (code, reports()) == (1, [])
     assert "CUDA out of memory. Tried to allocate 20 GiB" in line
@@ -211,7 +211,7 @@ def test_a_device_without_memory_says_what_to_try(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
-    monkeypatch.setattr("lipaudit.cli.runs.audit", fail)
+    monkeypatch.setattr("lipaudit.cli.run.audit", fail)
     code, line = call(run, capsys)
     assert (code, reports()) == (1, [])
     assert line.startswith("lipaudit: OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB; try --device cpu")
@@ -230,16 +230,16 @@ def test_a_worker_that_dies_proves_nothing(error: BaseException, monkeypatch: py
     matrices = torch.rand(64, 6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
-    verified._pool.cache_clear()
-    whole = verified.largest_singular_value(matrices)
+    verified_eigenvalues._pool.cache_clear()
+    whole = verified_eigenvalues.largest_singular_value(matrices)
     monkeypatch.setattr(torch.linalg, "cholesky_ex", factorise)
     try:
         with pytest.raises(type(error), match="a worker"):
-            verified.largest_singular_value(matrices)
+            verified_eigenvalues.largest_singular_value(matrices)
         monkeypatch.setattr(torch.linalg, "cholesky_ex", real)
-        assert verified.largest_singular_value(matrices) == whole
+        assert verified_eigenvalues.largest_singular_value(matrices) == whole
     finally:
-        verified._pool.cache_clear()
+        verified_eigenvalues._pool.cache_clear()
 
 
 # --- clocks

@@ -7,10 +7,10 @@ from dataclasses import replace
 import audits
 import pytest
 
-from lipaudit.claims import LayerBound
-from lipaudit.findings import CHECKS, contradicted, examine, wilson
-from lipaudit.reliability import FLAGS, Flag
-from lipaudit.results import TIME_LIMIT, Audit, Finding
+from lipaudit.results.attack_flags import FLAGS, Flag
+from lipaudit.results.audit import TIME_LIMIT, Audit, Finding
+from lipaudit.results.bounds import LayerBound
+from lipaudit.verdict.checks.integrity import CHECKS, contradicted, examine, wilson
 
 
 def by_id(audit: Audit) -> dict[str, Finding]:

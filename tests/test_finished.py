@@ -14,14 +14,14 @@ from test_cli import Call, call, refused
 from lipaudit import zoo
 from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS
 from lipaudit.cli.options import MODELS as PROPOSED_MODELS
-from lipaudit.conclusion import conclude
 from lipaudit.errors import ConfigError
-from lipaudit.explanations import PAGES, explain, question
-from lipaudit.findings import CHECKS, examine
-from lipaudit.gates import conditions
+from lipaudit.loading.dataset_registry import DATASETS, NAMED
 from lipaudit.loading.hubs import BUILDERS
-from lipaudit.loading.imagesets import DATASETS, NAMED
-from lipaudit.loading.sources import PAIRS
+from lipaudit.loading.model_names import PAIRS
+from lipaudit.verdict.checks.integrity import CHECKS, examine
+from lipaudit.verdict.explain import PAGES, explain, question
+from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.verdict import conclude
 
 __all__ = ["call"]
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipaudit import formatting as f
+from lipaudit.results import formatting as f
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,14 @@ import pytest
 from audits import radii_only
 
 import lipaudit
-from lipaudit.conclusion import conclude
 from lipaudit.errors import ConfigError
-from lipaudit.findings import examine
-from lipaudit.formatting import percents
-from lipaudit.gates import compared, conditions, judge, lower_limit, parse
-from lipaudit.report.json import from_json
-from lipaudit.report.text import to_markdown, to_text
-from lipaudit.results import TIME_LIMIT, Audit, Gate, Samples
+from lipaudit.report.terminal import to_markdown, to_text
+from lipaudit.results.audit import TIME_LIMIT, Audit, Gate, Samples
+from lipaudit.results.formatting import percents
+from lipaudit.results.json import from_json
+from lipaudit.verdict.checks.integrity import examine
+from lipaudit.verdict.gates import compared, conditions, judge, lower_limit, parse
+from lipaudit.verdict.verdict import conclude
 
 
 def concluded(audit: Audit, *gates: str) -> Audit:

@@ -15,7 +15,7 @@ from loopback import serving
 
 from lipaudit.errors import LoadError
 from lipaudit.loading import hubs
-from lipaudit.models import Normalised, load_model
+from lipaudit.loading.models import Normalised, load_model
 from lipaudit.progress import Lines
 
 TINY = "timm:test_resnet.r160_in1k"

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 
 import lipaudit
-from lipaudit import local
-from lipaudit.crosscheck import rounds
+from lipaudit.certification import local_search
+from lipaudit.crosscheck import runner
 from lipaudit.errors import ResumeError
 from lipaudit.journal import MANIFEST, Journal, discard, fingerprint, holds_parts
-from lipaudit.pipeline import BEFORE
-from lipaudit.results import Audit
+from lipaudit.results.audit import Audit
+from lipaudit.runs.audit import BEFORE
 
 SETTINGS = {"settings": {"seed": 0}}
 
@@ -157,7 +157,7 @@ def test_an_audit_interrupted_anywhere_finds_the_same(
 ) -> None:
     folder, expected = tmp_path / "la-1.partial", found(run())
     began, kept = set(), 0
-    for module, name, count in ((local, "local_radius", 3), *((rounds, "_run_batch", n) for n in (1, 3, 2, 4))):
+    for module, name, count in ((local_search, "local_radius", 3), *((runner, "_run_batch", n) for n in (1, 3, 2, 4))):
         with monkeypatch.context() as patch:
             stop_at(patch, module, name, count)
             with pytest.raises(KeyboardInterrupt):
@@ -174,7 +174,7 @@ def test_an_audit_interrupted_anywhere_finds_the_same(
 
 def test_what_is_finished_is_not_done_again(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = run(journal=tmp_path)
-    for module, name in ((local, "local_radius"), (rounds, "_run_batch")):
+    for module, name in ((local_search, "local_radius"), (runner, "_run_batch")):
         monkeypatch.setattr(module, name, lambda *_, **__: pytest.fail("done again"))
     second = run(journal=tmp_path)
     assert found(second) == found(first)
@@ -240,7 +240,7 @@ def test_one_weight_or_one_pixel_or_one_version_is_another_audit(
     with torch.no_grad():
         weight[2, 3] = one
     run(**given)
-    monkeypatch.setattr("lipaudit.facts.version", lambda package: f"{package} of tomorrow")
+    monkeypatch.setattr("lipaudit.runs.provenance.version", lambda package: f"{package} of tomorrow")
     with pytest.raises(ResumeError, match=r"another torch .*is \"torch of tomorrow\""):
         run(**given)
 
@@ -263,7 +263,7 @@ def test_a_full_disk_ends_the_journal_and_not_the_run(
 def test_time_before_the_interruption_counts(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"attacks": ("deepfool", "fab-t-quick"), "local": "off", "time_limit": 1e6, "journal": tmp_path}
     with monkeypatch.context() as patch:
-        stop_at(patch, rounds, "_run_batch", 2)
+        stop_at(patch, runner, "_run_batch", 2)
         with pytest.raises(KeyboardInterrupt):
             run(**given)
     (part,) = tmp_path.glob("*.npz")

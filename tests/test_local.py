@@ -13,13 +13,13 @@ from torch import nn
 
 import lipaudit
 from lipaudit import zoo
-from lipaudit.certificates import certify_with, with_local_radii
-from lipaudit.composition import compose
+from lipaudit.certification.certificates import certify_with, with_local_radii
+from lipaudit.certification.local_proof import Search, proof
+from lipaudit.certification.local_search import beginning, local_radii, local_radius
+from lipaudit.certification.network_bound import compose
 from lipaudit.domains.zonotope import seconds_of_a_pass
-from lipaudit.graph import evaluate
+from lipaudit.graph.ir import evaluate
 from lipaudit.journal import Journal, fingerprint
-from lipaudit.local import beginning, local_radii, local_radius
-from lipaudit.local_proof import Search, proof
 
 
 def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3, hidden: int = 2) -> nn.Module:
@@ -113,15 +113,15 @@ def test_an_ordinary_network_is_certified_much_farther(digits: tuple) -> None:
 def test_time_is_a_limit(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels, composition = digits
     clock = iter(float(k) for k in range(1000))
-    monkeypatch.setattr("lipaudit.local.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("lipaudit.local.seconds_of_a_pass", lambda *_: 0.5)
+    monkeypatch.setattr("lipaudit.certification.local_search.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("lipaudit.certification.local_search.seconds_of_a_pass", lambda *_: 0.5)
     search = Search(backwards=False, ascent_steps=0, precision=4.0)
     some = local_radii(composition, images, labels, [1e-3] * 6, budget=5.0, search=search)
     assert 1 <= some.tried < 6
     assert some.why_not.startswith(f"{some.tried} of 6 images took")
     monkeypatch.undo()
     assert 1e-3 < seconds_of_a_pass(composition.ledger, images[0]) < 30
-    monkeypatch.setattr("lipaudit.local.seconds_of_a_pass", lambda *_: 30.0)
+    monkeypatch.setattr("lipaudit.certification.local_search.seconds_of_a_pass", lambda *_: 30.0)
     none = local_radii(composition, images, labels, [1e-3] * 6, budget=60.0, search=search)
     assert none.tried == 0
     assert "one image would take about" in none.why_not

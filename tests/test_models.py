@@ -14,7 +14,7 @@ from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 from lipaudit.errors import LoadError
 from lipaudit.loading.hashes import sha256_of_file, sha256_of_tensors
-from lipaudit.models import LoadedModel, Normalised, known_models, load_model
+from lipaudit.loading.models import LoadedModel, Normalised, known_models, load_model
 
 __all__ = ["user_module"]
 

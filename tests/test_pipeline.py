@@ -13,13 +13,14 @@ from clusters import cluster
 from torch import nn
 
 import lipaudit
-from lipaudit import pipeline, sizing
-from lipaudit.claims import NetworkBound
-from lipaudit.composition import compose
-from lipaudit.engines import audit_in_shards
+from lipaudit.certification.network_bound import compose
 from lipaudit.errors import BadThreat
-from lipaudit.pipeline import ExactNetwork
-from lipaudit.sizing import plan_run
+from lipaudit.results.bounds import NetworkBound
+from lipaudit.runs import audit as pipeline
+from lipaudit.runs import planning
+from lipaudit.runs.audit import ExactNetwork
+from lipaudit.runs.engines import audit_in_shards
+from lipaudit.runs.planning import plan_run
 
 __all__ = ["cluster"]
 
@@ -39,7 +40,7 @@ def data(network: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
     return x, labels
 
 
-Run = Callable[..., lipaudit.results.Audit]
+Run = Callable[..., lipaudit.results.audit.Audit]
 ELSEWHERE = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 
 
@@ -53,11 +54,11 @@ def run(request: pytest.FixtureRequest) -> Run:
 
 
 @pytest.fixture(scope="module")
-def audit(run: Run, network: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> lipaudit.results.Audit:
+def audit(run: Run, network: nn.Module, data: tuple[torch.Tensor, torch.Tensor]) -> lipaudit.results.audit.Audit:
     return run(network, *data, eps=("1/255", 0.1), attacks=("deepfool", "pgd-at-radius"))
 
 
-def test_everything_agrees(audit: lipaudit.results.Audit) -> None:
+def test_everything_agrees(audit: lipaudit.results.audit.Audit) -> None:
     assert audit.verdict.integrity == "SOUND"
     assert audit.clean_accuracy == 11 / 12
     assert audit.samples.radius[0] == 0.0
@@ -71,7 +72,7 @@ def test_everything_agrees(audit: lipaudit.results.Audit) -> None:
     assert [rate.eps for rate in audit.proved] == ["1/255", "0.1"]
 
 
-def test_json_and_html_come_out(audit: lipaudit.results.Audit, tmp_path) -> None:
+def test_json_and_html_come_out(audit: lipaudit.results.audit.Audit, tmp_path) -> None:
     file = tmp_path / "result.json"
     file.write_text(audit.to_json(), encoding="utf-8")
     again = lipaudit.load_audit(file)
@@ -227,7 +228,7 @@ def test_plan_takes_the_most_that_fits_and_never_changes_a_choice(
 ) -> None:
     seconds = {"standard": 10.0, "quick": 1.0, "deepfool": 1.0, "none": 0.0}
     monkeypatch.setattr(
-        sizing, "estimate_seconds", lambda *_, attacks, samples, **__: {"x": seconds[attacks[0]] * samples}
+        planning, "estimate_seconds", lambda *_, attacks, samples, **__: {"x": seconds[attacks[0]] * samples}
     )
     plan = plan_run(
         network, data[0], samples=samples, attacks=attacks, budget=budget, classes=3, eps=("0.1",), available=1000

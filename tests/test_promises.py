@@ -13,13 +13,13 @@ from executions import SUMMINGS, executed, perceptron, residual, with_cancelling
 from torch import nn
 
 import lipaudit
-from lipaudit.certificates import certify_with, with_local_radii
-from lipaudit.composition import Composition, compose
-from lipaudit.crosscheck.executed import changed, first_flips
-from lipaudit.graph import evaluate
-from lipaudit.promises import Execution, Promise
-from lipaudit.report.json import from_json
-from lipaudit.report.text import to_text
+from lipaudit.certification.certificates import certify_with, with_local_radii
+from lipaudit.certification.executed import Execution, Promise
+from lipaudit.certification.network_bound import Composition, compose
+from lipaudit.crosscheck.native_boundary import changed, first_flips
+from lipaudit.graph.ir import evaluate
+from lipaudit.report.terminal import to_text
+from lipaudit.results.json import from_json
 
 NETWORKS = {
     "residual": lambda: (residual(0), (2, 8, 8)),
@@ -43,7 +43,7 @@ def scaled(network: nn.Module, factor: float) -> nn.Module:
 @pytest.fixture(autouse=True)
 def _noisy_networks_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where huge biases cancel, answers differ from batch to batch, and a capture would be refused for that alone."""
-    monkeypatch.setattr("lipaudit.capture.SAME", 10.0)
+    monkeypatch.setattr("lipaudit.graph.capture.SAME", 10.0)
 
 
 def exact(composition: Composition, x: torch.Tensor) -> tuple[torch.Tensor, float]:

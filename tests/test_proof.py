@@ -16,18 +16,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lipaudit
-from lipaudit import checker, cli, proof
-from lipaudit.capture import capture
+from lipaudit import cli
 from lipaudit.errors import UnsupportedOp
-from lipaudit.listing import listing
-from lipaudit.proof import refuse_unlisted, write_proof
+from lipaudit.graph.capture import capture
+from lipaudit.proof import checker, writer
+from lipaudit.proof.steps import listing
+from lipaudit.proof.writer import refuse_unlisted, write_proof
 from lipaudit.zoo import digits_split, load, weights_file
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole matrices of large maps take the checker half a minute; the torus is enough here."""
-    monkeypatch.setattr(proof, "DENSE_SIDE", 64)
+    monkeypatch.setattr(writer, "DENSE_SIDE", 64)
 
 
 def network(*layers: nn.Module) -> nn.Module:
@@ -145,7 +146,7 @@ def test_the_steps_that_are_listed_compute_what_the_network_computes(tmp_path: P
 def test_what_would_take_hours_is_refused(layer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = network(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 5), nn.ReLU(), nn.Linear(5, 2))
     model = model if layer == "convolution" else network(nn.Flatten(), nn.Linear(64, 5), nn.Linear(5, 2))
-    monkeypatch.setattr(proof, "MOST_WORK", 100)
+    monkeypatch.setattr(writer, "MOST_WORK", 100)
     with pytest.raises(UnsupportedOp, match=f"no checker rule for a {layer} of"):
         write_proof(tmp_path / "p.json", model, images(), [0, 1])
     assert not list(tmp_path.glob("*.json"))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_cli import Call, call, written
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
-from lipaudit.crosscheck import rounds
+from lipaudit.crosscheck import runner
 
 __all__ = ["call", "user_module"]
 
@@ -60,7 +60,7 @@ def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, batch: int, error: BaseException) -> None:
     """The run ends by this error at a batch; the next one goes on."""
-    real, calls = rounds._outcome, []
+    real, calls = runner._outcome, []
 
     def outcome(*arguments: Any) -> Any:
         calls.append(batch)
@@ -68,7 +68,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, batch: int, error: BaseException)
             raise error
         return real(*arguments)
 
-    monkeypatch.setattr(rounds, "_outcome", outcome)
+    monkeypatch.setattr(runner, "_outcome", outcome)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_another_interruption_is_survived(call: Call, begun: str, monkeypatch: p
 
 def test_a_crash_says_how_to_go_on(call: Call, begun: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("lipaudit.pipeline.largest_slope", lambda *_, **__: 1 / 0)
+        patch.setattr("lipaudit.runs.audit.largest_slope", lambda *_, **__: 1 / 0)
         result = call("run", "--resume", begun, "-q")
     assert result.code == 1
     assert result.err.endswith(f"continue with: lipaudit run --resume reports/{begun}\n")

@@ -15,10 +15,10 @@ from torch import nn
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 import lipaudit
-from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat, LoadError, ReportError
-from lipaudit.results import Audit
-from lipaudit.shards import parse_shard
+from lipaudit.results.audit import Audit
+from lipaudit.runs.engines import audit_in_shards
+from lipaudit.runs.shards import parse_shard
 
 __all__ = ["call", "user_module"]
 
@@ -96,7 +96,7 @@ def test_files_of_shards_merge_as_the_shards_do(shards: list[Audit], tmp_path: P
         files[-1].write_text(shard.to_json(), encoding="utf-8")
     merged = lipaudit.merge(lipaudit.load_audit(file) for file in files)
     assert timeless(merged) == timeless(lipaudit.merge(shards))
-    assert lipaudit.results.Audit(**vars(merged)).to_json() == merged.to_json()
+    assert lipaudit.results.audit.Audit(**vars(merged)).to_json() == merged.to_json()
 
 
 def test_the_local_engine_does_what_shards_alone_do(shards: list[Audit]) -> None:
@@ -207,7 +207,7 @@ def test_shards_on_the_command_line(call: Call, pair: list[object]) -> None:
 def test_an_interrupted_run_in_shards_keeps_the_finished_ones(
     call: Call, pair: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lipaudit import engines
+    from lipaudit.runs import engines
 
     seen: list[tuple[int, int]] = []
     honest = engines.audit

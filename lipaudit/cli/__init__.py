@@ -8,7 +8,7 @@ import os
 # attack a hundred times slower as soon as another program wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from lipaudit.cli import finished  # noqa: F401  (registers its commands)
-from lipaudit.cli.commands import commands, main
+from lipaudit.cli import results  # noqa: F401  (registers its commands)
+from lipaudit.cli.main import commands, main
 
 __all__ = ["commands", "main"]

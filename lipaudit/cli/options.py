@@ -63,7 +63,7 @@ def _shape(context: click.Context, parameter: click.Parameter, text: str | None)
 
 def _shard(context: click.Context, parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
     """`3/8` -> (3, 8)."""
-    from lipaudit.shards import parse_shard
+    from lipaudit.runs.shards import parse_shard
 
     del context, parameter
     try:

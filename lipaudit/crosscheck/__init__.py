@@ -6,12 +6,12 @@ are witnesses. `executed_distances` looks from there for where the network chang
 nothing. `estimate_seconds` tells beforehand how long attacks take. `PRESETS` and `ATTACKS` are the attacks by name.
 """
 
-from lipaudit.crosscheck.attacks import ATTACKS, PRESETS, plan
-from lipaudit.crosscheck.estimate import estimate_seconds
-from lipaudit.crosscheck.executed import executed_distances
+from lipaudit.crosscheck.estimates import estimates_of
 from lipaudit.crosscheck.harness import Evidence, Interrupted, cross_check
+from lipaudit.crosscheck.native_boundary import executed_distances
+from lipaudit.crosscheck.registry import ATTACKS, PRESETS, plan
 from lipaudit.crosscheck.slope import Slope, largest_slope
-from lipaudit.crosscheck.statistical import estimates_of
+from lipaudit.crosscheck.timing import estimate_seconds
 
 __all__ = [
     "ATTACKS",

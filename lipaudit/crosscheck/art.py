@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck.attacks import ART, Batch, Passes, attack
-from lipaudit.crosscheck.network import UnitBox
+from lipaudit.crosscheck.registry import ART, Batch, Passes, attack
+from lipaudit.crosscheck.unit_box import UnitBox
 
 DEEPFOOL_STEPS, DEEPFOOL_CLASSES = 20, 10
 PGD_STEPS = 40

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lipaudit.crosscheck.art import classifier, one_hot
-from lipaudit.crosscheck.attacks import ART, Batch, Passes, attack
-from lipaudit.crosscheck.network import UnitBox
+from lipaudit.crosscheck.registry import ART, Batch, Passes, attack
+from lipaudit.crosscheck.unit_box import UnitBox
 
 CW_SEARCHES, CW_STEPS, CW_LINE = 10, 10, 10
 EAD_SEARCHES, EAD_STEPS = 9, 100

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pyautoattack import AutoAttack, checks
 from torch import Tensor
 
-from lipaudit.crosscheck.attacks import AUTOATTACK, Batch, Passes, attack
-from lipaudit.crosscheck.network import UnitBox
+from lipaudit.crosscheck.registry import AUTOATTACK, Batch, Passes, attack
+from lipaudit.crosscheck.unit_box import UnitBox
 
 APGD_STEPS = 100
 FAB_STEPS, FAB_TARGETS = 100, 9

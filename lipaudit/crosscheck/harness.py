@@ -12,16 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.claims import Witness
 from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
-from lipaudit.crosscheck.arena import Arena, arena
-from lipaudit.crosscheck.attacks import ART, AUTOATTACK, plan
-from lipaudit.crosscheck.hygiene import random_state_kept
-from lipaudit.crosscheck.rounds import Run, Tally, eps_text, run_attack
+from lipaudit.crosscheck.isolation import random_state_kept
+from lipaudit.crosscheck.registry import ART, AUTOATTACK, plan
+from lipaudit.crosscheck.runner import Run, Tally, eps_text, run_attack
+from lipaudit.crosscheck.samples import Arena, arena
 from lipaudit.errors import BadThreat
 from lipaudit.journal import Journal
 from lipaudit.progress import Progress, Silent
-from lipaudit.results import AttackRecord
+from lipaudit.results.audit import AttackRecord
+from lipaudit.results.bounds import Witness
 
 LIBRARIES = {AUTOATTACK: "AutoAttack (pyautoattack {})", ART: "ART {}"}
 
@@ -80,7 +80,7 @@ def cross_check(
     on no batch begins. On a CPU, the same seed gives the same evidence; batches that `journal` holds are taken
     from there, and each batch that is finished is put there.
 
-    Witnesses are verified in float64 (`witness.py`); each distance is rounded up. An attack that raises is
+    Witnesses are verified in float64 (`verification.py`); each distance is rounded up. An attack that raises is
     recorded as failed and the rest go on. Raises `BadThreat` for arguments that make no sense,
     `CaptureError` for a network that cannot be copied or judged, `Interrupted` on Ctrl-C.
     """

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lipaudit.crosscheck.arena import Found
+from lipaudit.crosscheck.samples import Found
 from lipaudit.journal import Journal
 
 

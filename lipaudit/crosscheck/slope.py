@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck.hygiene import random_state_kept
-from lipaudit.crosscheck.network import private_copy, probe
-from lipaudit.crosscheck.witness import NOISE, distance_up
+from lipaudit.crosscheck.isolation import random_state_kept
+from lipaudit.crosscheck.unit_box import private_copy, probe
+from lipaudit.crosscheck.verification import NOISE, distance_up
 
 STEP = 1e-3
 """Distance of the two inputs, as a share of the width of the box."""

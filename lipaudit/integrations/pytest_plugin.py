@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 if TYPE_CHECKING:
-    from lipaudit.results import Audit
+    from lipaudit.results.audit import Audit
 
 
 def assert_certified(
@@ -32,8 +32,8 @@ def assert_certified(
     """
     __tracebackhide__ = True
     from lipaudit.errors import BadThreat
-    from lipaudit.integrations.data import as_arrays
-    from lipaudit.pipeline import audit
+    from lipaudit.loading.user_data import as_arrays
+    from lipaudit.runs.audit import audit
 
     if not 0 < at_least <= 1:
         raise BadThreat(f"expected at_least to be a share above 0 and up to 1, got {at_least}")
@@ -54,8 +54,8 @@ def _assert_certified() -> Callable[..., Audit]:
 
 def _failure(found: Audit, at_least: float, local: str) -> str:
     """What was certified, what was wanted, what to do."""
-    from lipaudit.formatting import eps_text, number, number_from_log10, percent
-    from lipaudit.report.measures import median_radius
+    from lipaudit.results.formatting import eps_text, number, number_from_log10, percent
+    from lipaudit.results.metrics import median_radius
 
     proved, clean = found.proved[0], found.clean
     if clean.value < at_least:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lipaudit.adapters import as_module
-from lipaudit.certificates import certify_with, check_inputs, check_labels
-from lipaudit.composition import compose
-from lipaudit.crosscheck.hygiene import random_state_kept
+from lipaudit.certification.certificates import certify_with, check_inputs, check_labels
+from lipaudit.certification.network_bound import compose
+from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.errors import BadThreat, LoadError
-from lipaudit.formatting import eps_value
-from lipaudit.integrations.data import as_arrays
+from lipaudit.graph.wrappers import as_module
+from lipaudit.loading.user_data import as_arrays
+from lipaudit.results.formatting import eps_value
 from lipaudit.threat import box_of, threat_of, within
 
 Log = Callable[[str, float, int], Any]

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from lipaudit.errors import LoadError
-from lipaudit.formatting import clean
 from lipaudit.loading.hashes import sha256_of_file
+from lipaudit.results.formatting import clean
 
 State = Mapping[str, torch.Tensor]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlparse
 
-from lipaudit.cli.files import replacing
 from lipaudit.errors import LoadError
+from lipaudit.files import replacing
 from lipaudit.progress import Progress
 
 MEGABYTE = 1_000_000

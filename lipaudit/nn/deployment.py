@@ -11,11 +11,11 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lipaudit.nn.almost_orthogonal import AOLConv2d, AOLLinear, lattice_stride
+from lipaudit.nn.bound_replay import CONVOLUTIONS, Factor, plan
 from lipaudit.nn.heads import NormalisedLinear
-from lipaudit.nn.plans import CONVOLUTIONS, Factor, plan
 from lipaudit.norms import norm_bound
-from lipaudit.norms.cells import lattice_norm
-from lipaudit.norms.maps import Conv, Dense
+from lipaudit.norms.frequency_cells import lattice_norm
+from lipaudit.norms.linear_maps import Conv, Dense
 from lipaudit.rounding import UNIT, check_arithmetic, up
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lipaudit.nn.plans import Factor, Plan, plan, scales
-from lipaudit.nn.regularisers import FLOOR, NORMS, Places
+from lipaudit.nn.bound_replay import Factor, Plan, plan, scales
+from lipaudit.nn.differentiable_norms import FLOOR, NORMS, Places
 
 
 def spectral_penalty(

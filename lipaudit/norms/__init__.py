@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.norms.aol import aol_bound, aol_flops, aol_plain_bound
+from lipaudit.norms.four_bounds import four_bounds, four_flops
 from lipaudit.norms.gram import (
     gram_bound,
     gram_flops,
@@ -22,13 +22,13 @@ from lipaudit.norms.gram import (
     gram_torus_flops,
 )
 from lipaudit.norms.lattice import BUDGET, SPARE
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
-from lipaudit.norms.reshape import four_bounds, four_flops
+from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
+from lipaudit.norms.lipgrid import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.tight import tight_bound, tight_flops
-from lipaudit.norms.toeplitz import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.torus import torus_bound
-from lipaudit.norms.verified import largest_singular_value
+from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.registry import Registry
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import check_arithmetic, norm_up, up
 
 __all__ = ["CONV_METHODS", "DENSE_METHODS", "conv_norm", "dense_norm", "norm_bound"]
@@ -47,7 +47,7 @@ CONV_METHODS.register("tight")(tight_bound)
 def svd_bound(dense: Dense) -> Upper:
     """||W|| <= the largest singular value, proved by Cholesky of rho I - W W^T.
 
-    Tight: to 1e-9. Source: Rump, BIT 51 (2011) 367-384; see `norms/verified.py`.
+    Tight: to 1e-9. Source: Rump, BIT 51 (2011) 367-384; see `verified_eigenvalues.py`.
     """
     weight = dense.weight
     exponent = _exponent(weight)

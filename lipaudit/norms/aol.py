@@ -17,7 +17,6 @@ import math
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.norms.lattice import (
     BUDGET,
     autocorrelation,
@@ -27,7 +26,8 @@ from lipaudit.norms.lattice import (
     shape,
     smaller_side,
 )
-from lipaudit.norms.maps import Conv, Dense
+from lipaudit.norms.linear_maps import Conv, Dense
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
 PERRON_STEPS = 30

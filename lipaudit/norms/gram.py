@@ -26,7 +26,6 @@ from collections.abc import Sequence
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.norms.aol import absolute_square
 from lipaudit.norms.lattice import (
     SPARE,
@@ -37,9 +36,10 @@ from lipaudit.norms.lattice import (
     shape,
     smaller_side,
 )
-from lipaudit.norms.maps import Conv, Dense
+from lipaudit.norms.linear_maps import Conv, Dense
 from lipaudit.norms.symbol import Symbols
 from lipaudit.norms.torus import best_class, torus
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, gamma, up
 
 DENSE_STEPS = 12

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional
 
-from lipaudit.norms.maps import Conv, Dense
+from lipaudit.norms.linear_maps import Conv, Dense
 from lipaudit.rounding import TINY, gamma, norm_up, up
 
 BUDGET = 4e9

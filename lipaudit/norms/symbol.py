@@ -20,8 +20,8 @@ from functools import cached_property
 
 import torch
 
-from lipaudit.norms.maps import Conv
-from lipaudit.norms.verified import proof_error, prove
+from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.verified_eigenvalues import proof_error, prove
 from lipaudit.rounding import TINY, UNIT, gamma, norm_up, up
 
 PHASE_ERROR = 2.0**-46

@@ -21,12 +21,12 @@ from dataclasses import replace
 
 import torch
 
-from lipaudit.claims import Upper
-from lipaudit.norms.maps import Conv
-from lipaudit.norms.power import Torus, lanczos
+from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.power_iteration import Torus, lanczos
 from lipaudit.norms.symbol import PHASE_ERROR, Symbols, half_grid
 from lipaudit.norms.torus import torus, torus_bound
-from lipaudit.norms.verified import holds, proof_error, prove
+from lipaudit.norms.verified_eigenvalues import holds, proof_error, prove
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
 DENSE_SIDE = 8192

@@ -23,12 +23,12 @@ from dataclasses import replace
 
 import torch
 
-from lipaudit.claims import Upper
-from lipaudit.norms.cells import lattice_norm
+from lipaudit.norms.frequency_cells import lattice_norm
 from lipaudit.norms.lattice import unbordered
-from lipaudit.norms.maps import Conv
-from lipaudit.norms.power import landscape
+from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.power_iteration import landscape
 from lipaudit.norms.symbol import Symbols
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 LARGE = 500

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from lipaudit.formatting import NONE, clean, count, duration, eps_text, eps_value, number, percent
-from lipaudit.results import Audit, Estimate
+from lipaudit.results.audit import Audit, Estimate
+from lipaudit.results.formatting import NONE, clean, count, duration, eps_text, eps_value, number, percent
 
 LABEL = "Estimated, not proved"
 

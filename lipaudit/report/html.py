@@ -13,10 +13,10 @@ import jinja2
 
 import lipaudit
 from lipaudit.errors import ReportError
-from lipaudit.report.embed import embed
-from lipaudit.report.json import from_json, to_json
-from lipaudit.report.sections import page
-from lipaudit.results import Audit
+from lipaudit.report.page import page
+from lipaudit.results.audit import Audit
+from lipaudit.results.embedding import embed
+from lipaudit.results.json import from_json, to_json
 
 TEMPLATE = "report.html.j2"
 

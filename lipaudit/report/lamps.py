@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from lipaudit.formatting import NONE, clean, plural, told_apart
-from lipaudit.report import measures
-from lipaudit.results import Audit, Gate
+from lipaudit.results import metrics
+from lipaudit.results.audit import Audit, Gate
+from lipaudit.results.formatting import NONE, clean, plural, told_apart
 
 LAMPS = {
     "SOUND": ("good", "No contradiction was found between proofs and attacks."),
@@ -49,7 +49,7 @@ def look(audit: Audit, eps: str) -> str:
     """The colour of the verdict: the good one only where something is proved at the budget that the page speaks of."""
     if audit.verdict.integrity != "SOUND":
         return LAMPS[audit.verdict.integrity][0]
-    proved = measures.rate_at(audit.proved, eps)
+    proved = metrics.rate_at(audit.proved, eps)
     if audit.verdict.gate == "failed" or (proved and not proved.count):
         return "warn"
     return LAMPS[audit.verdict.strength or "weak"][0]
@@ -63,7 +63,7 @@ def lamps(audit: Audit) -> tuple[Lamp, ...]:
     if audit.dataset.levels:
         step += ", the smallest change that such an image can have"
     look, means = LAMPS[v.integrity]
-    if v.integrity == "SOUND" and not measures.was_attacked(audit):
+    if v.integrity == "SOUND" and not metrics.was_attacked(audit):
         means = UNTESTED
     return (
         Lamp("Integrity", v.integrity.lower(), look, means),

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lipaudit.formatting import NONE, clean, eps_text, eps_value, percent
-from lipaudit.report import measures
-from lipaudit.results import Audit, PromiseResult
+from lipaudit.results import metrics
+from lipaudit.results.audit import Audit, PromiseResult
+from lipaudit.results.formatting import NONE, clean, eps_text, eps_value, percent
 
 NAMES = {"R": "the exact function", "F": "as executed", "D": "in float64"}
 """What each promise is about, in short."""
@@ -38,7 +38,7 @@ def promises(audit: Audit) -> Promises:
 
 
 def _row(audit: Audit, found: PromiseResult, budgets: list[str]) -> PromiseRow:
-    rates = [measures.rate_at(found.proved, eps) if measures.holds(audit) else None for eps in budgets]
+    rates = [metrics.rate_at(found.proved, eps) if metrics.holds(audit) else None for eps in budgets]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE if found.certified else "not certified"
     cells = tuple(percent(rate.value) if rate else missing for rate in rates)
     sentence = clean(found.sentence.removeprefix(f"{found.promise}: "), 600)

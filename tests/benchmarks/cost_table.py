@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lipaudit.crosscheck import ATTACKS, PRESETS
-from lipaudit.models import load_model
+from lipaudit.loading.models import load_model
 from lipaudit.progress import spell
 
 BATCH = 16

@@ -30,13 +30,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit import capture
-from lipaudit.certificates import certify_with
-from lipaudit.composition import compose
-from lipaudit.crosscheck.executed import changed
-from lipaudit.datasets import open_dataset
-from lipaudit.loading.imagesets import ImageSet
-from lipaudit.models import load_model
+from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.network_bound import compose
+from lipaudit.crosscheck.native_boundary import changed
+from lipaudit.graph import capture
+from lipaudit.loading.dataset_registry import ImageSet
+from lipaudit.loading.datasets import open_dataset
+from lipaudit.loading.models import load_model
 from lipaudit.nn import export
 from lipaudit.progress import Silent
 

@@ -20,10 +20,10 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import nn
 
-from lipaudit.certificates import certify_with
-from lipaudit.composition import compose
-from lipaudit.local import local_radii
-from lipaudit.local_proof import Search, proof
+from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.local_proof import Search, proof
+from lipaudit.certification.local_search import local_radii
+from lipaudit.certification.network_bound import compose
 
 HEADER = ("input", "convolutions", "global radius", "local radius", "larger by", "rows", "seconds", "memory")
 CHANNELS = 16

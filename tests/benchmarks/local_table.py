@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from lipaudit.certificates import certify_with
-from lipaudit.composition import Composition, compose
+from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.local_proof import Search, proof
+from lipaudit.certification.local_search import beginning, local_radius
+from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck import cross_check
-from lipaudit.datasets import open_dataset
 from lipaudit.errors import LipauditError
-from lipaudit.local import beginning, local_radius
-from lipaudit.local_proof import Search, proof
-from lipaudit.models import load_model
-from lipaudit.pipeline import ExactNetwork
+from lipaudit.loading.datasets import open_dataset
+from lipaudit.loading.models import load_model
 from lipaudit.progress import Silent
+from lipaudit.runs.audit import ExactNetwork
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional
 
 import lipaudit
-from lipaudit.models import load_model
+from lipaudit.loading.models import load_model
 from lipaudit.norms import CONV_METHODS
 
 GRAM_STEPS = 7

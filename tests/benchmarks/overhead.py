@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from lipaudit import cli
-from lipaudit.crosscheck.attacks import Attack, Batch
-from lipaudit.crosscheck.hygiene import sealed
-from lipaudit.crosscheck.network import UnitBox
-from lipaudit.report.json import load_audit
+from lipaudit.crosscheck.isolation import sealed
+from lipaudit.crosscheck.registry import Attack, Batch
+from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.results.json import load_audit
 
 CALLS: list[tuple[Attack, UnitBox, Batch]] = []
 INSIDE = [0.0]

@@ -24,7 +24,7 @@ import torch
 
 from lipaudit.errors import LipauditError
 from lipaudit.norms import CONV_METHODS
-from lipaudit.norms.maps import Conv, dense
+from lipaudit.norms.linear_maps import Conv, dense
 
 MODES = ("zeros", "zeros", "circular", "reflect", "replicate")
 SIDES = (60, 60, 200, 200, 500, 1500)

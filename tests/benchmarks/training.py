@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 import lipaudit
 from lipaudit.cli.terminal import terminal_progress
-from lipaudit.datasets import load_dataset
 from lipaudit.errors import LoadError
+from lipaudit.loading.datasets import load_dataset
 from lipaudit.progress import Progress, Silent
 from lipaudit.zoo import digits_split
 

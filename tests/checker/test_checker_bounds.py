@@ -14,8 +14,8 @@ import torch
 from proofs import Proof, accepted, images, prove, remembering
 from torch import nn
 
-from lipaudit import checker
-from lipaudit.checker import Step, bound_holds, cosine, norm_at_most, root_above
+from lipaudit.proof import checker
+from lipaudit.proof.checker import Step, bound_holds, cosine, norm_at_most, root_above
 
 TWISTS = ("--", "-+", "+-", "++")
 

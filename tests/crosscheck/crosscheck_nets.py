@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.claims import Witness
-from lipaudit.crosscheck.attacks import ART, Aim, Attack, Batch, Passes
-from lipaudit.crosscheck.network import UnitBox
+from lipaudit.crosscheck.registry import ART, Aim, Attack, Batch, Passes
+from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.results.bounds import Witness
 
 SHAPE = (2, 5, 5)
 

@@ -22,10 +22,10 @@ from lipaudit.crosscheck import (
     cross_check,
     estimate_seconds,
     plan,
-    rounds,
+    runner,
 )
-from lipaudit.crosscheck.rounds import eps_text
-from lipaudit.crosscheck.witness import INWARD_STEPS, drawn_in
+from lipaudit.crosscheck.runner import eps_text
+from lipaudit.crosscheck.verification import INWARD_STEPS, drawn_in
 from lipaudit.errors import BadThreat, CaptureError
 
 
@@ -235,7 +235,7 @@ def test_no_batch_begins_after_the_deadline(plant, monkeypatch: pytest.MonkeyPat
 
     plant(slow)
     fake = SimpleNamespace(monotonic=lambda: clock[0], perf_counter=time.perf_counter)
-    monkeypatch.setattr(rounds, "time", fake)
+    monkeypatch.setattr(runner, "time", fake)
     evidence = check(linear(3), samples(9), attacks=["planted", "deepfool"], batch_size=3, deadline=105.0)
     first, second = evidence.records
     assert (first.status, first.attacked, first.why) == ("done", 3, "time limit reached at 3 of 9 samples")

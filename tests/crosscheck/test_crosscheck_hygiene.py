@@ -14,7 +14,7 @@ from crosscheck_nets import labelled, linear, samples
 from torch import Tensor, nn
 
 from lipaudit.crosscheck import cross_check, estimate_seconds, largest_slope
-from lipaudit.crosscheck.hygiene import FLAGS, sealed
+from lipaudit.crosscheck.isolation import FLAGS, sealed
 
 CPU = torch.device("cpu")
 

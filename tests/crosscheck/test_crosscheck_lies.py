@@ -16,13 +16,13 @@ from crosscheck_nets import labelled, linear, samples
 from torch import Tensor, nn
 
 import lipaudit
-from lipaudit import pipeline
-from lipaudit.certificates import certify_with
-from lipaudit.composition import Composition, compose
+from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck import ATTACKS, art_nearest, autoattack
-from lipaudit.datasets import open_dataset, read_images
-from lipaudit.models import load_model
-from lipaudit.results import Audit
+from lipaudit.loading.datasets import open_dataset, read_images
+from lipaudit.loading.models import load_model
+from lipaudit.results.audit import Audit
+from lipaudit.runs import audit as pipeline
 
 pytestmark = pytest.mark.slow
 PATCHES = ("square", "square-5000", "art-square")

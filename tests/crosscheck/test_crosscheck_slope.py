@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lipaudit.crosscheck import largest_slope
-from lipaudit.crosscheck.witness import distance_up
+from lipaudit.crosscheck.verification import distance_up
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])

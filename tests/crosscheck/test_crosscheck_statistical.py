@@ -12,15 +12,15 @@ from crosscheck_nets import exact_distances, labelled, linear, samples
 from scipy.stats import beta, norm
 
 import lipaudit
-from lipaudit.crosscheck import statistical
+from lipaudit.crosscheck import estimates
 from lipaudit.errors import BadThreat
 
 
 def test_clever_is_the_distance_where_gradients_are_constant(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistical, "CLEVER_BATCHES", 4)
+    monkeypatch.setattr(estimates, "CLEVER_BATCHES", 4)
     network, inputs = linear(3), samples(3)
     labels = labelled(network, inputs)
-    estimate = statistical.clever(network, inputs, labels.tolist(), [True, False, True], classes=3)
+    estimate = estimates.clever(network, inputs, labels.tolist(), [True, False, True], classes=3)
     exact = exact_distances(network, inputs, labels)
     assert estimate.values[1] is None
     assert [estimate.values[0], estimate.values[2]] == pytest.approx([exact[0], exact[2]], rel=1e-3)
@@ -34,35 +34,35 @@ def test_smoothed_radii_are_those_of_the_counts(width: float) -> None:
     labels = labelled(network, inputs)
     exact = exact_distances(network, inputs, labels)
     given = {"classes": 2, "low": 0.0, "high": width}
-    found = statistical.smoothing(network, inputs, labels.tolist(), sigma=0.3, **given)
-    most = 0.3 * norm.ppf(beta.ppf(statistical.FAILURE, statistical.DRAWS, 1))
-    assert found.values == statistical.smoothing(network, inputs, labels.tolist(), sigma=0.3, **given).values
+    found = estimates.smoothing(network, inputs, labels.tolist(), sigma=0.3, **given)
+    most = 0.3 * norm.ppf(beta.ppf(estimates.FAILURE, estimates.DRAWS, 1))
+    assert found.values == estimates.smoothing(network, inputs, labels.tolist(), sigma=0.3, **given).values
     for value, distance in zip(found.values, exact, strict=True):
         # A failure of probability 0.001 each; the seeds are fixed.
         assert 0 <= value <= min(distance, most * (1 + 1e-9))
         assert value >= min(0.6 * distance, 0.9 * most) - 0.05
     assert (found.probability, found.draws) == (0.999, 1000)
-    wrong = statistical.smoothing(network, inputs, (1 - labels).tolist(), sigma=0.3, **given)
+    wrong = estimates.smoothing(network, inputs, (1 - labels).tolist(), sigma=0.3, **given)
     assert set(wrong.values) == {0.0}
 
 
 def test_samples_keep_their_noise_in_whichever_shard_they_are() -> None:
     network, inputs = linear(3), samples(5)
     labels = labelled(network, inputs).tolist()
-    whole = statistical.smoothing(network, inputs, labels, sigma=0.2, classes=3, seed=4)
-    part = statistical.smoothing(network, inputs[1::2], labels[1::2], sigma=0.2, classes=3, seed=4)
+    whole = estimates.smoothing(network, inputs, labels, sigma=0.2, classes=3, seed=4)
+    part = estimates.smoothing(network, inputs[1::2], labels[1::2], sigma=0.2, classes=3, seed=4)
     assert part.values == whole.values[1::2]
 
 
 @pytest.mark.parametrize("sigma", [0.0, -1.0, math.nan, math.inf])
 def test_a_sigma_that_is_no_size_is_refused(sigma: float) -> None:
     with pytest.raises(BadThreat, match="smoothing sigma above 0"):
-        statistical.smoothing(linear(2), samples(1), [0], sigma=sigma, classes=2)
+        estimates.smoothing(linear(2), samples(1), [0], sigma=sigma, classes=2)
 
 
 def test_estimates_stand_apart_in_an_audit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistical, "CLEVER_BATCHES", 3)
-    monkeypatch.setattr(statistical, "DRAWS", 200)
+    monkeypatch.setattr(estimates, "CLEVER_BATCHES", 3)
+    monkeypatch.setattr(estimates, "DRAWS", 200)
     network, inputs = linear(3), samples(6)
     labels = labelled(network, inputs)
     settings = {"attacks": "none", "local": "off"}
@@ -77,14 +77,14 @@ def test_estimates_stand_apart_in_an_audit(monkeypatch: pytest.MonkeyPatch) -> N
     page = audit.to_html()
     for text in ("Estimated, not proved", "another classifier than the one audited", "probability 0.999, 200 draws"):
         assert text in page
-    again = lipaudit.results.Audit(**vars(audit))
+    again = lipaudit.results.audit.Audit(**vars(audit))
     assert again.to_json() == audit.to_json()
     parts = [lipaudit.audit(network, inputs, labels, **settings, smoothing=0.25, shard=(k, 2)) for k in (1, 2)]
     assert lipaudit.merge(parts).estimates[0].values == audit.estimates[1].values
     with pytest.raises(lipaudit.errors.ReportError, match="another estimates"):
         lipaudit.merge([parts[0], replace(parts[1], estimates=())])
     pytest.importorskip("pandas")
-    from lipaudit.report.text import to_markdown, to_text
+    from lipaudit.report.terminal import to_markdown, to_text
 
     assert "estimate, not proved: CLEVER, median" in to_text(audit)
     assert "Estimate, not proved: randomized smoothing" in to_markdown(audit)

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from lipaudit.composition import Composition
-from lipaudit.graph import Node, call, evaluate
+from lipaudit.certification.network_bound import Composition
+from lipaudit.graph.ir import Node, call, evaluate
 
 
 def inside(shape: tuple[int, ...], count: int, generator: torch.Generator) -> torch.Tensor:

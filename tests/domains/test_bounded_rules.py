@@ -13,12 +13,12 @@ from samples import Net, composed
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certificates import ErrorRecursion
-from lipaudit.composition import Composition, compose
-from lipaudit.domains import roundoff
-from lipaudit.domains.lipschitz.value import ROOM
+from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.network_bound import Composition, compose
+from lipaudit.domains.lipschitz.propagator import ROOM
+from lipaudit.domains.rounding import float64
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import evaluate
+from lipaudit.graph.ir import evaluate
 
 F = functional
 IMAGE = (2, 6, 6)
@@ -232,7 +232,7 @@ def test_rounding_covers_single_precision(case: tuple[str, float] | str, monkeyp
     """As in test_certificates.py, without the room for rounding that float32 would exceed."""
     composition = (composed(case) if isinstance(case, str) else built(*case))[1]
     monkeypatch.setattr(composition.ledger, "room", math.inf)
-    monkeypatch.setattr(roundoff, "gamma", lambda n: n * 2.0**-24 * 1.02)
+    monkeypatch.setattr(float64, "gamma", lambda n: n * 2.0**-24 * 1.02)
     recursion = ErrorRecursion(composition)
     for seed in range(3):
         x = torch.rand(composition.graph.input_shape, generator=torch.Generator().manual_seed(seed))

@@ -21,11 +21,11 @@ import torch
 from balls import inside
 from torch import nn
 
-from lipaudit.composition import Composition, compose
+from lipaudit.certification.local_search import local_radius
+from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.domains import zonotope
-from lipaudit.domains.zonotope import ledger
-from lipaudit.domains.zonotope.steps import lower_bounds
-from lipaudit.local import local_radius
+from lipaudit.domains.zonotope import propagator
+from lipaudit.domains.zonotope.backward import lower_bounds
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "12"))
 SEED = int(os.environ.get("LIPAUDIT_FUZZ_SEED", "0"))
@@ -94,9 +94,9 @@ def judge(composition: Composition, model: nn.Sequential, name: str, seed: int, 
     x = torch.rand(model[0].in_features, generator=generator, dtype=torch.float64)
     radius = 10 ** random.choice([-8, -6, -6, -6, -4, -2])
     backwards = random.random() < 0.5
-    crowding, harmful = random.choice([(0.0, 0.0), (ledger.CROWDING, ledger.HARMFUL)])
+    crowding, harmful = random.choice([(0.0, 0.0), (propagator.CROWDING, propagator.HARMFUL)])
     try:
-        with mock.patch.multiple(ledger, CROWDING=crowding, HARMFUL=harmful):  # as symbols, or not
+        with mock.patch.multiple(propagator, CROWDING=crowding, HARMFUL=harmful):  # as symbols, or not
             logits = zonotope.logits_over(composition.ledger, x, radius, room_for=ROOM, backwards=backwards)
     except zonotope.TooWide:
         tally.refused += 1

@@ -7,7 +7,7 @@ import torch
 from flat import Flat, Function, bounded, norm_of, steepest
 from samples import wave
 
-from lipaudit.composition import compose
+from lipaudit.certification.network_bound import compose
 from lipaudit.domains.lipschitz.contraction import einsum_labels, matrix_norm
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 

@@ -10,11 +10,11 @@ import torch
 from samples import NETWORKS, composed
 from torch import nn
 
-from lipaudit.composition import compose
-from lipaudit.domains.execution import SIZES, Format
-from lipaudit.domains.roundoff import EXACT
-from lipaudit.graph import evaluate, in_dtype
-from lipaudit.promises import Execution
+from lipaudit.certification.executed import Execution
+from lipaudit.certification.network_bound import compose
+from lipaudit.domains.rounding.float64 import EXACT
+from lipaudit.domains.rounding.native import SIZES, Format
+from lipaudit.graph.ir import evaluate, in_dtype
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

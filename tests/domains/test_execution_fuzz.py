@@ -17,14 +17,14 @@ import torch
 from executions import executed, fused, largest_first, shuffled
 from fuzzed import BLOCKS, captured, fuzzed, reweighted
 
-from lipaudit.claims import NetworkBound
-from lipaudit.composition import Composition, pairwise
+from lipaudit.certification.executed import Execution
+from lipaudit.certification.network_bound import Composition, pairwise
+from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
-from lipaudit.domains.lipschitz.value import INPUT
-from lipaudit.domains.walk import walk
+from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.errors import LipauditError
-from lipaudit.graph import Graph, evaluate, in_dtype
-from lipaudit.promises import Execution
+from lipaudit.graph.ir import Graph, evaluate, in_dtype
+from lipaudit.results.bounds import NetworkBound
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "18"))
 """In all."""

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from lipaudit import zoo
-from lipaudit.composition import Composition, compose
+from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.domains import zonotope
-from lipaudit.domains.zonotope.groups import Group, ends
-from lipaudit.domains.zonotope.steps import Banded, ancestors
+from lipaudit.domains.zonotope.backward import Banded, ancestors
+from lipaudit.domains.zonotope.ball_constraints import Group, ends
 from tests.domains.balls import inside, operands
 
 ROOM = 4000

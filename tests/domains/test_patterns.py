@@ -10,12 +10,12 @@ from flat import Function, bounded, steepest
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certificates import ErrorRecursion
-from lipaudit.composition import compose
-from lipaudit.domains import roundoff
+from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.network_bound import compose
 from lipaudit.domains.lipschitz.pointwise import GELU_SLOPES, SLOPES
+from lipaudit.domains.rounding import float64
 from lipaudit.errors import NotLipschitz
-from lipaudit.graph import evaluate
+from lipaudit.graph.ir import evaluate
 
 SILU, MISH, HARD = (SLOPES[f"{name}.default"][0] for name in ("silu", "mish", "hardswish"))
 PER_ENTRY = torch.tensor([0.5, -2.0, 1.0, 3.0, 0.1])
@@ -108,7 +108,7 @@ def test_the_rounding_of_the_gate_is_accounted_for(name: str, monkeypatch: pytes
 
     composition = compose(Model().eval(), (6,))
     recursion = ErrorRecursion(composition)
-    monkeypatch.setattr(roundoff, "gamma", lambda n: n * 2.0**-24 * 1.02)
+    monkeypatch.setattr(float64, "gamma", lambda n: n * 2.0**-24 * 1.02)
     for seed in range(20):
         x = torch.randn(6, generator=torch.Generator().manual_seed(seed))
         lost = evaluate(composition.graph, x).double() - evaluate(composition.graph, x.double())

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from mpmath import mpf
 
-from lipaudit.domains.ranges.arithmetic import over, plus, square, times
-from lipaudit.domains.ranges.normalising import standardised
-from lipaudit.domains.ranges.pointwise import GROWING, VALLEYS
-from lipaudit.domains.ranges.value import Range
+from lipaudit.domains.intervals.arithmetic import over, plus, square, times
+from lipaudit.domains.intervals.normalising import standardised
+from lipaudit.domains.intervals.pointwise import GROWING, VALLEYS
+from lipaudit.domains.intervals.value import Range
 
 C = mpmath.sqrt(2 / mpmath.pi)
 VALLEY_FUNCTIONS = {

@@ -10,7 +10,7 @@ import torch
 from flat import Flat, Function, bounded, matrix_of, norm_of
 from torch.nn import functional
 
-from lipaudit.composition import compose
+from lipaudit.certification.network_bound import compose
 from lipaudit.domains.lipschitz import resampling
 from lipaudit.domains.lipschitz.resampling import matrix
 from lipaudit.errors import UnsupportedOp

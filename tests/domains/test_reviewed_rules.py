@@ -9,13 +9,13 @@ import torch
 from flat import Flat, Function, bounded, norm_of
 from torch.nn import functional
 
-from lipaudit.capture import capture
-from lipaudit.certificates import ErrorRecursion
-from lipaudit.composition import compose
-from lipaudit.domains import roundoff
-from lipaudit.domains.ranges import ranges
+from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.network_bound import compose
+from lipaudit.domains.intervals import ranges
+from lipaudit.domains.rounding import float64
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph import evaluate
+from lipaudit.graph.capture import capture
+from lipaudit.graph.ir import evaluate
 
 F = functional
 
@@ -58,7 +58,7 @@ def test_ranges_and_rounding_of_windows_cover_them(name: str, monkeypatch: pytes
 
     exact = evaluate(graph, x.double(), inside)
     monkeypatch.setattr(composition.ledger, "room", math.inf)
-    monkeypatch.setattr(roundoff, "gamma", lambda n: n * 2.0**-24 * 1.02)
+    monkeypatch.setattr(float64, "gamma", lambda n: n * 2.0**-24 * 1.02)
     allowed = ErrorRecursion(composition)(x.double())[1]
     assert float((evaluate(graph, x).double() - exact).norm()) <= allowed
 

@@ -9,12 +9,12 @@ import torch
 from samples import NETWORKS, composed
 from torch import nn
 
-from lipaudit.composition import compose
-from lipaudit.domains import roundoff
+from lipaudit.certification.network_bound import compose
+from lipaudit.domains.interpreter import Rules
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.pointwise import JUMPS
-from lipaudit.domains.lipschitz.value import Value
-from lipaudit.domains.walk import Rules
+from lipaudit.domains.lipschitz.propagator import Value
+from lipaudit.domains.rounding import float64
 from lipaudit.errors import NotLipschitz, RuleError, UnsupportedOp
 
 
@@ -60,7 +60,7 @@ def test_every_rule_has_a_sample_and_a_rounding_rule() -> None:
     aliases = {"_softmax.default", "_prelu_kernel.default", *JUMPS}
     assert set(RULES) - aliases <= set(NETWORKS)
     assert set(NETWORKS) <= set(RULES)
-    assert set(RULES) - aliases <= set(roundoff.RULES) | roundoff.EXACT
+    assert set(RULES) - aliases <= set(float64.RULES) | float64.EXACT
 
 
 def test_every_rule_states_its_claim() -> None:

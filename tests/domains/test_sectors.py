@@ -11,13 +11,13 @@ from balls import inside, lowest, operands
 from torch import nn
 
 from lipaudit import zoo
-from lipaudit.composition import Composition, compose
+from lipaudit.certification.local_proof import Search, proof
+from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.domains import zonotope
-from lipaudit.domains.zonotope.form import Form
-from lipaudit.domains.zonotope.sectors import Sectors
-from lipaudit.domains.zonotope.steps import Banded, ancestors
-from lipaudit.graph import evaluate
-from lipaudit.local_proof import Search, proof
+from lipaudit.domains.zonotope.affine_form import Form
+from lipaudit.domains.zonotope.backward import Banded, ancestors
+from lipaudit.domains.zonotope.quadratic_constraints import Sectors
+from lipaudit.graph.ir import evaluate
 
 ROOM = 4000
 

@@ -11,9 +11,9 @@ from samples import wave
 from torch.nn import functional
 
 import lipaudit
-from lipaudit.composition import compose
+from lipaudit.certification.network_bound import compose
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
-from lipaudit.norms.maps import Conv, Transposed, dense
+from lipaudit.norms.linear_maps import Conv, Transposed, dense
 
 SHAPE = (2, 4, 5)
 AFFINE: dict[str, Function] = {
@@ -134,8 +134,8 @@ def test_what_the_rules_do_not_read_is_refused(
     function: Function, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also where another guard would catch it first: the rules do not rely on that."""
-    monkeypatch.setattr("lipaudit.capture._run_eagerly", lambda model, probe: model(probe))
-    monkeypatch.setattr("lipaudit.capture._check", lambda *_: None)
+    monkeypatch.setattr("lipaudit.graph.capture._run_eagerly", lambda model, probe: model(probe))
+    monkeypatch.setattr("lipaudit.graph.capture._check", lambda *_: None)
     with pytest.raises(LipauditError, match=reason):
         compose(Flat(function).eval(), SHAPE)
 

@@ -13,17 +13,17 @@ from samples import NETWORKS, composed
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certificates import ErrorRecursion
-from lipaudit.composition import compose
+from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.network_bound import compose
 from lipaudit.domains import zonotope
-from lipaudit.domains.zonotope.bands import BANDS, CURVES
-from lipaudit.domains.zonotope.joins import JOINS
-from lipaudit.domains.zonotope.pools import POOLS
-from lipaudit.domains.zonotope.rows import applied, transposed
-from lipaudit.domains.zonotope.steps import lower_bounds
+from lipaudit.domains.zonotope.backward import lower_bounds
+from lipaudit.domains.zonotope.linear_images import applied, transposed
+from lipaudit.domains.zonotope.max_pooling import POOLS
+from lipaudit.domains.zonotope.relaxations import BANDS, CURVES
+from lipaudit.domains.zonotope.sums_and_concats import JOINS
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
-from lipaudit.graph import evaluate
-from lipaudit.norms.maps import Conv, adjoint
+from lipaudit.graph.ir import evaluate
+from lipaudit.norms.linear_maps import Conv, adjoint
 
 ROOM = 100_000
 RADII = (0.0, 1e-3, 0.3, 3.0)

@@ -23,7 +23,7 @@ from torch import nn
 
 from lipaudit.errors import LoadError
 from lipaudit.loading.hashes import sha256_of_file
-from lipaudit.models import load_model
+from lipaudit.loading.models import load_model
 
 State = dict[str, torch.Tensor]
 Write = Callable[[Path], Path | None]

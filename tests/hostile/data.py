@@ -17,11 +17,11 @@ from hostile.networks import SHAPE
 from PIL import Image
 from torch import nn
 
-from lipaudit.certificates import Certificates, certify
-from lipaudit.datasets import check_fit, load_dataset
+from lipaudit.certification.certificates import Certificates, certify
 from lipaudit.errors import BadThreat, LipauditError, LoadError
-from lipaudit.pipeline import audit
-from lipaudit.results import ModelFacts
+from lipaudit.loading.datasets import check_fit, load_dataset
+from lipaudit.results.audit import ModelFacts
+from lipaudit.runs.audit import audit
 
 FACTS = ModelFacts("net", "", "", 1, "trained", "", "", "", "float32", SHAPE, 3, (), (), "")
 Make = Callable[[Path], Act]

@@ -19,10 +19,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from lipaudit.certificates import certify
-from lipaudit.claims import NetworkBound
-from lipaudit.composition import bound
+from lipaudit.certification.certificates import certify
+from lipaudit.certification.network_bound import bound
 from lipaudit.errors import CaptureError, LipauditError, NotLipschitz, UnsupportedOp
+from lipaudit.results.bounds import NetworkBound
 
 WIDTH = 6
 Make = Callable[[], nn.Module]

@@ -16,10 +16,10 @@ from torch import nn
 
 import lipaudit
 from lipaudit import cli
-from lipaudit.datasets import load_dataset
 from lipaudit.errors import CaptureError
 from lipaudit.integrations.art import LipschitzAudit
 from lipaudit.integrations.pytest_plugin import assert_certified
+from lipaudit.loading.datasets import load_dataset
 from lipaudit.zoo import load
 
 

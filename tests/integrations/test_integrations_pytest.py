@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lipaudit
 from lipaudit.errors import BadThreat, LoadError
-from lipaudit.formatting import eps_value
 from lipaudit.integrations import pytest_plugin
-from lipaudit.integrations.data import as_arrays
 from lipaudit.integrations.pytest_plugin import assert_certified
+from lipaudit.loading.user_data import as_arrays
+from lipaudit.results.formatting import eps_value
 from lipaudit.threat import threat_of
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_the_entry_point_names_the_plugin() -> None:
 def test_a_project_that_does_not_use_it_does_not_notice(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import sys\n\ndef test_nothing_is_loaded():\n"
-        "    assert not {'torch', 'numpy', 'art', 'lipaudit.pipeline'} & set(sys.modules)\n"
+        "    assert not {'torch', 'numpy', 'art', 'lipaudit.runs.audit'} & set(sys.modules)\n"
     )
     done = run_pytest(tmp_path, "-q")
 
@@ -138,7 +138,7 @@ def test_the_budget_is_the_one_given_to_the_last_digit() -> None:
 def test_a_certificate_that_an_attack_breaks_fails_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
     import dataclasses
 
-    from lipaudit import certificates
+    from lipaudit.certification import certificates
 
     honest = certificates._certificate
     monkeypatch.setattr(

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import lipaudit
 from lipaudit import zoo
 from lipaudit.errors import LipauditError, RuleError
+from lipaudit.nn import bound_replay as planning
 from lipaudit.nn import log_lipschitz, spectral_penalty
-from lipaudit.nn import plans as planning
-from lipaudit.nn.plans import Factor, plan
-from lipaudit.nn.regularisers import NORMS
+from lipaudit.nn.bound_replay import Factor, plan
+from lipaudit.nn.differentiable_norms import NORMS
 
 SHAPE = (2, 8, 8)
 METHODS = ["gram", "lipgrid", "four", "aol"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from lipaudit.norms.maps import Conv, dense
+from lipaudit.norms.linear_maps import Conv, dense
 
 MODES = ("zeros", "zeros", "circular", "reflect", "replicate")
 

@@ -14,7 +14,7 @@ from lipaudit import conv_norm, dense_norm, nn
 from lipaudit.norms import aol
 from lipaudit.norms.aol import aol_bound, aol_plain_bound, perron
 from lipaudit.norms.lattice import kernel
-from lipaudit.norms.maps import Conv
+from lipaudit.norms.linear_maps import Conv
 
 
 @settings(max_examples=80, deadline=None)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from oracles import convolutions, layer, truth
 from oracles import lattice_norm as on_a_grid
 
-from lipaudit.norms import cells, torus
-from lipaudit.norms.cells import lattice_norm
-from lipaudit.norms.maps import Conv
-from lipaudit.norms.power import landscape
+from lipaudit.norms import frequency_cells, torus
+from lipaudit.norms.frequency_cells import lattice_norm
+from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.power_iteration import landscape
 from lipaudit.norms.symbol import GramMatrices, Symbols
 
 
@@ -32,8 +32,8 @@ def test_close_to_the_largest_frequency_wherever_the_search_begins(
 ) -> None:
     torch.manual_seed(0)
     conv = Conv(torch.randn(6, 5, 3, 4).double(), (64, 64), (1, 1), ((1, 1), (1, 1)), (1, 1))
-    search = cells._peak
-    monkeypatch.setattr(cells, "_peak", lambda *where: wrong * search(*where))
+    search = frequency_cells._peak
+    monkeypatch.setattr(frequency_cells, "_peak", lambda *where: wrong * search(*where))
     assert on_a_grid(conv, 256) <= lattice_norm(conv, most=10_000) <= on_a_grid(conv, 256) * 1.001
 
 
@@ -45,7 +45,7 @@ def test_a_peak_between_cells_is_not_missed(monkeypatch: pytest.MonkeyPatch, siz
     conv = Conv(ones, (64,) * axes, (1,) * axes, ((0, 0),) * axes, (1,) * axes)
     peak = (ones.numel() * 2.0 ** -Symbols(conv).exponent) ** 2
     for guess in torch.linspace(0.6, 1.0, 41).tolist():
-        monkeypatch.setattr(cells, "_peak", lambda *_, g=guess: g * peak)
+        monkeypatch.setattr(frequency_cells, "_peak", lambda *_, g=guess: g * peak)
         assert lattice_norm(conv, most=100_000) >= ones.numel()
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lipaudit import dense_norm
-from lipaudit.norms import verified
+from lipaudit.norms import verified_eigenvalues
 
 
 def exact_norm(matrix: torch.Tensor) -> mpmath.mpf:
@@ -47,24 +47,26 @@ def test_a_wrong_guess_cannot_make_the_bound_wrong(monkeypatch: pytest.MonkeyPat
     matrices = torch.randn(30, 5, 8, dtype=torch.complex128)
     truth = float(torch.linalg.svdvals(matrices).max())
     answers = iter([guess])
-    right = verified.largest_eigenvalue
-    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch, **how: next(answers, 1.0) * right(*batch, **how))
-    assert truth <= verified.largest_singular_value(matrices) <= truth * (1 + 1e-8)
+    right = verified_eigenvalues.largest_eigenvalue
+    monkeypatch.setattr(
+        verified_eigenvalues, "largest_eigenvalue", lambda *batch, **how: next(answers, 1.0) * right(*batch, **how)
+    )
+    assert truth <= verified_eigenvalues.largest_singular_value(matrices) <= truth * (1 + 1e-8)
 
-    monkeypatch.setattr(verified, "largest_eigenvalue", lambda *batch, **how: guess * right(*batch, **how))
-    assert truth <= verified.largest_singular_value(matrices)
+    monkeypatch.setattr(verified_eigenvalues, "largest_eigenvalue", lambda *batch, **how: guess * right(*batch, **how))
+    assert truth <= verified_eigenvalues.largest_singular_value(matrices)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_parts_of_a_large_batch_agree_with_the_whole(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     torch.manual_seed(0)
     matrices = torch.randn(50, 4, 3, dtype=torch.complex128)
-    whole = verified.largest_singular_value(matrices)
+    whole = verified_eigenvalues.largest_singular_value(matrices)
     before = torch.get_num_threads()
-    monkeypatch.setattr(verified, "_CHUNK_BYTES", {"cpu": 4000})
+    monkeypatch.setattr(verified_eigenvalues, "_CHUNK_BYTES", {"cpu": 4000})
     try:
         torch.set_num_threads(threads)
-        parts = verified.largest_singular_value(matrices)
+        parts = verified_eigenvalues.largest_singular_value(matrices)
         assert torch.get_num_threads() == threads
     finally:
         torch.set_num_threads(before)
@@ -87,11 +89,11 @@ def test_an_eigenvalue_of_a_large_matrix_is_found_quickly_or_not_at_all() -> Non
     peaked = torch.randn(side, side, dtype=torch.complex128)
     peaked = peaked @ peaked.mH / side + 20 * torch.eye(side)[:, :1] @ torch.eye(side)[:1]
     flat = torch.diag(torch.linspace(1, 2, side, dtype=torch.complex128))
-    found = verified._by_lanczos(peaked)
+    found = verified_eigenvalues._by_lanczos(peaked)
     assert found is not None
     assert math.isclose(found, float(torch.linalg.eigvalsh(peaked)[-1]), rel_tol=1e-9)
-    assert verified._by_lanczos(flat) is None
-    assert verified._by_lanczos(torch.eye(side, dtype=torch.complex128)) == pytest.approx(1.0, rel=1e-12)
+    assert verified_eigenvalues._by_lanczos(flat) is None
+    assert verified_eigenvalues._by_lanczos(torch.eye(side, dtype=torch.complex128)) == pytest.approx(1.0, rel=1e-12)
 
 
 def test_memory_of_inference_mode_is_not_used_again_outside() -> None:

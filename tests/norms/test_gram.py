@@ -16,7 +16,7 @@ from lipaudit import conv_norm, dense_norm
 from lipaudit.norms import gram
 from lipaudit.norms.aol import aol_bound
 from lipaudit.norms.gram import gram_bound, gram_iteration, gram_lattice_bound, gram_torus_bound
-from lipaudit.norms.maps import Conv, Dense
+from lipaudit.norms.linear_maps import Conv, Dense
 from lipaudit.norms.torus import torus_bound
 
 

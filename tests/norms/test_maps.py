@@ -6,7 +6,19 @@ import pytest
 import torch
 
 from lipaudit.norms import norm_bound
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, adjoint, dense, merge, schur_test
+from lipaudit.norms.linear_maps import (
+    Conv,
+    Dense,
+    Gather,
+    Identity,
+    LinearMap,
+    Pad,
+    Scale,
+    adjoint,
+    dense,
+    merge,
+    schur_test,
+)
 
 
 def rand(*shape: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from oracles import convolutions, lattice_norm
 
-from lipaudit.norms.maps import Conv
-from lipaudit.norms.reshape import four_bounds, reshapings
+from lipaudit.norms.four_bounds import four_bounds, reshapings
+from lipaudit.norms.linear_maps import Conv
 
 
 def conv(*shape: int, stride: int = 1, size: int = 8) -> Conv:

@@ -12,7 +12,7 @@ from oracles import convolutions, layer, truth
 
 from lipaudit import conv_norm
 from lipaudit.norms import norm_bound, tight
-from lipaudit.norms.maps import Conv
+from lipaudit.norms.linear_maps import Conv
 from lipaudit.norms.tight import tight_bound
 from lipaudit.norms.torus import torus_bound
 

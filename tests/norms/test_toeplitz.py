@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import convolutions, lattice_norm, layer
 
-from lipaudit.norms import toeplitz
-from lipaudit.norms.maps import Conv
-from lipaudit.norms.toeplitz import lipgrid_bound, riesz_bound
+from lipaudit.norms import lipgrid
+from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.lipgrid import lipgrid_bound, riesz_bound
 from lipaudit.norms.torus import torus_bound
 
 
 @pytest.fixture
 def coarse_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only as many points as the kernel needs, so that the factor has to carry the bound."""
-    monkeypatch.setattr(toeplitz, "POINTS", 1)
+    monkeypatch.setattr(lipgrid, "POINTS", 1)
 
 
 @pytest.mark.usefixtures("coarse_grid")

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from oracles import convolutions, layer, truth
 
 from lipaudit import conv_norm
-from lipaudit.norms.maps import Conv, schur_test
-from lipaudit.norms.power import lower_bound
+from lipaudit.norms.linear_maps import Conv, schur_test
+from lipaudit.norms.power_iteration import lower_bound
 from lipaudit.norms.torus import torus_bound
 
 

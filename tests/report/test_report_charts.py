@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipaudit.report import curves, scatter, waterfall
-from lipaudit.report.charts import Box, Chart, Path, Reference, Text, reference_lines, roomiest, text_width
-from lipaudit.report.curves import Survival, _Place
-from lipaudit.report.scales import Scale, linear_ticks, log_ticks
-from lipaudit.report.stages import stages
+from lipaudit.report.figures import curves, scatter, waterfall
+from lipaudit.report.figures.charts import Box, Chart, Path, Reference, Text, reference_lines, roomiest, text_width
+from lipaudit.report.figures.curves import Survival, _Place
+from lipaudit.report.figures.layer_groups import stages
+from lipaudit.report.figures.scales import Scale, linear_ticks, log_ticks
 
 PLOT = Box(40, 50, 840, 350)
 

@@ -17,31 +17,31 @@ from hypothesis import strategies as st
 from pages import page
 
 from lipaudit.errors import ReportError
-from lipaudit.report import embed
 from lipaudit.report.html import to_html
-from lipaudit.report.json import from_json, load_audit, to_json
-from lipaudit.report.measures import contradictions
-from lipaudit.results import Audit
+from lipaudit.results import embedding
+from lipaudit.results.audit import Audit
+from lipaudit.results.json import from_json, load_audit, to_json
+from lipaudit.results.metrics import contradictions
 
 
 def copy_of(html: str) -> Audit:
-    return from_json(embed.result_text(html))
+    return from_json(embedding.result_text(html))
 
 
 @pytest.mark.parametrize("name", audits.ALL)
 def test_the_copy_is_the_result_but_for_pictures_and_digits(name: str) -> None:
     audit, copy = from_json(to_json(audits.ALL[name]())), copy_of(page(name))
     bound = audit.bound
-    if bound and len(bound.pairwise) > embed.MOST_CLASSES:
+    if bound and len(bound.pairwise) > embedding.MOST_CLASSES:
         bound = replace(bound, pairwise=())
     columns = replace(
         copy.samples, margin=audit.samples.margin, radius=audit.samples.radius, distance=audit.samples.distance
     )
     expected = replace(audit, thumbnails=(), bound=bound)
     if "application/gzip" in page(name):
-        present = [name for name in embed.PACKED_WITHOUT if hasattr(audit, name)]
+        present = [name for name in embedding.PACKED_WITHOUT if hasattr(audit, name)]
         expected = replace(expected, **dict.fromkeys(present, ()))
-        present = [name for name in embed.COLUMNS_WITHOUT if hasattr(audit.samples, name)]
+        present = [name for name in embedding.COLUMNS_WITHOUT if hasattr(audit.samples, name)]
         expected = replace(expected, samples=replace(expected.samples, **dict.fromkeys(present, ())))
     assert replace(copy, samples=columns) == expected
 
@@ -75,7 +75,7 @@ def test_an_infinite_radius_and_a_number_beside_a_budget_survive() -> None:
 
 @given(st.floats(1e-300, 1e300), st.integers(2, 8))
 def test_rounding_goes_to_the_side_that_claims_less(value: float, digits: int) -> None:
-    down, up = embed._rounded(value, digits, -1), embed._rounded(value, digits, 1)
+    down, up = embedding._rounded(value, digits, -1), embedding._rounded(value, digits, 1)
     assert down is not None
     assert up is not None
     assert value * (1 - 10.0 ** (1.1 - digits)) <= down <= value <= up <= value * (1 + 10.0 ** (1.1 - digits))
@@ -89,11 +89,11 @@ def test_no_character_of_the_copy_can_end_its_element(name: str) -> None:
 
 
 def test_plain_while_it_is_small_and_packed_above() -> None:
-    kinds = {n: embed.embed(to_json(audits.strong(n))) for n in (100, 3000)}
+    kinds = {n: embedding.embed(to_json(audits.strong(n))) for n in (100, 3000)}
     assert kinds[100].type == "application/json"
     assert json.loads(kinds[100].text)["schema"] == "lipaudit-result/1.1"
     assert kinds[3000].type == "application/gzip"
-    assert len(kinds[3000].text) < embed.MOST_PLAIN
+    assert len(kinds[3000].text) < embedding.MOST_PLAIN
 
 
 def test_a_page_loads_like_a_result_file(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def packed(data: bytes) -> str:
     return base64.b64encode(gzip.compress(data)).decode()
 
 
-BOMB = gzip.compress(b"[" + b"0," * embed.MOST_UNPACKED)
+BOMB = gzip.compress(b"[" + b"0," * embedding.MOST_UNPACKED)
 BAD = {
     "none": ("<html></html>", "without"),
     "empty": ('<script id="lipaudit-result" type="application/json"></script>', "expected JSON"),

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import page, seen
 
-from lipaudit.findings import examine
-from lipaudit.formatting import number, told_apart
-from lipaudit.report import classes, margins
+from lipaudit.report.figures import classes, margins
 from lipaudit.report.html import to_html
-from lipaudit.report.images import images
-from lipaudit.results import Audit
+from lipaudit.report.images_section import images
+from lipaudit.results.audit import Audit
+from lipaudit.results.formatting import number, told_apart
+from lipaudit.verdict.checks.integrity import examine
 
 
 def with_margins(values: list[float]) -> Audit:

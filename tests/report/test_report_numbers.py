@@ -12,7 +12,8 @@ import audits
 import pytest
 from pages import page, seen
 
-from lipaudit.formatting import (
+from lipaudit.results.audit import Audit
+from lipaudit.results.formatting import (
     THIN,
     count,
     duration,
@@ -25,8 +26,7 @@ from lipaudit.formatting import (
     points,
     told_apart,
 )
-from lipaudit.report.json import to_json
-from lipaudit.results import Audit
+from lipaudit.results.json import to_json
 
 NUMBER = re.compile(r"[−-]?\d+(?:\.\d+)?(?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?")
 TICK = re.compile(r"[125](?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?|[−-]?\d+\.0+|0\.(?:\d\d?|00[125])")

@@ -15,15 +15,15 @@ import pytest
 from pages import page, seen
 
 import lipaudit
-from lipaudit.conclusion import run_name
 from lipaudit.errors import ReportError
-from lipaudit.formatting import eps_text, eps_value, interval, number, percent
 from lipaudit.report import html as report_html
-from lipaudit.report.embed import result_text
 from lipaudit.report.html import template_folder, to_html
-from lipaudit.report.json import from_json, to_json
-from lipaudit.report.measures import contradictions
-from lipaudit.report.text import to_markdown, to_text
+from lipaudit.report.terminal import to_markdown, to_text
+from lipaudit.results.embedding import result_text
+from lipaudit.results.formatting import eps_text, eps_value, interval, number, percent
+from lipaudit.results.json import from_json, to_json
+from lipaudit.results.metrics import contradictions
+from lipaudit.verdict.verdict import run_name
 
 CSS = (template_folder() / "report.css").read_text(encoding="utf-8")
 

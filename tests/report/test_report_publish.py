@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lipaudit.errors import ReportError
-from lipaudit.report.publish import to_model_index, to_robustbench
-from lipaudit.results import Rate
+from lipaudit.results.audit import Rate
+from lipaudit.results.leaderboards import to_model_index, to_robustbench
 
 FIELDS = (
     "link", "name", "authors", "additional_data", "number_forward_passes", "dataset", "venue", "architecture", "eps",

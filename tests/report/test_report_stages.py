@@ -9,10 +9,10 @@ import audits
 import pytest
 from audit_parts import chain_ledger, line, network, resnet_ledger
 
-from lipaudit.claims import LayerBound, NetworkBound, Upper
-from lipaudit.report.ledger import layer_name
-from lipaudit.report.stages import MOST, block, stages
-from lipaudit.report.waterfall import all_nearly_one
+from lipaudit.report.bound_section import layer_name
+from lipaudit.report.figures.layer_groups import MOST, block, stages
+from lipaudit.report.figures.waterfall import all_nearly_one
+from lipaudit.results.bounds import LayerBound, NetworkBound, Upper
 
 
 def join(name: str, ends: tuple[LayerBound, ...]) -> LayerBound:

@@ -11,8 +11,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from lipaudit.formatting import percent
-from lipaudit.report.text import summary, to_markdown, to_text
+from lipaudit.report.terminal import summary, to_markdown, to_text
+from lipaudit.results.formatting import percent
 
 PATHS = [("report", "runs/x/report.html  181 kB")]
 

@@ -1,6 +1,5 @@
 """The global Lipschitz bound, operation by operation. `RULES` is the table; each module adds a family to it."""
 
-from lipaudit.domains import roundoff_bounded, roundoff_linear
 from lipaudit.domains.lipschitz import (
     attention,
     bounded,
@@ -20,7 +19,8 @@ from lipaudit.domains.lipschitz import (
     scaling,
     shape,
 )
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
+from lipaudit.domains.rounding import float64_bounded, float64_linear
 
 __all__ = [
     "RULES",

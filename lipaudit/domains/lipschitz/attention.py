@@ -26,12 +26,12 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
+from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.magnitudes import HALF, SMALLEST, matrix_norms, row_spreads
-from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
-from lipaudit.domains.ranges.value import Range
+from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
+from lipaudit.graph.ir import Node
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up
 
 BOUNDED.update({"softmax.int", "_softmax.default", "log_softmax.int", "scaled_dot_product_attention.default"})

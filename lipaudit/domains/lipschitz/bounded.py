@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.magnitudes import root_of_squares, widened_norm
-from lipaudit.domains.lipschitz.value import BOUNDED, ROOM, RULES, Ledger, Value
+from lipaudit.domains.lipschitz.propagator import BOUNDED, ROOM, RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
+from lipaudit.graph.ir import Node
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, gamma, up
 
 Slope = Callable[[float, float], tuple[float, float]]

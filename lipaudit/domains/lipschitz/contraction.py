@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.joining import refuse_undefined, shifted, stretched
 from lipaudit.domains.lipschitz.products import product
+from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant
 from lipaudit.domains.lipschitz.shape import root
-from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
+from lipaudit.graph.ir import Node
 from lipaudit.norms import norm_bound
-from lipaudit.norms.maps import Dense
-from lipaudit.norms.verified import largest_singular_value
+from lipaudit.norms.linear_maps import Dense
+from lipaudit.norms.verified_eigenvalues import largest_singular_value
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 BOUNDED.update({"addmm.default", "baddbmm.default"})

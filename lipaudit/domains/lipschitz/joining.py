@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.patterns import minus_tanh
 from lipaudit.domains.lipschitz.products import product
+from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
 from lipaudit.domains.lipschitz.shape import broadcast, copies
-from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
-from lipaudit.norms.maps import Identity
+from lipaudit.graph.ir import Node
+from lipaudit.norms.linear_maps import Identity
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up
 
 BOUNDED.add("addcmul.default")

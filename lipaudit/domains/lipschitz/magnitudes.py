@@ -6,8 +6,8 @@ import math
 
 import torch
 
-from lipaudit.domains.lipschitz.value import ROOM, Ledger
-from lipaudit.domains.ranges.value import Range
+from lipaudit.domains.intervals.value import Range
+from lipaudit.domains.lipschitz.propagator import ROOM, Ledger
 from lipaudit.errors import NotLipschitz
 from lipaudit.rounding import UNIT, gamma, up
 

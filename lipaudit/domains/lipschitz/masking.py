@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.joining import together
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import as_places, constants_only, root, select
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
-from lipaudit.graph import Node, call
-from lipaudit.norms.maps import Gather
+from lipaudit.graph.ir import Node, call
+from lipaudit.norms.linear_maps import Gather
+from lipaudit.results.bounds import Upper
 
 
 @RULES.rule("where.self", "where.ScalarSelf", "where.ScalarOther")

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
+from lipaudit.domains.intervals.normalising import spread
+from lipaudit.domains.intervals.value import Range
+from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent
-from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
-from lipaudit.domains.ranges.normalising import spread
-from lipaudit.domains.ranges.value import Range
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
-from lipaudit.norms.maps import Scale
+from lipaudit.graph.ir import Node
+from lipaudit.norms.linear_maps import Scale
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up
 
 BOUNDED.update({"layer_norm.default", "group_norm.default", "rms_norm.default", "instance_norm.default"})

@@ -6,7 +6,7 @@ Note [Gates]
     Let f(x) = x g(c x) with a constant c, and h(u) = u g(u). Then f(x) = h(c x) / c and f'(x) = h'(c x): the largest
     slope of f is that of h, whatever c other than 0 (for c = 0 it is |g(0)| = |h'(0)|, no larger). So
     x sigmoid(1.702 x) has the constant of x sigmoid(x); a constant in front of either x only changes c.
-    How g errs in floating point is charged to the product (roundoff.py): the gate is bounded and has no large slope.
+    How g errs in floating point is charged to the product (float64.py): the gate is bounded and has no large slope.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.pointwise import GELU_SLOPES, SLOPES
-from lipaudit.domains.lipschitz.value import INPUT, Ledger
-from lipaudit.graph import Node, Ref
+from lipaudit.domains.lipschitz.propagator import INPUT, Ledger
+from lipaudit.graph.ir import Node, Ref
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 Nodes = Mapping[str, Node]

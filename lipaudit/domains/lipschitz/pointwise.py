@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import constants_only
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
+from lipaudit.graph.ir import Node
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 SLOPES: dict[str, tuple[float, str]] = {

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from lipaudit.claims import Upper
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import MAX_POOLS, linear_call, root
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph import Node
+from lipaudit.graph.ir import Node
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 

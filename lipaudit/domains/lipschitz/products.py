@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
+from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.magnitudes import (
     HALF,
     copied,
@@ -25,12 +25,12 @@ from lipaudit.domains.lipschitz.magnitudes import (
     row_spreads,
     widened_norm,
 )
+from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.quotients import root_mean_square
-from lipaudit.domains.lipschitz.value import BOUNDED, RULES, Ledger, Value
-from lipaudit.domains.ranges.value import Range
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph import Node, Ref, call
-from lipaudit.norms.maps import Gather, Scale, schur_test
+from lipaudit.graph.ir import Node, Ref, call
+from lipaudit.norms.linear_maps import Gather, Scale, schur_test
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 BOUNDED.update(
@@ -129,7 +129,7 @@ def _divided_by_own_root(node: Node, ledger: Ledger, operands: dict[str, Value])
     for vector, root in (("self", "other"), ("other", "self")):
         upper = root_mean_square(node, ledger, vector, root) if node.args[root].name in roots else None
         if upper is not None:
-            ledger.settle(operands[root])  # its rounding is part of that of the product (roundoff.py)
+            ledger.settle(operands[root])  # its rounding is part of that of the product (float64.py)
             return ledger.record(node, "scale", [operands[vector]], upper)
     return None
 

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.magnitudes import copied, finite
-from lipaudit.domains.lipschitz.value import BOUNDED, Ledger, Value
+from lipaudit.domains.lipschitz.propagator import BOUNDED, Ledger, Value
 from lipaudit.errors import NotLipschitz
-from lipaudit.graph import Node, Ref
+from lipaudit.graph.ir import Node, Ref
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import gamma, up
 
 BOUNDED.add("div.Tensor")
@@ -39,7 +39,7 @@ def quotient(node: Node, ledger: Ledger, self: Any, other: Value) -> Value:
     """
     whole = _own_size(node, ledger)
     if whole is not None:
-        # The rounding of the length or sum is part of that of the quotient (roundoff.py).
+        # The rounding of the length or sum is part of that of the quotient (float64.py).
         ledger.settle(other)
         return ledger.record(node, "scale", [self], whole)
     y = ledger.range_of(node, "other")

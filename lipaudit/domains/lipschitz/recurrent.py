@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
+from lipaudit.graph.ir import Node
 from lipaudit.norms import dense_norm
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 

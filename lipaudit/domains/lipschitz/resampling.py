@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph import Node, call
+from lipaudit.graph.ir import Node, call
 from lipaudit.norms import norm_bound
-from lipaudit.norms.maps import Dense
+from lipaudit.norms.linear_maps import Dense
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up
 
 Row = dict[int, Fraction]

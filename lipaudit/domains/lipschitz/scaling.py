@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.patterns import self_gated, softsign
 from lipaudit.domains.lipschitz.products import product
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.quotients import quotient
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node
-from lipaudit.norms.maps import Scale
+from lipaudit.graph.ir import Node
+from lipaudit.norms.linear_maps import Scale
+from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from lipaudit.domains.lipschitz.value import RULES, Ledger, Piece, Value
+from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Piece, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph import Node, call
-from lipaudit.norms.maps import Gather, Pad
+from lipaudit.graph.ir import Node, call
+from lipaudit.norms.linear_maps import Gather, Pad
 from lipaudit.rounding import up
 
 MAX_POOLS = (

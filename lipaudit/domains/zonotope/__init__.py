@@ -12,13 +12,13 @@ from dataclasses import replace
 
 import torch
 
+from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES
-from lipaudit.domains.lipschitz.value import Ledger
-from lipaudit.domains.walk import walk
-from lipaudit.domains.zonotope.form import Form, ball
-from lipaudit.domains.zonotope.groups import ends
-from lipaudit.domains.zonotope.ledger import LocalLedger, TooWide
-from lipaudit.graph import Graph
+from lipaudit.domains.lipschitz.propagator import Ledger
+from lipaudit.domains.zonotope.affine_form import Form, ball
+from lipaudit.domains.zonotope.ball_constraints import ends
+from lipaudit.domains.zonotope.propagator import LocalLedger, TooWide
+from lipaudit.graph.ir import Graph
 from lipaudit.rounding import gamma, up
 
 __all__ = [
@@ -106,7 +106,7 @@ def margins(logits: Form, label: int) -> list[float]:
 
 @torch.no_grad()
 def margins_together(logits: Form, label: int, steps: int, slack: float = 0.0) -> torch.Tensor:
-    """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together: sectors.py.
+    """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together: quadratic_constraints.py.
 
     The multipliers are chosen in at most so many `steps`, fewer if all bounds exceed `slack` before; where they cannot,
     as one of the differences does not at the centre, the bounds are -inf.

@@ -1,0 +1,295 @@
+"""Which function a certificate is about: the mathematical one, or the network as executed in a floating-point format.
+
+Note [Three promises]
+    R  the exact function of the stored weights, without rounding.
+    F  the network as executed in its own dtype: every input within the radius, rounded to that dtype and evaluated in
+       it, in whatever order its sums are taken (domains/rounding/native.py says what is covered), gets the same answer.
+       Constants are those that run now: weights that a parametrisation computes again before each pass may come out
+       otherwise where its sums are taken in another order, and are another network.
+    D  the same in float64, with the weights that run now cast to it: `model.double()`.
+    Certificates of F and D come from the margins and bounds of R. At an input z within r of x, the executed logits are
+    off by at most E(r) = a + b r, so the answer is j nowhere in the ball as long as
+        margin_j - r L_yj - E_yj(r) > 0,   r = (margin_j - a) / (L_yj + b).
+    Rounding an input z' to the dtype moves it by at most u ||z'||, so the radius of inputs before it is
+        (r - u ||x|| - underflow) / (1 + u).
+    Source: Note [Error recursion] in domains/rounding/float64.py, with the ball's spread added to what each operation reads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from lipaudit.certification.network_bound import Composition
+from lipaudit.domains.lipschitz.propagator import INPUT
+from lipaudit.domains.rounding.float64 import LAWS
+from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
+from lipaudit.graph.ir import Node, call, evaluate
+from lipaudit.norms.linear_maps import schur_test
+from lipaudit.results.bounds import LayerBound
+from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
+
+Promise = Literal["R", "F", "D"]
+
+PROMISE_R = (
+    "R: certificates are about the exact function of the stored weights (real arithmetic); margins are evaluated in "
+    "float64 and every rounding of the evaluation and of the bounds is accounted for outward."
+)
+PROMISE_F = (
+    "F: certificates are about the network as executed in {dtype}, with the weights that run now, inputs rounded to it "
+    "first, whatever the order of its sums (IEEE arithmetic; no Winograd, FFT or TF32 kernels)."
+)
+PROMISE_D = (
+    "D: certificates are about the network as executed in float64 (model.double(), with the weights that run now), "
+    "whatever the order of its sums (IEEE arithmetic; no Winograd or FFT kernels)."
+)
+
+_SLACK = 1 + 1e-9
+"""Covers the roundings, in float64, of the few positive terms of an error bound."""
+
+
+def sentence_of(promise: Promise, dtype: torch.dtype) -> str:
+    """What the promise is about."""
+    name = str(dtype).removeprefix("torch.")
+    return {"R": PROMISE_R, "F": PROMISE_F.format(dtype=name), "D": PROMISE_D}[promise]
+
+
+def format_of(promise: Promise, dtype: torch.dtype) -> Format:
+    """In which the network is executed; `dtype` is its own."""
+    return Format(torch.float64 if promise == "D" else dtype)
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The bound a + b r of an error, for all inputs within r of the centre."""
+
+    a: float = 0.0
+    b: float = 0.0
+
+    def at(self, radius: float) -> float:
+        return up(up(self.a + up(self.b * radius))) if self.b else self.a
+
+    def times(self, factor: float) -> Affine:
+        return Affine(self.a * factor if factor else 0.0, self.b * factor if factor else 0.0)
+
+    def plus(self, other: Affine) -> Affine:
+        return Affine(self.a + other.a, self.b + other.b)
+
+
+@dataclass(frozen=True)
+class Executed:
+    """What execution in one format may change of the logits around one input."""
+
+    whole: Affine
+    """Of the vector of logits, L2."""
+    before: Affine
+    """Of the step before the last linear maps."""
+    after: Affine
+    """Of the vector of logits, were it exact up to there."""
+    limit: float
+    """Overflow is ruled out for inputs within this distance; below zero: not even at the centre."""
+    cast: float
+    """How far rounding moves the centre itself, at most."""
+    unit: float
+
+    def difference(self, ratio: float) -> Affine:
+        """Of the difference of two logits, the rows of whose last linear maps are at most `ratio` apart."""
+        both = up(math.sqrt(2.0))
+        whole = self.whole.times(both)
+        apart = self.before.times(ratio).plus(self.after.times(both))
+        return apart if apart.a <= whole.a else whole
+
+    def uncast(self, radius: float) -> float:
+        """The radius of inputs that are still to be rounded, from that of what the network reads."""
+        return down(down(down(radius - self.cast)) / up(1.0 + self.unit)) if radius > self.cast else 0.0
+
+
+class Execution:
+    """How far the network as executed is off, around one input after the other. `why` names what cannot be bounded."""
+
+    def __init__(self, composition: Composition, promises: Sequence[Promise]) -> None:
+        self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
+        self.pairwise = composition.network.pairwise
+        self.formats = {promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"}
+        self.why = {promise: self._refused(promise) for promise in self.formats}
+        self.forms = {form.dtype: form for promise, form in self.formats.items() if not self.why[promise]}
+        if not self.forms:
+            return
+        self.growth = self.ledger.growth()
+        self.lines = {line.step: line for line in self.ledger.lines}
+        self.last = self.ledger.settle(self.head).step
+        maps = {
+            node.name: linear for parts in self.ledger.parts.values() for node, linear in parts if linear is not None
+        }
+        self.steep = {name: schur_test(linear, self.ledger.device) for name, linear in maps.items()}
+        self.reached = {step: narrow_up(bound) for step, bound in self.ledger.so_far.items()}
+        self.ratios = self._ratios()
+
+    def _refused(self, promise: Promise) -> str:
+        """Why this promise cannot be given for the network, whatever the input."""
+        form = self.formats[promise]
+        if self.graph.casts:
+            return f"the model leaves its own dtype: {self.graph.casts[0]}"
+        for node in self.graph.nodes:
+            for value in _tensors(node):
+                if value.dtype != self.graph.dtype:
+                    return f"the model mixes {value.dtype} with {self.graph.dtype} ({node.title}, {node.source})"
+        shapes = {node.name: node.shape for node in self.graph.nodes} | {INPUT: (1, *self.graph.input_shape)}
+        covered = {node.name for parts in self.ledger.parts.values() for node, _ in parts}
+        for node in self.graph.nodes:
+            why = refusal(node, form, shapes)
+            if not why and node.op in SIZES and node.name not in covered:
+                why = f"{node.op} rounds outside the ledger ({node.title}, {node.source})"
+            if why:
+                return why
+        return "its bound rests on ranges of activations, which rounding leaves" if self.ledger.used_domain else ""
+
+    def _ratios(self) -> list[list[float]]:
+        """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf."""
+        base = self.ledger.so_far[self.head.step]
+        if not base or not self.head.chain:
+            return [[math.inf] * len(self.pairwise) for _ in self.pairwise]
+        return [
+            [narrow_up(WIDE.divide(wide(pair), base)) if math.isfinite(pair) else math.inf for pair in row]
+            for row in self.pairwise
+        ]
+
+    def around(self, x: torch.Tensor) -> dict[Promise, Executed]:
+        """For each promise that is not refused; `x` has no batch axis."""
+        if not self.forms:
+            return {}
+        with torch.no_grad():
+            walk = _Walk(self)
+            evaluate(self.graph, x.to(self.ledger.device, torch.float64), run=walk.run)
+        size = norm_up(x.to(torch.float64))
+        largest = float(x.abs().max()) if x.numel() else 0.0
+        found: dict[Promise, Executed] = {}
+        for promise, form in self.formats.items():
+            if self.why[promise]:
+                continue
+            off = walk.states[form.dtype]
+            whole = off.error_of(self.last)
+            before = off.error_of(self.head.step)
+            after = off.exact_up_to(self.head.step).error_of(self.last)
+            cast = up(up(form.unit * size) + form.smallest * math.sqrt(x.numel()))
+            limit = min(off.limit, form.largest / 2 - largest)
+            found[promise] = Executed(whole, before, after, limit, cast, form.unit)
+        return found
+
+
+def _tensors(node: Node) -> list[torch.Tensor]:
+    values = [one for value in node.args.values() for one in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, torch.Tensor) and value.is_floating_point()]
+
+
+class _Walk:
+    """One pass at the centre in float64, with what each format may be off by after every operation."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.execution = execution
+        centre = Format(torch.float64)
+        # What float64 itself is off by at the centre belongs to the distance of the executed values from it.
+        self.own = _Off(execution, centre, None)
+        self.states = {centre.dtype: self.own}
+        for dtype, form in execution.forms.items():
+            self.states.setdefault(dtype, _Off(execution, form, self.own))
+
+    def run(self, node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
+        output = call(node, arguments)
+        size = SIZES[node.op](node, arguments, output) if node.op in SIZES else None
+        entries = (0.0, 0.0)
+        if size is not None:
+            # Sums of positive numbers in float64: a relative 1e-6 covers their roundings.
+            norm, most = length_up(size.entries), float(size.entries.abs().amax())
+            entries = (norm * (1 + 1e-6), most * (1 + 1e-6))
+        for off in self.states.values():
+            off.see(node, size, *entries)
+        return output
+
+
+class _Off:
+    """Error bounds of one format, node by node and step by step."""
+
+    def __init__(self, execution: Execution, form: Format, own: _Off | None) -> None:
+        self.execution, self.form, self.own = execution, form, own or self
+        self.moved: dict[str, tuple[float, Affine]] = {INPUT: (1.0, Affine())}
+        """By node: Lipschitz bound from the input, and error."""
+        self.local: dict[str, Affine] = {}
+        self.errors: dict[str, Affine] = {INPUT: Affine()}
+        self.limit = math.inf
+
+    def see(self, node: Node, size: Size | None, norm: float, most: float) -> None:
+        """Take an operation into account whose `size` at the centre has this L2 norm and this largest entry."""
+        execution, refs = self.execution, node.refs()
+        slope = sum(self.moved[ref][0] for ref in refs)
+        error = _total([self.moved[ref][1] for ref in refs])
+        step = node.name if node.name in execution.lines else None
+        added = Affine()
+        if size is not None:
+            own = sum(self.own.moved[ref][1].a for ref in refs)
+            reach = Affine(own + error.a, slope + error.b)
+            added = self.local[node.name] = self._added(node, size, reach, norm, most)
+        if step is not None:
+            self.moved[node.name] = execution.reached[step], self.error_of(step)
+            return
+        stretch = execution.steep.get(node.name, 1.0 if len(refs) == 1 else math.inf)
+        self.moved[node.name] = slope * stretch * _SLACK, error.times(stretch * _SLACK).plus(added)
+
+    def _added(self, node: Node, size: Size, reach: Affine, norm: float, most: float) -> Affine:
+        """The error of the operation itself; notes where it may overflow."""
+        steep = self.execution.steep.get(node.name, 1.0) if size.steep is None else size.steep
+        lost = self.form.gamma(size.roundings) * _SLACK
+        below = size.underflows * 2 * self.form.smallest * math.sqrt(size.entries.numel())
+        peak, rising = size.peak or (size.passing * most, size.passing * steep)
+        # Sums round up by at most a factor 1 + gamma <= 2.
+        room = self.form.largest / 2 - (peak + rising * reach.a) * _SLACK
+        rise = rising * reach.b * _SLACK
+        limit = room * (1 - 1e-9) / rise if rise > 0 else math.inf
+        self.limit = min(self.limit, limit if room > 0 else -1.0)
+        return Affine(lost * (norm + steep * reach.a) + below, lost * steep * reach.b).times(_SLACK)
+
+    def error_of(self, step: str) -> Affine:
+        """Of a step of the ledger, see Note [Error recursion]."""
+        if step not in self.errors:
+            line = self.execution.lines[step]
+            before = [self.error_of(name) for name in line.inputs]
+            self.errors[step] = self._through(line, before)
+        return self.errors[step]
+
+    def _through(self, line: LayerBound, before: Sequence[Affine]) -> Affine:
+        law, factor = LAWS[line.law], line.upper.value
+        passed = Affine(law([error.a for error in before]), law([error.b for error in before])).times(factor)
+        grown = [self.local[node].times(g) for node, g in self.execution.growth[line.step] if node in self.local]
+        return _total([passed, *grown]).times(_SLACK)
+
+    def exact_up_to(self, step: str) -> _Off:
+        """The same operations, were that step exact."""
+        other = _Off(self.execution, self.form, self.own)
+        other.local, other.errors = self.local, {INPUT: Affine(), step: Affine()}
+        return other
+
+
+def _total(errors: Sequence[Affine]) -> Affine:
+    return Affine(sum(error.a for error in errors), sum(error.b for error in errors))
+
+
+def executed_radius(
+    executed: Executed, sure: Mapping[int, float], pairwise: Sequence[float], ratios: Sequence[float]
+) -> float:
+    """The radius of inputs before rounding, from margins that are `sure` in exact arithmetic; see the note above."""
+    if not executed.limit > 0:
+        return 0.0
+    radius = executed.limit
+    for j, margin in sure.items():
+        lost = executed.difference(ratios[j])
+        left = down(margin - lost.a) if math.isfinite(lost.a) else 0.0
+        slope = up(pairwise[j] + lost.b)
+        if not left > 0 or not math.isfinite(slope):
+            return 0.0
+        if slope > 0:
+            radius = min(radius, down(left / slope))
+    return executed.uncast(radius)

@@ -1,0 +1,205 @@
+"""The commands that read what is finished: `report`, `check`, `compare`, `merge`, `verify`; and `schema`, `explain`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lipaudit.cli.config_file import config_option
+from lipaudit.cli.main import REPORTS, commands, deliver, prepare_output, render, spared
+from lipaudit.cli.options import FILE, gate_option, output_options, text_or_json
+from lipaudit.errors import ExitCode
+
+if TYPE_CHECKING:
+    from lipaudit.results.audit import Audit
+
+
+@commands.command(context_settings={"auto_envvar_prefix": "LIPAUDIT"})
+@click.argument("result", type=FILE)
+@gate_option
+@config_option
+@click.option("--exit-zero", is_flag=True, help="Exit 0 where a gate fails; hides nothing else.")
+@text_or_json
+def check(result: Path, gate: tuple[str, ...], config: Path | None, exit_zero: bool, kind: str) -> int:
+    """Hold RESULT, a result file, against gates without running it again.
+
+    The gates are those of --gate, else of the configuration file, else those that the result was made with. Exit
+    codes are those of `lipaudit run`.
+    """
+    del config  # its gates are the default of --gate
+    from lipaudit.cli.terminal import print_lines
+    from lipaudit.results.json import load_audit
+    from lipaudit.verdict.checks.integrity import incomplete, integrity_of
+    from lipaudit.verdict.gates import conditions, exit_code, judge
+
+    audit = load_audit(result)
+    wanted = conditions(gate or [stored.expression for stored in audit.gates])
+    stated = audit.verdict.integrity
+    integrity = integrity_of(audit) if stated == "SOUND" else stated
+    audit = replace(audit, gates=judge(audit, wanted, integrity))
+    code = exit_code(audit.gates, integrity, incomplete(audit))
+    if kind == "json":
+        click.echo(json.dumps(_plain_check(audit, integrity, code), indent=1, ensure_ascii=False))
+    else:
+        print_lines(_check_lines(audit, integrity), sys.stdout)
+    return spared(code, exit_zero)
+
+
+def _plain_check(audit: Audit, integrity: str, code: int) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from lipaudit.verdict.gates import state_of
+
+    gates = [asdict(gate) for gate in audit.gates]
+    return {"run": audit.run, "integrity": integrity, "gate": state_of(audit.gates), "exit_code": code, "gates": gates}
+
+
+def _check_lines(audit: Audit, integrity: str) -> list[Any]:
+    from lipaudit.report.page import title
+    from lipaudit.report.terminal import LAMP_STYLES, gate_lines
+    from lipaudit.verdict.checks.integrity import incomplete
+    from lipaudit.verdict.gates import state_of
+
+    state = state_of(audit.gates)
+    lamps = [("integrity ", "dim"), (integrity, LAMP_STYLES.get(integrity, "bold"))]
+    lamps += [("   gate ", "dim"), (state.upper(), LAMP_STYLES.get(state, "bold"))]
+    lines = [[(title(audit), "")], *gate_lines(audit.gates), lamps]
+    if not audit.gates:
+        lines.append([("no gate: add one by --gate, or under [gate] in lipaudit.toml", "")])
+    if integrity == "SOUND" and incomplete(audit):
+        lines.append([("the audit is incomplete: something that was asked for was not done", "")])
+    return lines
+
+
+@commands.command()
+@click.argument("base", type=FILE)
+@click.argument("new", type=FILE)
+@click.option(
+    "--max-drop", type=click.FloatRange(0, 1), metavar="D", help="Exit 3 if a share falls by more, such as 0.02."
+)
+@click.option("--force", is_flag=True, help="Compare what is not alike; the output is marked NOT COMPARABLE.")
+@text_or_json
+def compare(base: Path, new: Path, max_drop: float | None, force: bool, kind: str) -> int:
+    """Hold NEW against BASE, two result files of the same images, image by image.
+
+    Refuses results of other images, budgets, attacks or preprocessing. Exit codes: 0, 3 past --max-drop, 4 if NEW is
+    INVALID, 5 if --max-drop cannot be judged.
+    """
+    from lipaudit.cli.terminal import print_lines
+    from lipaudit.report.comparison import comparison_lines, drop_lines
+    from lipaudit.results.json import load_audit
+    from lipaudit.verdict.comparison import compare as held_against
+    from lipaudit.verdict.comparison import to_plain
+
+    found = held_against(load_audit(base), load_audit(new), force=force)
+    code = found.exit_code(max_drop)
+    if kind == "json":
+        plain = {**to_plain(found), "max_drop": max_drop, "exit_code": code}
+        click.echo(json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False))
+    else:
+        print_lines([*comparison_lines(found), *drop_lines(found, max_drop)], sys.stdout)
+    return code
+
+
+def _check_ids(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
+    """For completion in a shell."""
+    del context, parameter
+    from lipaudit.verdict.explain import PAGES
+
+    return [name for name in PAGES if name.startswith(typed.upper())]
+
+
+@commands.command()
+@click.argument("check_id", metavar="[ID]", default="", shell_complete=_check_ids)
+def explain(check_id: str) -> None:
+    """Say what a check asks, why it matters and what to do; without ID, list the checks."""
+    from lipaudit.verdict.explain import PAGES, question
+    from lipaudit.verdict.explain import explain as page_of
+
+    if check_id:
+        click.echo(page_of(check_id), nl=False)
+    else:
+        for name in PAGES:
+            click.echo(f"{name}  {question(name)}")
+
+
+@commands.command()
+@click.argument("result", type=FILE)
+@click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice([*REPORTS, "robustbench", "huggingface"]),
+    help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
+)
+def report(result: Path, out: str, kind: str | None) -> None:
+    """Write the report of RESULT, a result file, again."""
+    from lipaudit.files import write_all
+    from lipaudit.results.json import load_audit
+
+    kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
+    if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
+        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
+    text = render(load_audit(result), kind)
+    if out == "-":
+        click.echo(text, nl=False)
+    else:
+        write_all({Path(out): text})
+
+
+@commands.command()
+def schema() -> None:
+    """Print the JSON Schema of result files."""
+    from lipaudit.results.json_schema import to_schema
+
+    click.echo(to_schema(), nl=False)
+
+
+@commands.command()
+@click.argument("proof", type=FILE)
+@click.option("--checkpoint", type=FILE, required=True, metavar="FILE", help="The safetensors file that it is about.")
+@click.option("--samples", type=click.IntRange(1), metavar="N", help="Check at most so many samples.")
+def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
+    """Check PROOF, which `lipaudit run --proof FILE` writes: derive every bound, logit and radius in it again.
+
+    The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/proof/checker.py. Exit codes:
+    0 accepted, 4 rejected, 2 a file that cannot be read.
+    """
+    from lipaudit.errors import LoadError
+    from lipaudit.proof.checker import Rejected, check
+
+    try:
+        claims, weights = json.loads(proof.read_bytes()), checkpoint.read_bytes()
+    except (OSError, ValueError, RecursionError) as error:
+        raise LoadError(f"cannot read {proof} and {checkpoint}: {error}") from error
+    if not isinstance(claims, dict) or "schema" in claims:
+        raise LoadError(f"expected a proof, got {proof}, a result; add --proof FILE to `lipaudit run`, and check FILE")
+    if weights[8:9] != b"{":
+        raise LoadError(f"expected safetensors, got {checkpoint}; a proof about other files comes with its own weights")
+    try:
+        click.echo(check(claims, weights, samples, lambda line: click.echo(line, err=True)))
+    except Rejected as error:
+        click.echo(f"lipaudit: REJECTED: {error}", err=True)
+        return ExitCode.INTEGRITY
+    return ExitCode.DONE
+
+
+@commands.command()
+@click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
+@output_options
+@click.pass_context
+def merge(context: click.Context, results: tuple[Path, ...], **chosen: Any) -> int:
+    """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
+    from lipaudit.results.json import load_audit
+    from lipaudit.runs.shards import merge as merged
+
+    command = ("lipaudit", *context.obj.arguments)
+    audit = merged([load_audit(file) for file in results], command, gates=chosen["gate"])
+    prepare_output(context, chosen)  # no folder for shards that do not fit together
+    deliver(audit, chosen)
+    return spared(audit.exit_code, chosen["exit_zero"])

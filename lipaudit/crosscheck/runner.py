@@ -1,0 +1,232 @@
+"""One attack from start to end: the samples it still gets, its batches, the judge's view of its claims."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lipaudit.crosscheck.isolation import BLACK_BOX, sealed
+from lipaudit.crosscheck.outcome import Outcome, recall, remember
+from lipaudit.crosscheck.registry import ART, AUTOATTACK, Attack, Batch
+from lipaudit.crosscheck.samples import Arena, batches
+from lipaudit.journal import Journal, fingerprint
+from lipaudit.progress import Progress
+from lipaudit.results.audit import TIME_LIMIT
+
+MODULES = {AUTOATTACK: "pyautoattack", ART: "art.attacks.evasion"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What holds for all attacks of a run."""
+
+    arena: Arena
+    eps: tuple[float, ...]
+    """Ascending."""
+    radii: np.ndarray | None
+    seed: int
+    size: int
+    """Samples per batch."""
+    deadline: float | None
+    progress: Progress
+    journal: Journal | None = None
+
+    def late(self) -> bool:
+        """Whether no more work is to begin; what took its time before an interruption counts."""
+        earlier = 0.0 if self.journal is None else self.journal.restored
+        return self.deadline is not None and time.monotonic() + earlier >= self.deadline
+
+
+@dataclass
+class Tally:
+    """One attack's own account, as its batches come in."""
+
+    entry: Attack
+    status: Literal["done", "failed", "not run"] = "done"
+    notes: list[str] = field(default_factory=list)
+    """Why it is not done, or not done on all samples."""
+    seconds: float = 0.0
+    """In its batches; also before an interruption."""
+    attacked: set[int] = field(default_factory=set)
+    distance: dict[int, float] = field(default_factory=dict)
+    """Of its closest witness, per broken row."""
+    rejected: int = 0
+    flags: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Rows to be attacked in one go."""
+
+    title: str
+    rows: np.ndarray
+    budget: np.ndarray | None
+    """L2, raw-input units, one entry per row of the arena; None if the attack takes no budget."""
+
+
+def eps_text(eps: float) -> str:
+    """A budget as people write it: "36/255" if it is below 1 and a multiple of 1/255, else a decimal."""
+    levels = round(eps * 255)
+    grid = 0 < levels < 255 and math.isclose(levels, eps * 255, rel_tol=1e-9)
+    return f"{levels}/255" if grid else f"{eps:.4g}"
+
+
+def run_attack(run: Run, tally: Tally) -> None:
+    """Runs one attack and fills its tally. No error of the attack gets out, only KeyboardInterrupt."""
+    excuse = _excuse(run, tally.entry)
+    earlier = set(run.arena.attacked)
+    try:
+        if excuse:
+            tally.status, tally.notes = "not run", [excuse]
+            return
+        with sealed(run.seed, [], run.arena.clean.device):
+            # ART configures logging as it is imported, which would undo the capture of its first warnings.
+            importlib.import_module(MODULES[tally.entry.library])
+        for place, stage in enumerate(_stages(run, tally)):
+            if len(stage.rows) and not _run_stage(run, tally, place, stage):
+                break
+        if not tally.attacked:
+            tally.status = "not run" if tally.notes else "done"
+            tally.notes = tally.notes or ["no sample was left to attack"]
+        blind = not tally.entry.passes(run.arena.network.classes).backward
+        if blind and earlier & set(tally.distance) and BLACK_BOX not in tally.flags:
+            tally.flags.append(BLACK_BOX)
+    except Exception as error:  # noqa: BLE001  third-party code may raise anything; the record says what
+        first = str(error).strip().split("\n", 1)[0][:200]
+        tally.status, tally.notes = "failed", [f"{type(error).__name__}: {first}"]
+
+
+def _excuse(run: Run, entry: Attack) -> str:
+    """Why an attack cannot run at all; empty if it can."""
+    network = run.arena.network
+    if run.journal is None and run.late():
+        return TIME_LIMIT
+    if network.classes < entry.least_classes:
+        return f"needs at least {entry.least_classes} classes, the network has {network.classes}"
+    if entry.least_side and (len(network.shape) != 3 or min(network.shape[1:]) < entry.least_side):
+        sides = "" if entry.least_side == 1 else f" of at least {entry.least_side} × {entry.least_side} pixels"
+        return f"needs inputs of shape (channels, height, width){sides}, got {network.raw_shape}"
+    if entry.aim == "eps" and not run.eps:
+        return "no budget eps was given"
+    if entry.aim == "radius" and run.radii is None:
+        return "there are no certified radii"
+    return ""
+
+
+def _stages(run: Run, tally: Tally) -> Iterator[Stage]:
+    """What is left to attack, looked up as late as possible: an attack gets only samples it can change."""
+    ground, title = run.arena, f"attack {tally.entry.name}"
+    if tally.entry.aim == "closest":
+        yield Stage(title, ground.correct.nonzero()[0], None)
+    elif tally.entry.aim == "eps":
+        for eps in run.eps:
+            rows = (ground.correct & (ground.distance > eps)).nonzero()[0]
+            yield Stage(f"{title} at {eps_text(eps)}", rows, np.full(len(ground.distance), eps))
+    elif run.radii is not None:
+        visible = run.radii > ground.resolution()
+        small = int((ground.correct & ~visible).sum())
+        if small:
+            share = f"{small} of {int(ground.correct.sum())} samples skipped"
+            tally.notes.append(f"{share}: their radius is below the resolution of float32 inputs")
+        yield Stage(title, (ground.correct & visible & (ground.distance > run.radii)).nonzero()[0], run.radii)
+
+
+def _run_stage(run: Run, tally: Tally, place: int, stage: Stage) -> bool:
+    """All batches of one stage, which is the attack's `place`-th; False if time ran out."""
+    done, whole = 0, True
+    run.progress.start(stage.title, total=len(stage.rows))
+    try:
+        for number, rows in enumerate(batches(stage.rows, run.size)):
+            outcome = _outcome(run, tally.entry, rows, stage.budget, f"attack-{tally.entry.name}-{place}-{number}")
+            whole = outcome is not None and outcome.whole
+            if outcome is not None:
+                _settle(run, tally, rows, outcome)
+                done += len(rows)
+                run.progress.advance(len(rows), note=_score(run, tally))
+            if not whole:
+                break
+    finally:
+        run.progress.finish(_score(run, tally))
+    if not whole:
+        tally.notes.append(f"{TIME_LIMIT} at {done} of {len(stage.rows)} samples")
+    return whole
+
+
+def _score(run: Run, tally: Tally) -> str:
+    """How far one attack is, in a few words."""
+    total = len(tally.attacked)
+    if not run.eps:
+        return f"broken: {len(tally.distance)} of {total}"
+    hits = sum(distance <= run.eps[0] for distance in tally.distance.values())
+    return f"broken at {eps_text(run.eps[0])}: {hits} of {total}"
+
+
+def _outcome(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | None, part: str) -> Outcome | None:
+    """The outcome of a batch, from the journal if it was finished there; None if there is no time left to begin it."""
+    ground, journal = run.arena, run.journal
+    given = np.empty(0) if budget is None else budget[rows]
+    about = fingerprint(
+        entry.name, entry.settings(ground.network.classes), run.seed, rows, given, ground.distance[rows]
+    )
+    outcome = None if journal is None else recall(journal, part, about)
+    if outcome is not None:
+        return outcome
+    if run.late():
+        return None
+    outcome = _run_batch(run, entry, rows, budget)
+    if journal is not None and outcome.whole:
+        remember(journal, part, about, outcome)
+    return outcome
+
+
+def _settle(run: Run, tally: Tally, rows: np.ndarray, outcome: Outcome) -> None:
+    """Enters the outcome of a batch into the arena and the attack's account."""
+    found = outcome.found
+    run.arena.keep(found, tally.entry.name)
+    for row, length in zip(found.rows.tolist(), found.distance.tolist(), strict=True):
+        tally.distance[row] = min(length, tally.distance.get(row, math.inf))
+    tally.rejected += outcome.rejected
+    tally.flags += [flag for flag in outcome.flags if flag not in tally.flags]
+    tally.seconds += outcome.seconds
+    tally.attacked.update(rows.tolist())
+    run.arena.attacked.update(rows.tolist())
+
+
+def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | None) -> Outcome:
+    """One batch, seeded by itself: the closest verified claim of each row, drawn in."""
+    begun = time.perf_counter()
+    ground, network = run.arena, run.arena.network
+    index = torch.as_tensor(rows, device=ground.clean.device)
+    unit = None
+    if budget is not None:
+        unit = torch.as_tensor(budget[rows], device=index.device) / (network.high - network.low)
+    batch = Batch(network.to_unit(ground.clean[index]), ground.labels[index].clone(), unit, run.seed)
+    flags: list[str] = []
+    claims, whole = _claims(run, entry, batch, flags)
+    edge = 0.0 if run.radii is None else run.radii[rows]
+    found, rejected = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
+    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, whole)
+
+
+def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:
+    """What an attack claims, and whether it came to its end before the time did."""
+    network, shape = run.arena.network, batch.inputs.shape
+    asked, claims = entry(network, batch), []
+    while True:
+        with sealed(run.seed + len(claims), flags, batch.inputs.device):
+            claim = next(asked, None)
+        if claim is None:
+            return claims, True
+        if claim.shape != shape:
+            raise ValueError(f"expected claims of shape {tuple(shape)}, got {tuple(claim.shape)}")
+        claims.append(claim.detach().clone())
+        if run.late() and len(claims) < entry.passes(network.classes).claims:
+            return claims, False

@@ -1,0 +1,120 @@
+"""Rounding of linear operations whose number of terms is not that of a weight: products, interpolation, sums, norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from lipaudit.domains.rounding import float64
+from lipaudit.domains.rounding.float64 import RULES
+from lipaudit.graph.ir import Node, call
+
+_NORM_FLOOR = 1e-140
+"""What squares below the range of float64 can add up to, and more, after the root."""
+
+
+def _gamma(count: int) -> float:
+    return float64.gamma(count)
+
+
+def absolute(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
+    """The operation on the absolute values of all its operands."""
+
+    def positive(value: Any) -> Any:
+        if isinstance(value, list):
+            return [positive(v) for v in value]
+        return value.abs() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    return call(node, {name: positive(value) for name, value in arguments.items()})
+
+
+@RULES.register("conv_transpose1d.default", "conv_transpose2d.input", "conv_transpose3d.input")
+def transposed(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """At most one product per channel of the group and tap goes into an output."""
+    del output
+    weight = arguments["weight"]
+    terms = weight[:, 0].numel() // arguments["groups"]
+    return _gamma(terms + 3) * absolute(node, arguments)
+
+
+@RULES.register("matmul.default", "mm.default", "bmm.default", "tensordot.default")
+def product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A sum of n products errs by at most gamma(n) times the sum of their absolute values."""
+    operands = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    if node.op.startswith("tensordot"):
+        terms = math.prod(operands[0].shape[axis] for axis in arguments["dims_self"])
+    else:
+        terms = operands[0].shape[-1]
+    del output
+    return _gamma(terms + 3) * absolute(node, arguments)
+
+
+@RULES.register("addmm.default", "baddbmm.default")
+def added_product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """beta x + alpha A B: the products, their sum, two factors and the shift."""
+    del output
+    factor = arguments["mat1"] if node.op.startswith("addmm") else arguments["batch1"]
+    size = {**arguments, "alpha": abs(arguments["alpha"]), "beta": abs(arguments["beta"])}
+    entries = _gamma(factor.shape[-1] + 8) * absolute(node, size)
+    # A shift of -inf is the exact result.
+    return entries.masked_fill(entries.isinf(), 0.0) if bool(arguments["self"].isinf().any()) else entries
+
+
+@RULES.register("einsum.default")
+def contraction(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """Every term is a product of one entry of each operand: the summed axes say how many there are."""
+    from lipaudit.domains.lipschitz.contraction import einsum_labels
+
+    tensors = arguments["tensors"]
+    if len(tensors) == 2:
+        first, second, kept = einsum_labels(arguments["equation"], [tensor.shape for tensor in tensors])
+        sizes: dict[Any, int] = {}
+        for labels, tensor in zip((first, second), tensors, strict=True):
+            for label, size in zip(labels, tensor.shape, strict=True):
+                sizes[label] = max(size, sizes.get(label, 1))
+        terms = math.prod(size for label, size in sizes.items() if label not in kept)
+    else:
+        terms = math.prod(tensor.numel() for tensor in tensors)
+    del output
+    return _gamma(terms + 8) * absolute(node, arguments)
+
+
+@RULES.register("mean.default", "sum.default", "cumsum.default", "col2im.default")
+def running(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A sum of n terms errs by at most gamma(n) times the sum of their absolute values."""
+    del output
+    if node.op.startswith("cumsum"):
+        terms = arguments["self"].shape[arguments["dim"]] if arguments["self"].ndim else 1
+    elif node.op.startswith("col2im"):
+        terms = math.prod(arguments["kernel_size"])
+    else:
+        terms = arguments["self"].numel()
+    return _gamma(terms + 3) * absolute(node, arguments)
+
+
+@RULES.register(
+    "upsample_linear1d.vec", "upsample_linear1d.default", "upsample_bilinear2d.vec", "upsample_trilinear3d.vec",
+    "upsample_trilinear3d.default", "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec",
+    "_upsample_bilinear2d_aa.default", "_upsample_bicubic2d_aa.vec", "_upsample_bicubic2d_aa.default",
+)  # fmt: skip
+def interpolation(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A position among n inputs is off by a few n u, a weight by twice that; the weights of an axis add up to below 3.
+
+    Then a sum over each axis. Charged to the largest input, as a position may be rounded to the next one.
+    """
+    x = arguments["input"] if "input" in arguments else arguments["self"]
+    sizes = [max(before, after) for before, after in zip(x.shape[2:], output.shape[2:], strict=True)]
+    del node
+    largest = x.abs().amax()
+    return torch.full_like(output, 3.0 ** len(sizes)) * (_gamma(16 * sum(sizes) + 128) * largest)
+
+
+@RULES.register("linalg_vector_norm.default", "norm.ScalarOpt_dim")
+def norm(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A root of a sum of n squares: half of the sum's relative error, and what underflow takes off."""
+    del node
+    count = arguments["self"].numel() // max(1, output.numel())
+    return _gamma(count + 16) * output.abs() + _NORM_FLOOR

@@ -1,0 +1,312 @@
+"""All symbols taken together, in one ellipsoid: between them stand the slopes of ReLU, layer after layer.
+
+Note [Sectors]
+    Let c be what an operand z of ReLU is at the centre of the ball. Over its range, f(z) - f(c) lies between two
+    multiples of z - c, say (middle +- half) (z - c). The form says f(z) = slope z + shift + error e, so with
+        eta = e + t,    t = (slope c + shift - f(c)) / error,
+    and h = (d, eta) the vector of all unknowns, z - c is linear in h, z - c = <z, h>, and
+        <y, h>^2 <= <half z, h>^2,    <y, h> = error eta + (slope - middle) <z, h>.
+    Multiplied by any T >= 0 and added up over all ReLUs, with ||d||_2 <= 1:
+        h^T B h <= 1,    B = P + Y^T T Y - Z^T T Z,    P the identity of d, rows of Z multiplied by half.
+    If B = L L^T, then |<g, h>| = |<L^-1 g, L^T h>| <= ||L^-1 g||_2 for every g: of ranges inside the network and of
+    differences of logits alike, and all at once. A symbol of anything else is only known to be at most 1: it stands in
+    Y alone, and its multiplier joins the right side. The multipliers are chosen by gradients; each choice is a proof.
+    What the neurons of all layers do is weighed together. Where the ball is so large that most signs are open, bounds
+    that take the symbols one by one say nothing any more, and this still does.
+
+Note [Roundings of sectors]
+    Rows of forms are exact by definition (Note [Affine forms]), and so are the float64 Y, Z and T. What z - c is off by
+    (roundings of the anchor c, the remainder), what rounding lost in Y and Z, and t, are known numbers; they join the
+    right side, as every |<z, h>| is known to be at most so much. So do the differences of B to what was computed and of
+    that to L L^T: with |h| <= far, |h^T E h| <= far^T |E| far. What L^-1 g is off by is seen by multiplying again.
+
+Source: quadratic constraints for slopes are M. Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants
+for Deep Neural Networks (LipSDP), NeurIPS 2019; around a point and over a range, after M. Fazlyab, M. Morari and
+G. Pappas, Safety Verification and Robustness Analysis of Neural Networks via Quadratic Constraints, IEEE TAC 2020.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+
+from lipaudit.domains.zonotope.affine_form import Form
+from lipaudit.domains.zonotope.backward import LOST_IN_SQUARES
+from lipaudit.domains.zonotope.ball_constraints import FARTHEST, largest_about, off_line, secants
+from lipaudit.domains.zonotope.relaxations import Band
+from lipaudit.rounding import TINY, gamma
+
+_TINY_BEND = 1e-6
+"""ReLUs that bend by less than this share of what they read count as symbols of anything else."""
+_TINY_OFF = 1e-8
+"""And those whose operands are known no better than this share of how far they go."""
+_FIRST, _FIRST_BOXED = 0.2, 1e-3
+"""Shares that multipliers begin with: of what B has left, and of its right side."""
+_HALVINGS = 60
+_LEAST = 1e-100
+_RATE = 0.3
+_STILL = 1e-7
+"""Multipliers whose gradients are below this, in shares of a bound, hardly move."""
+_SLOWER = 0.7
+_PATIENCE, _FALLING = 25, 0.97
+"""In so many steps the largest bound has to fall below this share of what it was."""
+_ABREAST = 32
+"""Sums of rows with random factors that stand for all rows of a layer while multipliers are chosen."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """The symbols of one layer: Y and Z, (symbols, unknowns so far)."""
+
+    y: torch.Tensor
+    z: torch.Tensor
+
+    def quadratic(self, t: torch.Tensor) -> torch.Tensor:
+        """Y^T T Y - Z^T T Z, up to rounding."""
+        less, more = self._ends
+        product = (less.mT * t) @ more
+        return (product + product.mT) / 2
+
+    @cached_property
+    def _ends(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.y - self.z, self.y + self.z
+
+    @cached_property
+    def rough(self) -> _Block:
+        """Itself in single precision: enough to choose by."""
+        return _Block(self.y.float(), self.z.float())
+
+
+@dataclass(frozen=True)
+class Anchored:
+    """Entries of a form: within `off` of c + <rows, h>."""
+
+    c: torch.Tensor
+    rows: torch.Tensor
+    """(entries, unknowns)."""
+    off: torch.Tensor
+
+
+@dataclass
+class Sectors:
+    """See Note [Sectors]. `inputs` is the number of rows that share the L2 ball."""
+
+    inputs: int
+    device: torch.device
+    blocks: list[_Block] = field(default_factory=list, init=False)
+    multipliers: torch.Tensor = field(init=False)
+    shift: torch.Tensor = field(init=False)
+    """t of every symbol."""
+    beyond: torch.Tensor = field(init=False)
+    """What a symbol's constraint may be exceeded by, times its multiplier."""
+
+    def __post_init__(self) -> None:
+        self.multipliers, self.shift, self.beyond = torch.zeros(3, 0, dtype=torch.float64, device=self.device)
+        self._random = torch.Generator().manual_seed(0)
+
+    @property
+    def far(self) -> torch.Tensor:
+        """What each unknown is at most."""
+        return torch.cat([self.shift.new_ones(self.inputs), 1 + self.shift.abs()]) * (1 + gamma(4))
+
+    def anchored(self, form: Form, places: torch.Tensor) -> Anchored:
+        """The entries at `places` of a form whose symbols are all known here."""
+        rows, centre = form.rows.flatten(1)[:, places], form.centre.flatten()[places]
+        n, t = form.inputs, self.shift[: len(form.rows) - form.inputs - 1, None]
+        symbols, known = rows[n + 1 :], rows[n]
+        assert len(t) == len(symbols), "a symbol that nobody has told of"
+        c = centre + known - (t * symbols).sum(0)
+        sizes = centre.abs() + known.abs() + (t * symbols).abs().sum(0)
+        off = gamma(len(rows) + 8) * sizes + form.remainder * (1 + gamma(4)) + TINY
+        return Anchored(c, torch.cat([rows[:n], symbols]).mT.contiguous(), off)
+
+    def add_boxed(self, start: int, error: torch.Tensor, reach: float) -> None:
+        """Symbols from the row `start` on of which nothing is known but |e| <= 1.
+
+        `error` is what they stand for, `reach` about how far that goes which they are added to: for a first multiplier.
+        """
+        count, before = len(error), start - 1
+        y = error.new_zeros(count, before + count)
+        y[:, before:].fill_diagonal_(1.0)
+        block = _Block(y, torch.zeros_like(y))
+        self._add(block, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
+
+    def add_relu(
+        self, form: Form, places: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor], band: Band, start: int
+    ) -> None:
+        """The symbols from the row `start` on, which ReLU needs at these `places` of its operand `form`.
+
+        `ends` is the range of the operand, `band` what it lies in.
+        """
+        low, high, slope, shift, error = (
+            value.flatten()[places] for value in (*ends, band.slope, band.shift, band.error)
+        )
+        at = self.anchored(form, places)
+        c = torch.minimum(torch.maximum(at.c, low), high)
+        unsure = at.off + (c - at.c).abs() * (1 + gamma(4))
+        flattest, steepest = secants(c, low, high)
+        middle = (flattest + steepest) / 2
+        half = torch.maximum(steepest - middle, middle - flattest) + gamma(8)
+        t, lost = off_line(c, slope, shift, error)
+        length, multipliers = self._first(at.rows, half)
+        boxed = (error <= _TINY_BEND * (c.abs() + high - low)) | ~(t.abs() <= FARTHEST) | (unsure > _TINY_OFF * length)
+        aside, before = slope - middle, start - 1
+        z = error.new_zeros(len(places), before + len(places))
+        y = z.clone()
+        z[:, : at.rows.shape[1]] = half[:, None] * at.rows
+        y[:, : at.rows.shape[1]] = aside[:, None] * at.rows
+        y[:, before:].diagonal().copy_(error)
+        # How far <y, h> may be beyond +-<z, h>, and how far that goes.
+        rounded = gamma(4) * (at.rows.abs() @ self.far[: at.rows.shape[1]])
+        off = (half + aside.abs() + gamma(4)) * unsure + 2 * rounded + lost
+        most = half * (torch.maximum(high - c, c - low) + unsure + rounded)
+        beyond = (2 * off * most + off.square()) * (1 + gamma(16)) + TINY
+        if bool(boxed.any()):  # of these nothing but |e| <= 1 counts
+            z[boxed], y[boxed] = 0.0, 0.0
+            y[:, before:].diagonal().masked_fill_(boxed, 1.0)
+            t, beyond = t.masked_fill(boxed, 0.0), beyond.masked_fill(boxed, 1.0)
+            multipliers = torch.where(boxed, _share(error, float((high - low).mean())), multipliers)
+        self._add(_Block(y, z), multipliers, t, beyond)
+
+    def _add(self, block: _Block, multipliers: torch.Tensor, shift: torch.Tensor, beyond: torch.Tensor) -> None:
+        self.blocks.append(block)
+        old = self.multipliers
+        self.shift, self.beyond = torch.cat([self.shift, shift]), torch.cat([self.beyond, beyond])
+        for _ in range(_HALVINGS):
+            self.multipliers = torch.cat([old, multipliers])
+            if self._factor(block.y.shape[1], self.multipliers) is not None:
+                return
+            multipliers = multipliers / 2
+
+    def _first(self, rows: torch.Tensor, half: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """About how far the entries of these rows go, and multipliers that leave most of B as it is."""
+        factor = self._factor(rows.shape[1], self.multipliers)
+        if factor is None:
+            return torch.zeros_like(half), torch.ones_like(half)
+        moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
+        length = torch.linalg.vector_norm(moves, dim=0)
+        scale = length.clamp_min(_TINY_BEND * float(length.max()) + _LEAST)
+        return length, _FIRST / (half * scale).square() / max(largest_about(moves / scale) ** 2, _LEAST)
+
+    def _blocks(self, unknowns: int) -> list[tuple[_Block, slice]]:
+        """The blocks of the first so many unknowns, and where their multipliers stand."""
+        found, done = [], 0
+        for block in self.blocks:
+            if block.y.shape[1] > unknowns:
+                break
+            found.append((block, slice(done, done + len(block.y))))
+            done += len(block.y)
+        return found
+
+    def _matrix(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor:
+        """B for the first so many unknowns, up to rounding, in the precision of the multipliers."""
+        matrix = multipliers.new_zeros(unknowns, unknowns)
+        matrix.diagonal()[: self.inputs] = 1.0
+        for block, part in self._blocks(unknowns):
+            m, block = block.y.shape[1], block.rough if multipliers.dtype == torch.float32 else block
+            matrix[:m, :m] += block.quadratic(multipliers[part])
+        return matrix
+
+    def _factor(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor | None:
+        return _cholesky(self._matrix(unknowns, multipliers))
+
+    def reach(self, rows: torch.Tensor) -> torch.Tensor:
+        """Upper bounds of |<row, h>| for each of the `rows`, (entries, unknowns): proved. inf where there is none."""
+        unknowns = rows.shape[1]
+        t, far = self.multipliers[: unknowns - self.inputs], self.far[:unknowns]
+        matrix = self._matrix(unknowns, t)
+        factor = _cholesky(matrix)
+        if factor is None:
+            return rows.new_full((len(rows),), math.inf)
+        right, sizes = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)
+        for block, part in self._blocks(unknowns):
+            each = (block.y.abs() + block.z.abs()) @ far[: block.y.shape[1]]
+            sizes += float(t[part] @ each.square())
+        # Of both triangles the lower one counts.
+        left = (matrix - factor @ factor.mT).tril().abs()
+        left = left + left.tril(-1).mT
+        sizes += float((factor.abs().mT @ far).square().sum())
+        square = right + float(far @ (left @ far)) + gamma(4 * unknowns + 64) * sizes
+        length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))
+        moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
+        missed = rows.mT - factor @ moves
+        lost = gamma(unknowns + 8) * (rows.mT.abs() + factor.abs() @ moves.abs())
+        missed = far @ (missed.abs() + lost) * (1 + gamma(unknowns + 8))
+        norm = torch.linalg.vector_norm(moves, dim=0) + LOST_IN_SQUARES
+        found = norm * length * (1 + gamma(unknowns + 8)) + missed + TINY
+        return torch.where(torch.isfinite(found), found, math.inf)
+
+    def improve(self, rows: torch.Tensor, steps: int, *, enough: float | None = None) -> None:
+        """Choose multipliers under which the bounds of these `rows` are small, on the whole.
+
+        With `enough`, ends where all of them are about so small, or where the largest hardly falls any more.
+        """
+        unknowns = rows.shape[1]
+        count = unknowns - self.inputs
+        if not count or not len(rows):
+            return
+        begun = self.multipliers[:count].log()
+        factor = self._factor(unknowns, begun.exp().float())
+        if factor is None:
+            return
+        beyond, rows = self.beyond[:count].float(), rows.float()
+        sketched = enough is None and len(rows) > _ABREAST
+        if sketched:
+            moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
+            rows = rows / torch.linalg.vector_norm(moves, dim=0).clamp_min(1e-30)[:, None]
+        now, kept, rate = begun.float(), begun.float(), _RATE
+        adam = _adam(now, rate)
+        worst: list[float] = []
+        best = None
+        for _ in range(steps):
+            t, factor = now.exp(), self._factor(unknowns, now.exp())
+            if factor is None:  # too far: most of the way back, and slower from there
+                now, rate = kept + (now - kept) * 0.3, rate * _SLOWER
+                adam = _adam(now, rate)
+                continue
+            kept = now.clone()
+            some = rows
+            if sketched:
+                some = torch.randn(_ABREAST, len(rows), dtype=rows.dtype, generator=self._random).to(rows.device) @ rows
+            right = 1.0 + float(t @ beyond)
+            solved = torch.cholesky_solve(some.mT, factor)
+            values = (some.mT * solved).sum(0).clamp_min(1e-30) * right
+            if enough is not None:
+                worst.append(float(values.max()) ** 0.5)
+                best = now.clone() if worst[-1] == min(worst) else best
+                before = worst[-_PATIENCE] if len(worst) >= _PATIENCE else math.inf
+                if worst[-1] <= enough or worst[-1] > _FALLING * before:
+                    break
+            weights = right / values / len(values)
+            now.grad = t * (beyond / right + self._pull(unknowns, solved, weights))
+            adam.step()
+        old = self.multipliers
+        self.multipliers = torch.cat([(kept if best is None else best).double().exp(), old[count:]])
+        if self._factor(self.inputs + len(old), self.multipliers) is None:
+            self.multipliers = old  # what came later was weighed against these
+
+    def _pull(self, unknowns: int, solved: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """The gradient of the weighted sum of bounds, by the multipliers."""
+        found = []
+        for block, _ in self._blocks(unknowns):
+            m, block = block.y.shape[1], block.rough
+            found.append(((block.z @ solved[:m]).square() - (block.y @ solved[:m]).square()) @ weights)
+        return torch.cat(found)
+
+
+def _adam(now: torch.Tensor, rate: float) -> torch.optim.Adam:
+    return torch.optim.Adam([now], lr=rate, betas=(0.9, 0.95), eps=_STILL)
+
+
+def _cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
+    """L L^T = `matrix`, up to rounding; None if there is none."""
+    factor, info = torch.linalg.cholesky_ex(matrix)
+    return None if int(info) or not bool(torch.isfinite(factor).all()) else factor
+
+
+def _share(error: torch.Tensor, reach: float) -> torch.Tensor:
+    """First multipliers of symbols that are only known to be at most 1."""
+    return _FIRST_BOXED * (error / max(reach, _LEAST)).clamp(1e-9, 1.0) / len(error)

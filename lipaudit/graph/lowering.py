@@ -1,0 +1,281 @@
+"""An exported program -> `Graph`: only what depends on the input, constants folded, arguments named by schema.
+
+Note [Dependence]
+    An operation depends on the network input if one of its arguments does, unless it reads no more of that argument
+    than its shape and type (`zeros_like`): then it is a constant. What depends on the input must be a floating-point
+    tensor: an index, a mask or a number taken from it makes the network jump, and nothing bounds a jump. The one
+    exception is an output that nobody reads, such as the indices of a max pool.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from lipaudit.errors import CaptureError
+from lipaudit.graph.ir import Graph, Node, Ref, refs_in
+
+IDENTITY = {
+    "aten.alias.default", "aten.clone.default", "aten.detach.default", "aten.contiguous.default",
+    "aten.lift_fresh_copy.default", "aten.detach_.default",
+}  # fmt: skip
+"""Operations that hand on their first argument unchanged."""
+
+SHAPE_ONLY = {
+    **{f"aten.{name}.default": "self" for name in ("new_zeros", "new_ones", "new_full", "new_empty")},
+    **{f"aten.{name}.default": "self" for name in ("zeros_like", "ones_like", "full_like", "empty_like")},
+    "aten.fill.Scalar": "self",
+    "aten.fill.Tensor": "self",
+    "aten.copy.default": "self",
+    "aten.type_as.default": "other",
+    "aten.expand_as.default": "other",
+    "aten.view_as.default": "other",
+}
+"""Operations that read no more than shape and type of one argument, and its name; see Note [Dependence]."""
+
+COPIES = {"aten.copy.default": "src", "aten.type_as.default": "self", "aten._to_copy.default": "self"}
+"""Operations that hand on an argument, in another type or place."""
+
+Fold = Callable[[torch.fx.Node, Mapping[str, Any]], Any]
+"""What an operation that does not depend on the input stands for, from the values so far."""
+
+
+def fold_values(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
+    """The operation's result, computed with the real weights."""
+
+    def lookup(node: torch.fx.Node) -> Any:
+        value = values[node.name]
+        if not isinstance(value, Ref):
+            return value
+        val = node.meta["val"]  # read for its shape alone
+        return torch.zeros(val.shape, dtype=val.dtype, device=val.device)
+
+    arguments = torch.fx.map_arg(fx.args, lookup)
+    return fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup))
+
+
+def fold_shapes(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
+    """Tensors without entries, of the shapes of the operation's results."""
+    del values
+    return torch.utils._pytree.tree_map_only(
+        torch.Tensor, lambda val: torch.empty(val.shape, dtype=val.dtype, device="meta"), fx.meta.get("val")
+    )
+
+
+def reduce(
+    program: torch.export.ExportedProgram,
+    input_shape: tuple[int, ...],
+    dtype: torch.dtype,
+    *,
+    fold: Fold = fold_values,
+    prefix: str = "",
+) -> Graph:
+    """The graph of a functional program with one input (batch of one) and one output; `dtype` is the model's own.
+
+    `prefix` is taken off the names of layers. Raises `CaptureError` for what is random, and for numbers, integers
+    or truth values that depend on the input, with layer and source line.
+    """
+    signature = program.graph_signature
+    reading = _Reading(dtype, fold, _lifted_tensors(program))
+    results = [
+        spec.arg for spec in signature.output_specs if spec.kind == torch.export.graph_signature.OutputKind.USER_OUTPUT
+    ]
+    for fx in program.graph.nodes:
+        if fx.op == "placeholder" and fx.name in signature.user_inputs:
+            reading.values[fx.name] = Ref("input")
+        elif fx.op == "call_function":
+            reading.values[fx.name] = reading.translate(fx)
+        elif fx.op not in ("placeholder", "output"):
+            raise CaptureError(f"expected functional operations, got a {fx.op} node ({fx.name})")
+    value = reading.values.get(getattr(results[0], "name", ""))
+    if not isinstance(value, Ref) or value.name == "input":
+        raise CaptureError("expected logits that depend on the input, got a constant or the input itself")
+    nodes = _live(reading.nodes, value.name)
+    reading.refuse_steps(nodes)
+    named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
+    return Graph(named, input_shape, value.name, dtype, tuple(dict.fromkeys(reading.casts)))
+
+
+def _live(nodes: list[Node], output: str) -> list[Node]:
+    """Only what the logits depend on."""
+    wanted, kept = {output}, []
+    for node in reversed(nodes):
+        if node.name in wanted:
+            kept.append(node)
+            wanted.update(node.refs())
+    return kept[::-1]
+
+
+@dataclass(frozen=True)
+class _Several:
+    """An operation with several outputs, waiting for its getitem nodes."""
+
+    fx: torch.fx.Node
+    args: Mapping[str, Any]
+
+
+@dataclass
+class _Reading:
+    """A program as far as it has been read."""
+
+    dtype: torch.dtype
+    fold: Fold
+    values: dict[str, Any]
+    """fx node name -> `Ref`, constant, or `_Several`."""
+    nodes: list[Node] = field(default_factory=list)
+    kinds: dict[str, torch.dtype] = field(default_factory=dict)
+    """Nodes that are not floating-point."""
+    casts: list[str] = field(default_factory=list)
+    """Where floating-point tensors are of another type than the model's own."""
+
+    def translate(self, fx: torch.fx.Node) -> Any:
+        """What the fx node stands for; a node of the graph is appended where it has to be one."""
+        if fx.target is operator.getitem:
+            source, index = self.values[fx.args[0].name], fx.args[1]
+            return self._append(fx, source.fx, source.args, index) if isinstance(source, _Several) else source[index]
+        op, arguments = str(fx.target), self._by_schema(fx)
+        if _is_random(fx.target, arguments):
+            raise CaptureError(f"expected a deterministic model, got {op} in {_where(fx)}")
+        read = {name: value for name, value in arguments.items() if name != SHAPE_ONLY.get(op)}
+        if not any(refs_in(value) for value in read.values()):
+            return self.fold(fx, self.values)
+        if any(isinstance(value, _Several) for value in arguments.values()):
+            raise CaptureError(f"expected single tensors as arguments of {op}, got an operation with several outputs")
+        if op == "aten._assert_tensor_metadata.default":
+            return None
+        if "_assert" in op:
+            raise CaptureError(
+                f"expected a model that does not look at values, got {op} on something computed from the input in "
+                f"{_where(fx)}; take the check out"
+            )
+        handed_on = self._handed_on(fx, op, arguments)
+        if handed_on is not None:
+            return handed_on
+        if isinstance(fx.meta.get("val"), (tuple, list)):
+            return _Several(fx, arguments)
+        return self._append(fx, fx, arguments, None)
+
+    def _handed_on(self, fx: torch.fx.Node, op: str, arguments: Mapping[str, Any]) -> Any:
+        """The argument that the operation hands on unchanged; None if it does more than that."""
+        if op in IDENTITY or (op.endswith("dropout.default") and arguments.get("train") is False):
+            return next(iter(arguments.values()))
+        if op not in COPIES or not fx.meta["val"].is_floating_point():
+            return None
+        source = fx.args[[a.name for a in fx.target._schema.arguments].index(COPIES[op])]
+        if source.meta["val"].shape != fx.meta["val"].shape:
+            return None
+        got = fx.meta["val"].dtype
+        if torch.finfo(got).eps > torch.finfo(self.dtype).eps:
+            raise CaptureError(
+                f"expected {self.dtype} throughout, got a cast to {got} in {_where(fx)}; turn autocast off, or give "
+                "the whole model in that type"
+            )
+        if got != self.dtype:
+            self.casts.append(f"a cast to {got} in {_where(fx)}")
+        return arguments[COPIES[op]]
+
+    def refuse_steps(self, nodes: list[Node]) -> None:
+        """Refuse integers and truth values that the logits depend on."""
+        for node in nodes:
+            if node.name in self.kinds:
+                kind = str(self.kinds[node.name]).removeprefix("torch.")
+                where = f"{node.layer or 'the model'} ({node.source or 'source unknown'})"
+                raise CaptureError(
+                    f"expected floating-point tensors throughout, got {kind} values computed from the input by "
+                    f"{node.op} in {where}; what hangs on them jumps and has no Lipschitz bound"
+                )
+
+    def _append(self, fx: torch.fx.Node, call: torch.fx.Node, arguments: Mapping[str, Any], output: int | None) -> Ref:
+        val = fx.meta.get("val")
+        if not isinstance(val, torch.Tensor):
+            raise CaptureError(
+                f"expected tensors throughout, got a number taken from the input by {call.target} in {_where(call)}; "
+                "control flow on values cannot be certified"
+            )
+        if not (val.is_floating_point() or val.is_complex()):
+            self.kinds[fx.name] = val.dtype
+        elif val.dtype != self.dtype:
+            self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
+        op = str(call.target).removeprefix("aten.")
+        shape = tuple(val.shape)
+        self.nodes.append(Node(fx.name, op, call.target, arguments, output, shape, _layer(call), _source(call)))
+        return Ref(fx.name)
+
+    def _by_schema(self, fx: torch.fx.Node) -> dict[str, Any]:
+        """Arguments by schema name, defaults filled in, fx nodes replaced by what they stand for."""
+        if not hasattr(fx.target, "_schema"):
+            raise CaptureError(f"expected tensor operations, got {fx.target} in {_where(fx)}")
+        arguments: dict[str, Any] = {}
+        for position, argument in enumerate(fx.target._schema.arguments):
+            if position < len(fx.args) and not argument.kwarg_only:
+                arguments[argument.name] = self._lookup(fx.args[position])
+            elif argument.name in fx.kwargs:
+                arguments[argument.name] = self._lookup(fx.kwargs[argument.name])
+            elif argument.has_default_value():
+                arguments[argument.name] = argument.default_value
+        return arguments
+
+    def _lookup(self, value: Any) -> Any:
+        if isinstance(value, torch.fx.Node):
+            return self.values[value.name]
+        if isinstance(value, (list, tuple)):
+            return [self._lookup(v) for v in value]
+        return value
+
+
+def _is_random(target: Any, arguments: Mapping[str, Any]) -> bool:
+    """Whether the operation draws random numbers, as it is called here."""
+    if torch.Tag.nondeterministic_seeded not in target.tags:
+        return False
+    off = arguments.get("train") is False or arguments.get("training") is False or arguments.get("dropout_p") == 0
+    return not off
+
+
+def _lifted_tensors(program: torch.export.ExportedProgram) -> dict[str, Any]:
+    """Placeholder name -> parameter, buffer or constant."""
+    signature, tensors = program.graph_signature, {}
+    for table in (
+        signature.inputs_to_parameters,
+        signature.inputs_to_buffers,
+        signature.inputs_to_lifted_tensor_constants,
+    ):
+        for placeholder, name in table.items():
+            held = program.state_dict.get(name, program.constants.get(name))
+            if held is None:
+                raise CaptureError(f"expected a value for {name}, got none from torch.export")
+            tensors[placeholder] = held.detach()
+    return tensors
+
+
+def _where(fx: torch.fx.Node) -> str:
+    return f"{_layer(fx) or 'the model'} ({_source(fx) or 'source unknown'})"
+
+
+def _layer(fx: torch.fx.Node) -> str:
+    """Path of the innermost module; a module that is called again has `@1` behind it there, which is taken off."""
+    stack = fx.meta.get("nn_module_stack") or {}
+    return list(stack.values())[-1][0].split("@")[0] if stack else ""
+
+
+def _source(fx: torch.fx.Node) -> str:
+    """The innermost line of the model's code, outside torch."""
+    frames = re.findall(r'File "([^"]+)", line (\d+)', fx.meta.get("stack_trace") or "")
+    return innermost(frames) or innermost(frames, torch_too=True)
+
+
+def innermost(frames: Iterable[tuple[str, int | str]], *, torch_too: bool = False) -> str:
+    """`file.py:line` of the last of the frames (path, line) that is the model's own code; empty if none is.
+
+    `torch_too`: or torch's; code that torch generated has no line that a person could look up.
+    """
+    own = [
+        f"{path.rpartition('/')[2]}:{line}"
+        for path, line in ((path.replace("\\", "/"), line) for path, line in frames)
+        if not path.startswith("<") and (torch_too or "/torch/" not in path)
+    ]
+    return own[-1] if own else ""

@@ -1,0 +1,1 @@
+"""A proof in a file, and the program that checks it."""

@@ -1,0 +1,213 @@
+"""The view models of the curves and of the cross-check."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lipaudit.report.figures import curves as fig1
+from lipaudit.report.figures import scatter
+from lipaudit.report.figures.charts import Figure
+from lipaudit.report.header import Part, divide
+from lipaudit.results import metrics
+from lipaudit.results.audit import AttackRecord, Audit, Rate
+from lipaudit.results.formatting import (
+    NONE,
+    clean,
+    count,
+    duration,
+    eps_text,
+    eps_value,
+    interval,
+    number,
+    number_from_log10,
+    percent,
+    plural,
+    points,
+)
+
+WITHDRAWN = "withdrawn"
+MOST_CONTRADICTIONS = 20
+
+CURVE_WITHDRAWN = "The proved curve is withdrawn: a proof of this run is contradicted, so none may be relied on."
+CURVE_UNPROVED = "There is no proved curve: part of the network has no proved bound."
+CURVE_UNATTACKED = "No image was attacked, so nothing is known to be broken: clean accuracy is the only ceiling."
+NO_CURVE = "There is no curve to draw: no image has a certified radius above zero, and none was attacked."
+NO_CERTIFICATE = "There is no certificate to hold against the attacks: part of the network has no proved bound."
+NO_TEST = "No image was attacked, so nothing has put these certificates to the test."
+NO_RADIUS = "No attacked image has a certified radius above zero: there is nothing to hold against the attacks."
+
+
+@dataclass(frozen=True)
+class CurveRow:
+    eps: str
+    proved: str
+    proved_ci: str
+    unbroken: str
+    unbroken_ci: str
+    unknown: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    figure: Figure | None
+    linear: Figure | None
+    note: str
+    rows: tuple[CurveRow, ...]
+    levels: int
+    smallest: str
+    """The smallest change of such an image: `1/255`."""
+    has_proof: bool
+    has_attack: bool
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    name: str
+    library: str
+    settings: str
+    attacked: str
+    broken: str
+    closest: str
+    median: str
+    seconds: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class FalseClaim:
+    index: str
+    label: str
+    radius: str
+    distance: str
+    attack: str
+    ratio: str
+
+
+@dataclass(frozen=True)
+class CrossCheck:
+    figure: Figure | None
+    note: str
+    counted: str
+    ratio: str
+    attacks: tuple[AttackRow, ...]
+    false_claims: tuple[FalseClaim, ...]
+    more_false: str
+
+
+def curves(audit: Audit) -> Curves:
+    """Fig. 1 and its table."""
+    shown = fig1.band(audit)
+    figure = fig1.figure(audit, shown) if shown else None
+    close = shown is not None and shown.gap is not None and shown.gap < fig1.WIDE_GAP
+    return Curves(
+        figure,
+        fig1.figure(audit, shown, log=False) if shown and figure and close else None,
+        _curve_note(audit, figure is not None),
+        tuple(_curve_row(audit, eps) for eps in sorted(audit.threat.eps, key=eps_value)),
+        audit.dataset.levels,
+        audit.dataset.smallest_change_text,
+        metrics.holds(audit),
+        metrics.was_attacked(audit),
+    )
+
+
+def _curve_note(audit: Audit, drawn: bool) -> str:
+    said = []
+    if audit.verdict.integrity == "INVALID":
+        said.append(CURVE_WITHDRAWN)
+    if audit.verdict.integrity == "UNPROVED":
+        said.append(CURVE_UNPROVED)
+    if not metrics.was_attacked(audit):
+        said.append(CURVE_UNATTACKED)
+    if not drawn:
+        said.append(NO_CURVE)
+    return " ".join(said)
+
+
+def _curve_row(audit: Audit, eps: str) -> CurveRow:
+    proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+    missing = WITHDRAWN if audit.verdict.integrity == "INVALID" else NONE
+    ceiling = unbroken or audit.clean
+    return CurveRow(
+        eps_text(eps),
+        percent(proved.value) if proved else missing,
+        _ci(proved),
+        percent(unbroken.value) if unbroken else NONE,
+        _ci(unbroken),
+        points(ceiling.value - (proved.value if proved else 0.0)),
+        divide(audit, eps),
+    )
+
+
+def _ci(rate: Rate | None) -> str:
+    return interval(rate.low, rate.high) if rate else NONE
+
+
+def crosscheck(audit: Audit) -> CrossCheck:
+    """Fig. 2, what each attack did, and every contradiction."""
+    shown = scatter.cloud(audit)
+    figure = scatter.figure(audit, shown)
+    false = metrics.contradictions(audit)
+    ratios = metrics.log10_ratios(audit)
+    more = len(false) - MOST_CONTRADICTIONS
+    return CrossCheck(
+        figure,
+        "" if figure else _crosscheck_note(audit),
+        _counted(audit, shown),
+        number_from_log10(min(ratios)) if ratios else "",
+        tuple(_attack_row(record) for record in audit.attacks),
+        tuple(_false_claim(audit, one) for one in false[:MOST_CONTRADICTIONS]),
+        f"{plural(more, 'more contradiction')} in the result file." if more > 0 else "",
+    )
+
+
+def _crosscheck_note(audit: Audit) -> str:
+    if audit.verdict.integrity == "UNPROVED":
+        return NO_CERTIFICATE
+    return NO_RADIUS if metrics.was_attacked(audit) else NO_TEST
+
+
+def _counted(audit: Audit, shown: scatter.Cloud) -> str:
+    said = [f"{plural(len(shown.broken), 'certified image')} with an adversarial example."]
+    if shown.never:
+        never = plural(len(shown.never), "more was", "more were")
+        said.append(f"{never} never broken (triangles on the upper edge).")
+    lost = sum(audit.samples.radius[row] == 0 for row in metrics.correct_rows(audit))
+    if lost:
+        without = plural(lost, "correct image has", "correct images have")
+        said.append(f"{without} radius 0 and no place on a logarithmic axis.")
+    return " ".join(said)
+
+
+def _attack_row(record: AttackRecord) -> AttackRow:
+    remarks = []
+    if record.status != "done":
+        remarks.append(": ".join(filter(None, (record.status, clean(record.why, 120)))))
+    if record.rejected:
+        remarks.append(f"{plural(record.rejected, 'claim')} did not survive re-evaluation")
+    remarks += [f"flag: {clean(flag, 160)}" for flag in record.flags]
+    done = record.status == "done" or record.attacked > 0
+    return AttackRow(
+        clean(record.name, 30),
+        clean(record.library, 40),
+        clean(record.settings, 80),
+        count(record.attacked) if done else NONE,
+        count(record.broken) if done else NONE,
+        count(record.closest) if done else NONE,
+        number(record.median_distance),
+        duration(record.seconds),
+        "; ".join(remarks),
+    )
+
+
+def _false_claim(audit: Audit, one: metrics.Contradiction) -> FalseClaim:
+    s = audit.samples
+    return FalseClaim(
+        f"#{s.index[one.row]}",
+        clean(metrics.class_name(audit, s.label[one.row]), 24),
+        number(one.radius),
+        number(one.distance),
+        clean(s.attack[one.row] or NONE, 30),
+        number(one.distance / one.radius),
+    )

@@ -1,0 +1,241 @@
+"""The result in the terminal and in a pull request: pure functions of an `Audit`.
+
+`summary` gives lines of (text, style) pairs in the words of `rich` styles: `Text.assemble(*line)` takes them.
+`to_text` drops the styles. The verdict comes last, where the eye of a terminal is.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from lipaudit.report.estimates import estimates
+from lipaudit.report.page import MARKS, title
+from lipaudit.report.promised import promises
+from lipaudit.results import metrics
+from lipaudit.results.audit import Audit, Finding, Gate
+from lipaudit.results.formatting import (
+    NONE,
+    clean,
+    eps_text,
+    eps_value,
+    interval,
+    number,
+    number_from_log10,
+    percent,
+    plural,
+    points,
+)
+from lipaudit.verdict.gates import compared
+
+WIDTH = 96
+STYLES = {"fail": "bold red", "warn": "yellow", "pass": "green", "info": "dim", "not run": "dim"}
+LAMP_STYLES = {
+    "SOUND": "bold green", "INVALID": "bold red", "UNPROVED": "bold yellow",
+    "failed": "bold red", "passed": "bold green", "vacuous": "bold yellow",
+}  # fmt: skip
+
+
+class Span(NamedTuple):
+    """A piece of a line and its `rich` style."""
+
+    text: str
+    style: str = ""
+
+
+Line = tuple[Span, ...]
+
+
+def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
+    """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
+    measured, judged = [_budgets(audit), _promises(audit)], [_checks(audit), gate_lines(audit.gates), _verdict(audit)]
+    blocks = [_head(audit), *measured, *judged, _paths(paths)]
+    lines: list[Line] = []
+    for block in blocks:
+        if block:
+            lines += [(), *block]
+    return tuple(lines[1:])
+
+
+def to_text(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> str:
+    """`summary` without styles."""
+    return "\n".join("".join(span.text for span in line).rstrip() for line in summary(audit, paths)) + "\n"
+
+
+def _head(audit: Audit) -> list[Line]:
+    d = audit.dataset
+    about = f"{plural(d.samples, 'image')} · seed {d.seed} · {audit.threat.norm}"
+    lines: list[Line] = [(Span(title(audit), "bold"), Span(f" · {about}"))]
+    if audit.model.weights == "random":
+        lines.append((Span("RANDOM WEIGHTS: this network was never trained.", "bold red"),))
+    if audit.bound is not None and metrics.holds(audit):
+        radius = number(metrics.median_radius(audit))
+        bound = number_from_log10(audit.bound.log10)
+        local = metrics.local_rows(audit)
+        where = f" ({local} local)" if local else ""
+        lines.append((Span(f"Lipschitz bound {bound} · median certified radius {radius}{where}"),))
+    return lines
+
+
+def _budgets(audit: Audit) -> list[Line]:
+    lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'proved ≥':>12}{'unbroken ≤':>14}{'not known':>14}", "dim"),)]
+    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
+    for eps in sorted(audit.threat.eps, key=eps_value):
+        proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+        low = percent(proved.value) if proved else missing
+        high = percent(unbroken.value) if unbroken else NONE
+        gap = points((unbroken or audit.clean).value - (proved.value if proved else 0.0))
+        lines.append((Span(f"{eps_text(eps):<18}{low:>12}{high:>14}{gap:>14}"),))
+    clean_rate = audit.clean
+    ci = interval(clean_rate.low, clean_rate.high)
+    lines.append((Span(f"clean accuracy {percent(clean_rate.value)}, 95% CI {ci}", "dim"),))
+    for view in estimates(audit):
+        lines.append((Span(f"estimate, not proved: {view.name}, median {view.median} ({view.promise})", "dim"),))
+    return lines
+
+
+def _promises(audit: Audit) -> list[Line]:
+    """Certified accuracy under each promise, and what each is about."""
+    found = promises(audit)
+    if not found.rows or not metrics.holds(audit):
+        return []
+    lines: list[Line] = [(Span(f"{'certified accuracy':<24}{''.join(f'{eps:>16}' for eps in found.eps)}", "dim"),)]
+    for row in found.rows:
+        cells = "".join(f"{cell:>16}" for cell in row.cells)
+        lines.append((Span(f"{row.promise}  {row.name:<21}{cells}", "bold" if row.headline else ""),))
+    for row in found.rows:
+        said = f"{row.promise}: " + (f"not certified: {row.why_not}" if row.why_not else row.sentence)
+        lines += [(Span(part, "dim"),) for part in textwrap.wrap(said, WIDTH, subsequent_indent="   ")]
+    return lines
+
+
+def _checks(audit: Audit) -> list[Line]:
+    """What failed or warns, one line each; the rest counted."""
+    lines: list[Line] = []
+    for state in ("fail", "warn"):
+        lines += [_check(finding) for finding in audit.findings if finding.state == state]
+    tally = [(sum(f.state == state for f in audit.findings), state) for state in ("pass", "info", "not run")]
+    said = " · ".join(f"{many} {state}" for many, state in tally if many)
+    if said:
+        lines.append((Span(f"{MARKS['pass']} ", STYLES["pass"]), Span(said)))
+    lines += [(Span("– not done  ", "dim"), Span(f"{clean(s.what, 40)}: {clean(s.why, 80)}")) for s in audit.skipped]
+    return lines
+
+
+def _check(finding: Finding) -> Line:
+    sign = f"{MARKS[finding.state]} {finding.state.upper():<5}"
+    return (
+        Span(sign, STYLES[finding.state]),
+        Span(f" {clean(finding.id, 12)}  {clean(finding.title, 100)}  "),
+        Span(clean(finding.value, 40), "bold"),
+    )
+
+
+def gate_lines(gates: Sequence[Gate]) -> list[Line]:
+    """Each condition, and what was compared, or why nothing was."""
+    width = max((len(clean(gate.expression, 60)) for gate in gates), default=0)
+    lines: list[Line] = []
+    for gate in gates:
+        look = gate_look(gate)
+        sign = f"{MARKS[look]} {'GATE' if look in ('fail', 'warn') else 'gate':<5}"
+        said = Span(compared(gate), "bold") if gate.value is not None else Span(f"{gate.state}: {clean(gate.why, 120)}")
+        lines.append((Span(sign, STYLES[look]), Span(f" {clean(gate.expression, 60):<{width}}  "), said))
+    return lines
+
+
+def gate_look(gate: Gate) -> str:
+    """The state of a check that a gate looks like."""
+    if gate.state == "failed":
+        return "fail" if gate.level == "error" else "warn"
+    return "pass" if gate.state == "passed" else "not run"
+
+
+def _verdict(audit: Audit) -> list[Line]:
+    v = audit.verdict
+    lamps = [("integrity", v.integrity), ("strength", v.strength or "withheld"), ("gate", v.gate)]
+    first: list[Span] = []
+    for name, state in lamps:
+        first += [
+            Span(f"{'   ' if first else ''}{name} ", "dim"),
+            Span(state.upper(), LAMP_STYLES.get(state, "bold")),
+        ]
+    said = [clean(v.headline, 300), *(clean(sentence, 600) for sentence in v.sentences)]
+    lines: list[Line] = [tuple(first)]
+    for rank, sentence in enumerate(said):
+        style = "bold" if rank == 0 else ""
+        lines += [(Span(row, style),) for row in textwrap.wrap(sentence, WIDTH)]
+    return lines
+
+
+def _paths(paths: Sequence[tuple[str, str]]) -> list[Line]:
+    return [(Span(f"{kind:<8}", "dim"), Span(str(path))) for kind, path in paths]
+
+
+def to_markdown(audit: Audit) -> str:
+    """A short summary for a pull request: verdict, budgets, and every check that did not pass."""
+    v = audit.verdict
+    lines = [f"### {_escaped(title(audit))}", "", f"**{_escaped(clean(v.headline, 300))}**", ""]
+    if audit.model.weights == "random":
+        lines[2:2] = ["**Random weights: this network was never trained.**", ""]
+    lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
+    lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
+    lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit), *_markdown_gates(audit)]
+    lines += [
+        _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.promise}). {view.about}") + "\n"
+        for view in estimates(audit)
+    ]
+    lines += _markdown_checks(audit)
+    d = audit.dataset
+    about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
+    scope = "One kind of change, one sample, one set of weights: not a statement that the model is fit for use."
+    return "\n".join([*lines, f"<sub>{about}; run {_escaped(clean(audit.run, 60))}. {scope}</sub>"]) + "\n"
+
+
+def _markdown_budgets(audit: Audit) -> list[str]:
+    lines = ["| ε (L2) | proved, at least | unbroken, at most |", "|---|---:|---:|"]
+    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
+    for eps in sorted(audit.threat.eps, key=eps_value):
+        proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+        cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, unbroken)]
+        lines.append(f"| {_escaped(eps_text(eps))} | {cells[0] or missing} | {cells[1] or NONE} |")
+    return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
+
+
+def _markdown_promises(audit: Audit) -> list[str]:
+    found = promises(audit)
+    if not found.rows or not metrics.holds(audit):
+        return []
+    names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
+    lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
+    for place, eps in enumerate(found.eps):
+        lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
+    said = [(row.promise, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
+    return [*lines, "", *(f"{promise}: {_escaped(sentence)}  " for promise, sentence in said), ""]
+
+
+def _markdown_gates(audit: Audit) -> list[str]:
+    if not audit.gates:
+        return []
+    lines = ["| gate | | |", "|---|---|---|"]
+    for gate in audit.gates:
+        said = compared(gate) if gate.value is not None else clean(gate.why, 160)
+        state = "missed, warns" if gate_look(gate) == "warn" else gate.state
+        lines.append(f"| {_escaped(clean(gate.expression, 60))} | {state} | {_escaped(said)} |")
+    return [*lines, ""]
+
+
+def _markdown_checks(audit: Audit) -> list[str]:
+    loud = [f for state in ("fail", "warn") for f in audit.findings if f.state == state]
+    if not loud:
+        return []
+    cells = [(f.state, clean(f.id, 12), clean(f.title, 160), clean(f.value, 60)) for f in loud]
+    rows = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in cells]
+    return ["| | check | | value |", "|---|---|---|---|", *rows, ""]
+
+
+def _escaped(text: str) -> str:
+    """So that Markdown and the HTML in it show the text as it is."""
+    for sign in "\\`*_[]|~#@":
+        text = text.replace(sign, f"\\{sign}" if sign != "@" else "@\u2060")
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,376 @@
+"""One run's result. Plain frozen data, standard library only: `report/` reads nothing else.
+
+`Audit` is the whole of one run. Its fields *are* the published result file (`json.py` writes them one
+to one; non-finite numbers become null), so a change here is a change of `SCHEMA`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lipaudit.results.bounds import NetworkBound
+
+SCHEMA = "lipaudit-result/1.1"
+TIME_LIMIT = "time limit reached"
+"""What `AttackRecord.why` says where time ran out."""
+Numbers = Sequence[float]
+
+
+@dataclass(frozen=True)
+class AttackRecord:
+    """What one attack did."""
+
+    name: str
+    library: str
+    """`AutoAttack (pyautoattack 0.2.0)`, `ART 1.20.1`."""
+    settings: str
+    attacked: int
+    broken: int
+    """Samples for which it produced a `Witness`, at whatever distance."""
+    closest: int
+    """Samples for which its witness was the closest of all attacks."""
+    median_distance: float | None
+    rejected: int
+    """Claimed adversarial examples that did not survive re-evaluation."""
+    seconds: float
+    status: Literal["done", "failed", "not run"] = "done"
+    why: str = ""
+    flags: tuple[str, ...] = ()
+    """The library's own reliability warnings."""
+    checked: tuple[str, ...] = ()
+    """Which of the conditions in `attack_flags.py` it could have flagged, by name."""
+
+    @property
+    def unfinished(self) -> bool:
+        """Asked for, could have run, and did not, or not on all samples."""
+        return self.status == "failed" or TIME_LIMIT in self.why
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check with a stable id. The title states the outcome."""
+
+    id: str
+    state: Literal["pass", "warn", "fail", "info", "not run"]
+    title: str
+    value: str
+    why: str
+    """Why a reader should care."""
+    fix: str = ""
+    """What to do about it; empty if nothing is to be done."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Three lamps; strength and gate have no state when integrity is not SOUND."""
+
+    integrity: Literal["SOUND", "INVALID", "UNPROVED"]
+    strength: Literal["vacuous", "weak", "substantial"] | None
+    gate: Literal["passed", "failed", "not set", "cannot be judged"]
+    headline: str
+    sentences: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition that the user set, and what came of it."""
+
+    expression: str
+    """`certified_accuracy@36/255>=0.30`: as it can be typed after --gate."""
+    least: float
+    on: Literal["value", "ci_low"]
+    """Which number has to reach `least`: the share itself, or its one-sided 95 % lower limit (Clopper-Pearson)."""
+    level: Literal["error", "warn"]
+    """Whether a miss fails the audit or is only shown."""
+    state: Literal["passed", "failed", "cannot be judged"]
+    value: float | None
+    """What was compared, unrounded; None if it cannot be judged."""
+    why: str = ""
+    """What stands in the way; empty if it was judged."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of the audited samples at one perturbation budget, with its 95 % Wilson interval."""
+
+    eps: str
+    """As written by the user: "36/255"; "0" for clean accuracy."""
+    value: float
+    """count / total."""
+    count: int
+    total: int
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Which network was audited."""
+
+    name: str
+    source: str
+    """Where architecture and weights come from, for a reader."""
+    architecture: str
+    parameters: int
+    weights: Literal["trained", "random"]
+    weights_sha256: str
+    """Of the tensors that were audited, names and bytes in order."""
+    weights_file: str
+    weights_file_sha256: str
+    dtype: str
+    input_shape: tuple[int, ...]
+    classes: int
+    mean: tuple[float, ...] = ()
+    """Normalisation that lipaudit put in front of the network, per channel (smallest and largest where there is one for
+    every pixel); empty if it is inside the model or absent."""
+    std: tuple[float, ...] = ()
+    licence: str = ""
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """Which images were audited."""
+
+    name: str
+    split: str
+    source: str
+    sha256: str
+    """Of the audited images and labels, in order."""
+    available: int
+    samples: int
+    seed: int
+    class_names: tuple[str, ...] = ()
+    levels: int = 0
+    """Steps from the least to the largest possible value (255 in 8-bit images, 16 in the digits), so two different
+    images differ by at least width/levels in L2: one channel of one pixel, by one level. 0 if on no such grid."""
+    width: float = 1.0
+    """Of the range of the values: 1 for pixels in [0, 1]."""
+
+    @property
+    def smallest_change(self) -> float:
+        """The smallest change that an image of this kind can have; that of 8-bit images where there is no grid."""
+        return self.width / (self.levels or 255)
+
+    @property
+    def smallest_change_text(self) -> str:
+        return f"{self.width:g}/{self.levels or 255}"
+
+
+@dataclass(frozen=True)
+class Threat:
+    """Who may do what: move the input by at most eps in L2."""
+
+    eps: tuple[str, ...]
+    norm: Literal["L2"] = "L2"
+    low: float = 0.0
+    high: float = 1.0
+    units: str = "pixels in [0, 1]"
+
+
+@dataclass(frozen=True)
+class Samples:
+    """One column per fact, one row per audited image."""
+
+    index: tuple[int, ...]
+    """Position in the data set."""
+    label: tuple[int, ...]
+    prediction: tuple[int, ...]
+    margin: Numbers
+    radius: Numbers
+    distance: tuple[float | None, ...]
+    """Smallest adversarial perturbation found (L2); None if never broken or not attacked."""
+    adversarial_prediction: tuple[int | None, ...]
+    attack: tuple[str | None, ...]
+    """Which attack found it."""
+    attacked: tuple[bool, ...]
+    method: tuple[str, ...] = ()
+    """Where the radius comes from: "global" (Lipschitz bounds) or "local" (affine forms around the image)."""
+    executed_distance: tuple[float | None, ...] = ()
+    """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
+    own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
+
+    def correct(self) -> list[bool]:
+        """Which rows are predicted as labelled."""
+        return [label == guess for label, guess in zip(self.label, self.prediction, strict=True)]
+
+    def certified(self, eps: float) -> list[bool]:
+        """Which rows have a radius above `eps`: only correct ones have any."""
+        return [radius > eps for radius in self.radius]
+
+    def unbroken(self, eps: float) -> list[bool]:
+        """Which rows are correct, and no attack changed them within `eps`."""
+        pairs = zip(self.correct(), self.distance, strict=True)
+        return [right and (distance is None or distance > eps) for right, distance in pairs]
+
+
+@dataclass(frozen=True)
+class PromiseResult:
+    """What is certified under one promise; the one that `Samples.radius` is about is among them."""
+
+    promise: Literal["R", "F", "D"]
+    """The exact function of the weights, the network as executed in its own dtype, or in float64."""
+    sentence: str
+    """About which function its certificates speak."""
+    headline: bool
+    """Whether `Samples.radius`, the rates and the gates of this result are about this promise."""
+    proved: tuple[Rate, ...]
+    """Certified accuracy, per eps. Empty when nothing is certified or the verdict is INVALID or UNPROVED."""
+    radius: Numbers
+    """One per row of `Samples`; empty when nothing is certified."""
+    why_not: str = ""
+    """Why nothing is certified; empty if something is, or could have been."""
+
+    @property
+    def certified(self) -> bool:
+        return not self.why_not
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """Original, perturbed image and their difference, as PNG data URIs for the report."""
+
+    sample: int
+    """Row of `Samples`."""
+    original: str
+    perturbed: str
+    difference: str
+    amplified: float
+    """Factor by which the difference is enlarged about mid-grey."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Something that was not done."""
+
+    what: str
+    why: str
+    asked: bool = True
+    """Whether somebody asked for it; what is only tried where it is affordable leaves no audit incomplete."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Radii that nobody proved: estimated, or true with a probability only. Never mixed with those of `Samples`."""
+
+    name: str
+    library: str
+    settings: str
+    about: str
+    """What the numbers are, and what they are not."""
+    values: tuple[float | None, ...]
+    """One per row of `Samples`, L2, in units of the inputs; None where there is none."""
+    probability: float | None = None
+    """With which each of them holds; None for an estimate that promises nothing."""
+    draws: int | None = None
+    """Noisy copies that were counted for each of them."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Which part of the samples a run was about, and what it takes to merge it with the others."""
+
+    number: int
+    of: int
+    """Shard `number` of `of` has rows number - 1, number - 1 + of, ... of the samples."""
+    whole: DataFacts
+    """The samples of all shards."""
+    distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Of the witnesses of each attack, of which its record has the median only."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A shard that a merged result was made of."""
+
+    run: str
+    started: str
+    number: int
+    of: int
+    samples: int
+    where: str
+    """Platform, device, threads."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that one run found out: the only input of `report/`."""
+
+    run: str
+    started: str
+    """UTC, ISO 8601."""
+    command: tuple[str, ...]
+    status: Literal["complete", "partial", "invalid"]
+    exit_code: int
+    verdict: Verdict
+    model: ModelFacts
+    dataset: DataFacts
+    threat: Threat
+    clean: Rate
+    proved: tuple[Rate, ...]
+    """Certified accuracy, per eps. Empty when the verdict is INVALID or UNPROVED."""
+    unbroken: tuple[Rate, ...]
+    """Robust accuracy under the attacks run, per eps: an upper bound. Empty when nothing was attacked."""
+    bound: NetworkBound | None
+    slope: float | None
+    """Steepest change of a logit difference seen between two inputs: a lower bound of its Lipschitz constant."""
+    slope_share: float | None
+    """Largest share of its pairwise bound that an observed slope reached: above 1 refutes a bound."""
+    rounding: float | None
+    """Largest proved bound of the rounding error of a sample's logits (L2); already taken off every radius."""
+    promise: str
+    """About which function the certificates speak, in one sentence."""
+    samples: Samples
+    attacks: tuple[AttackRecord, ...]
+    findings: tuple[Finding, ...]
+    skipped: tuple[Skip, ...] = ()
+    warnings: tuple[str, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    promises: tuple[PromiseResult, ...] = ()
+    """R, F and D, as far as they were looked at."""
+    timing: dict[str, float] = field(default_factory=dict)
+    """Seconds per stage."""
+    environment: dict[str, Any] = field(default_factory=dict)
+    """Versions, device, threads, platform, dtype."""
+    config: dict[str, Any] = field(default_factory=dict)
+    """Every resolved setting of the run; under `origin`, where those come from that are no defaults."""
+    estimates: tuple[Estimate, ...] = ()
+    """Off unless asked for."""
+    shard: Shard | None = None
+    """None for all samples."""
+    parts: tuple[Part, ...] = ()
+    """The shards of a merged result, whose times are summed; empty for one run."""
+    schema: str = SCHEMA
+
+    @property
+    def clean_accuracy(self) -> float:
+        return self.clean.value
+
+    def certified_accuracy(self, eps: float) -> float:
+        """Share of all audited samples that are correct with `radius > eps`."""
+        return sum(self.samples.certified(eps)) / max(1, len(self.samples.radius))
+
+    def robust_accuracy(self, eps: float) -> float:
+        """Share of all audited samples that are correct and that no attack changed within `eps`."""
+        return sum(self.samples.unbroken(eps)) / max(1, len(self.samples.label))
+
+    def to_json(self) -> str:
+        """The result file."""
+        from lipaudit.results.json import to_json
+
+        return to_json(self)
+
+    def to_dataframe(self) -> Any:
+        """One row per audited image, as a pandas DataFrame; raises `ReportError` where pandas is not installed."""
+        from lipaudit.results.dataframe import to_dataframe
+
+        return to_dataframe(self)
+
+    def to_html(self) -> str:
+        """The report, one self-contained page."""
+        from lipaudit.report.html import to_html
+
+        return to_html(self)

@@ -1,0 +1,133 @@
+"""What the report needs to know beyond the fields of an `Audit`, computed from its columns."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+
+from lipaudit.results.audit import Audit, Rate
+from lipaudit.results.formatting import eps_value
+
+
+@dataclass(frozen=True)
+class Contradiction:
+    """A witness inside a certified radius: proof that a bound is wrong."""
+
+    row: int
+    radius: float
+    distance: float
+
+
+def holds(audit: Audit) -> bool:
+    """Certificates may be shown as holding: the verdict is SOUND."""
+    return audit.verdict.integrity == "SOUND"
+
+
+def was_attacked(audit: Audit) -> bool:
+    return any(audit.samples.attacked)
+
+
+def correct_rows(audit: Audit) -> tuple[int, ...]:
+    """Rows whose prediction is the label."""
+    return tuple(row for row, right in enumerate(audit.samples.correct()) if right)
+
+
+def certified_rows(audit: Audit) -> tuple[int, ...]:
+    """Rows with a claim that an attack could refute: a radius above zero."""
+    return tuple(row for row, radius in enumerate(audit.samples.radius) if radius > 0)
+
+
+def tested_rows(audit: Audit) -> tuple[int, ...]:
+    """Certified rows that were attacked."""
+    return tuple(row for row in certified_rows(audit) if audit.samples.attacked[row])
+
+
+def contradictions(audit: Audit) -> tuple[Contradiction, ...]:
+    """Rows with a witness within the radius, worst first."""
+    found = []
+    for row in certified_rows(audit):
+        distance = audit.samples.distance[row]
+        if distance is not None and distance <= audit.samples.radius[row]:
+            found.append(Contradiction(row, audit.samples.radius[row], distance))
+    return tuple(sorted(found, key=lambda c: (c.distance / c.radius, c.row)))
+
+
+def median(values: list[float] | tuple[float, ...]) -> float | None:
+    """None of nothing."""
+    return statistics.median(values) if values else None
+
+
+def median_radius(audit: Audit) -> float | None:
+    """Over the correctly classified images; None if there are none."""
+    return median([audit.samples.radius[row] for row in correct_rows(audit)])
+
+
+def local_rows(audit: Audit) -> int:
+    """How many radii come from the affine forms around the image, being larger than those of the Lipschitz bounds."""
+    return sum(method == "local" for method in audit.samples.method)
+
+
+def log10_ratio(audit: Audit, row: int) -> float | None:
+    """log10 of smallest distance over certified radius, negative for a contradiction; None without both."""
+    distance, radius = audit.samples.distance[row], audit.samples.radius[row]
+    if distance is None or not 0 < radius < math.inf or not distance > 0:
+        return None
+    return math.log10(distance) - math.log10(radius)
+
+
+def log10_ratios(audit: Audit) -> tuple[float, ...]:
+    """Of all images that have one, in their order."""
+    rows = range(len(audit.samples.label))
+    return tuple(ratio for row in rows if (ratio := log10_ratio(audit, row)) is not None)
+
+
+def median_gap(audit: Audit) -> float | None:
+    """Median of `log10_ratios`: orders of magnitude between proof and attack."""
+    return median(log10_ratios(audit))
+
+
+def share_reaching(audit: Audit, radius: float) -> float:
+    """Share of the correctly classified images whose certified radius is at least `radius`."""
+    rows = correct_rows(audit)
+    return sum(audit.samples.radius[row] >= radius for row in rows) / max(1, len(rows))
+
+
+def smallest_change_words(audit: Audit) -> str:
+    """What the line at the smallest change is called in a figure."""
+    words = {255: ": smallest 8-bit change", 0: ""}
+    return audit.dataset.smallest_change_text + words.get(audit.dataset.levels, ": smallest change of an image")
+
+
+def fragile_rows(audit: Audit) -> tuple[int, ...]:
+    """All rows, the most telling first: smallest distance over radius, smallest radius, wrong ones."""
+    s = audit.samples
+
+    def key(row: int) -> tuple[int, float, int]:
+        distance, ratio = s.distance[row], log10_ratio(audit, row)
+        if s.label[row] != s.prediction[row]:
+            return 2, s.margin[row], row
+        if holds(audit) and ratio is not None:
+            return 0, ratio, row
+        if distance is not None:
+            return 0, distance, row
+        return 1, s.radius[row] if holds(audit) else s.margin[row], row
+
+    return tuple(sorted(range(len(s.label)), key=key))
+
+
+def budget(audit: Audit) -> float:
+    """The first budget, which the page speaks of at its head."""
+    return eps_value(audit.threat.eps[0])
+
+
+def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:
+    return next((rate for rate in rates if rate.eps == eps), None)
+
+
+def class_name(audit: Audit, label: int | None) -> str:
+    """The name of a class, or its number."""
+    names = audit.dataset.class_names
+    if label is None:
+        return "–"
+    return names[label] if 0 <= label < len(names) else f"class {label}"

@@ -1,0 +1,1 @@
+"""One audit from start to end; shards and where they run; what is written down about a run."""

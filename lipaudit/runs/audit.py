@@ -1,0 +1,379 @@
+"""An audit from end to end: capture -> bound -> compose -> certify -> cross-check -> judge."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+from warnings import catch_warnings, simplefilter
+
+import numpy as np
+import torch
+from torch import nn
+
+from lipaudit.certification.certificates import (
+    Certificates,
+    certify_with,
+    check_inputs,
+    check_labels,
+    under,
+    with_local_radii,
+)
+from lipaudit.certification.executed import Promise, sentence_of
+from lipaudit.certification.local_search import BUDGET
+from lipaudit.certification.network_bound import Composition, compose, device_of, on_device
+from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
+from lipaudit.graph.ir import evaluate, in_dtype
+from lipaudit.graph.wrappers import as_module, domain_of, without_range
+from lipaudit.journal import Journal
+from lipaudit.progress import Progress, Silent
+from lipaudit.results.audit import Audit, DataFacts, ModelFacts, Samples, Shard, Skip, Threat, Verdict
+from lipaudit.results.formatting import eps_value
+from lipaudit.runs import provenance
+from lipaudit.runs.planning import batch_for
+from lipaudit.runs.shards import rows_of
+from lipaudit.runs.thumbnails import thumbnails
+from lipaudit.threat import as_pixels, box_of, threat_of, within
+from lipaudit.verdict.checks.integrity import rate
+from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.verdict import conclude
+
+NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken to lie in [0, 1]"
+Local = Literal["auto", "on", "thorough", "off"]
+BEFORE = "before an interruption"
+"""In `Audit.timing`: seconds of what an earlier process finished. The other entries are those of the last process."""
+JUDGED_BYTES = 2**28
+"""Memory of all float64 values of the samples that are judged at a time."""
+_PENDING = Verdict("UNPROVED", None, "not set", "", ())
+
+
+def audit(
+    model: nn.Module | Any,
+    inputs: torch.Tensor | np.ndarray,
+    labels: torch.Tensor | np.ndarray | Sequence[int],
+    *,
+    eps: Sequence[str | float] | None = None,
+    attacks: str | Sequence[str] | None = "standard",
+    norms: str = "all",
+    promise: Promise = "R",
+    local: Local = "auto",
+    local_samples: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    domain: tuple[float, float] | None = None,
+    time_limit: float | None = None,
+    batch_size: int | None = None,
+    model_facts: ModelFacts | None = None,
+    data_facts: DataFacts | None = None,
+    index: Sequence[int] | None = None,
+    command: Sequence[str] = (),
+    config: Mapping[str, Any] | None = None,
+    warnings: Sequence[str] = (),
+    progress: Progress | None = None,
+    journal: str | Path | None = None,
+    gates: Sequence[str] = (),
+    shard: tuple[int, int] | None = None,
+    smoothing: float | None = None,
+    clever: bool = False,
+) -> Audit:
+    """Audit a classifier on labelled inputs: bounds, certificates, attacks, verdict.
+
+    `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, with
+    entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. Radii, distances and `eps`, the L2 budgets
+    ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
+    rows. `attacks` is a preset or a list of names, "none" for none; `norms` is "all" (every method that costs little),
+    "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
+    allows ("auto"), around all ("on"), around all with all neurons taken together at last, for many times as long
+    ("thorough"), or not at all ("off"); of at most `local_samples` images.
+
+    Certificates are about the exact function of the weights ("R"), about the network as executed in its own dtype
+    ("F"), and in float64 ("D"); `promise` says which of them the radii, rates and gates of the result are about
+    (`Audit.promises` has all three).
+
+    `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
+    an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete. `shard` (3, 8) audits
+    the third of eight parts of the samples; `lipaudit.merge` makes one audit of all of them. `smoothing`, the sigma of
+    randomized smoothing in units of the inputs, and `clever` add estimates, which no certificate rests on.
+    `gates` are conditions such as "certified_accuracy@36/255>=0.30" (see `lipaudit.verdict.gates`), judged at the end.
+    Raises `BadThreat` for inputs or budgets that make no sense, `ConfigError` for a gate that is none, `ResumeError`
+    for the journal of another audit, and the errors of `bound`.
+    """
+    wanted = conditions(gates)
+    progress = progress or Silent()
+    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+    clock = _Clock()
+    module = on_device(as_module(model, mean=mean, std=std), device)
+    box = box_of(domain_of(model, domain))
+    points = within(check_inputs(inputs), box)
+    threat = threat_of(eps, box)
+    attacks = "standard" if attacks is None else attacks
+    if domain is None and without_range(model):
+        warnings = (*warnings, NO_CLIP_VALUES)
+    composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
+    answers = check_labels(labels, len(points), len(composition.network.pairwise))
+    index = range(len(points)) if index is None else index
+    whole = data_facts or provenance.of_data(points, answers, seed, box)
+    data_facts = whole
+    if shard is not None:
+        rows = rows_of(shard, len(points))
+        points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
+        data_facts = replace(whole, sha256=provenance.of_data(points, answers, seed, box).sha256, samples=len(rows))
+    held = None
+    if journal is not None:
+        settings = {
+            "eps": threat.eps,
+            "domain": box,
+            "attacks": [entry.name for entry in plan(attacks)],
+            "norms": norms,
+            "promise": promise,
+            "local": local,
+            "local samples": local_samples,
+            "seed": seed,
+            "device": device_of(module).type,
+            "time limit": time_limit,
+            "batch size": batch_size,
+        }
+        held = Journal(journal, provenance.of_audit(composition, points, answers, settings), started)
+    clock.mark("layer bounds")
+    certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress)
+    clock.mark("certificates")
+    certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress, held)
+    certificates = under(certificates, promise)
+    clock.mark("local radii")
+    evidence = _attack(
+        module,
+        composition,
+        points,
+        answers,
+        certificates,
+        attacks=attacks,
+        threat=threat,
+        seed=seed,
+        batch_size=batch_size,
+        deadline=None if time_limit is None else clock.began + time_limit,
+        progress=progress,
+        journal=held,
+    )
+    clock.mark("attacks")
+    slope, share = _slopes(module, composition, points, answers, evidence, threat)
+    clock.mark("slopes")
+    worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
+    executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
+    clock.mark("as executed")
+    samples = _samples(index, answers, certificates, evidence, executed)
+    estimates = estimates_of(
+        module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
+    )
+    clock.mark("estimates")
+    draft = Audit(
+        run="" if held is None else held.run,
+        started=started if held is None else held.started,
+        command=tuple(command),
+        status="complete",
+        exit_code=0,
+        verdict=_PENDING,
+        model=model_facts or provenance.of_model(model, module, points, composition),
+        dataset=data_facts,
+        threat=threat,
+        clean=rate("0", samples.correct()),
+        proved=(),
+        unbroken=(),
+        bound=composition.network,
+        slope=slope,
+        slope_share=share,
+        rounding=certificates.rounding,
+        promise=sentence_of(promise, composition.graph.dtype),
+        promises=provenance.of_promises(certificates, composition.graph.dtype),
+        samples=samples,
+        attacks=evidence.records,
+        findings=(),
+        skipped=skipped,
+        warnings=(*warnings, *evidence.flags, *filter(None, [held and held.failure])),
+        thumbnails=thumbnails(as_pixels(points, box), as_pixels(evidence.perturbed, box), samples),
+        timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
+        environment=provenance.environment(device_of(module)),
+        config=dict(config or {}),
+        estimates=estimates,
+        shard=None if shard is None else Shard(*shard, whole, evidence.distances),
+    )
+    return conclude(draft, wanted)
+
+
+def _locally(
+    certificates: Certificates,
+    composition: Composition,
+    points: torch.Tensor,
+    local: Local,
+    most: int | None,
+    progress: Progress,
+    journal: Journal | None,
+) -> tuple[Certificates, tuple[Skip, ...]]:
+    """The certificates with local radii where there are larger ones, and why some images were left out."""
+    if local == "off":
+        return certificates, ()
+    budget = BUDGET if local == "auto" else None
+    certificates, found = with_local_radii(
+        certificates,
+        composition,
+        points,
+        budget=budget,
+        most=most,
+        together=local == "thorough",
+        progress=progress,
+        journal=journal,
+    )
+    if not found.why_not:
+        return certificates, ()
+    how = f"{found.tried} tried" if found.tried else "none"
+    complete = local == "auto" or (most is not None and found.tried >= most)
+    return certificates, (Skip(f"local radii: {how}", found.why_not, asked=not complete),)
+
+
+class _Clock:
+    """Seconds per stage."""
+
+    def __init__(self) -> None:
+        self.began = self.last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def mark(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = round(now - self.last, 3)
+        self.seconds["total"] = round(now - self.began, 3)
+        self.last = now
+
+
+def _attack(
+    module: nn.Module,
+    composition: Composition,
+    points: torch.Tensor,
+    answers: Sequence[int],
+    certificates: Certificates,
+    *,
+    attacks: str | Sequence[str],
+    threat: Threat,
+    seed: int,
+    batch_size: int | None,
+    deadline: float | None,
+    progress: Progress,
+    journal: Journal | None,
+) -> Evidence:
+    device = device_of(module)
+    like = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    return cross_check(
+        module,
+        points.to(device, like),
+        torch.tensor(answers, device=device),
+        attacks=attacks,
+        eps=[eps_value(e) for e in threat.eps],
+        radii=certificates.radius,
+        judge=ExactNetwork(composition),
+        low=threat.low,
+        high=threat.high,
+        seed=seed,
+        deadline=deadline,
+        progress=progress,
+        journal=journal,
+        batch_size=batch_size or batch_for(points[0].numel()),
+    )
+
+
+class ExactNetwork(nn.Module):
+    """The function that the certificates speak of (promise R), in float64: the captured graph and its constants.
+
+    A copy of the model cast to float64 would recompute parametrised weights, and be another function by 1e-7.
+    """
+
+    def __init__(self, composition: Composition) -> None:
+        super().__init__()
+        self.graph = in_dtype(composition.graph, torch.float64)
+        entries = sum(math.prod(node.shape) for node in self.graph.nodes)
+        self.together = max(1, JUDGED_BYTES // (8 * entries))
+        """Samples at a time: many passes of a small network cost little more than one."""
+        self.agrees = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ExactNetwork:
+        return self  # the graph is immutable
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self._several(some) for some in x.split(self.together)])
+
+    def _several(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1 and self.together > 1:
+            logits = self._mapped(x)
+            if logits is not None:
+                return logits
+            self.together = 1
+        return torch.stack([evaluate(self.graph, sample) for sample in x])
+
+    def _mapped(self, x: torch.Tensor) -> torch.Tensor | None:
+        """The logits by `torch.vmap`; None if it does not know an operation, or computes something else."""
+        with catch_warnings():
+            simplefilter("ignore")  # where it has no rule, it loops over the samples, and says so
+            try:
+                logits = torch.vmap(lambda sample: evaluate(self.graph, sample))(x)
+            except Exception:  # noqa: BLE001  (whatever it says of what it does not know: one after the other, then)
+                return None
+        if not self.agrees:
+            one = evaluate(self.graph, x[0])
+            self.agrees = bool((logits[0] - one).abs().max() <= 1e-9 * one.abs().max())
+        return logits if self.agrees else None
+
+
+def _slopes(
+    module: nn.Module,
+    composition: Composition,
+    points: torch.Tensor,
+    answers: Sequence[int],
+    evidence: Evidence,
+    threat: Threat,
+) -> tuple[float, float]:
+    """The largest slope seen, and the largest share of its pairwise bound that a slope reached."""
+    device = device_of(module)
+    labels = torch.tensor(answers, device=device)
+    found = [witness.sample for witness in evidence.witnesses]
+    seen = torch.cat([points.to(device, torch.float64), evidence.perturbed[found].to(device)])
+    slope = largest_slope(
+        module,
+        seen,
+        torch.cat([labels, labels[found]]),
+        judge=ExactNetwork(composition),
+        low=threat.low,
+        high=threat.high,
+        against=composition.network.pairwise,
+    )
+    pairwise = composition.network.pairwise
+    shares = [
+        value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
+    ]
+    return slope.value, max(shares)
+
+
+def _samples(
+    index: Sequence[int],
+    answers: Sequence[int],
+    certificates: Certificates,
+    evidence: Evidence,
+    executed: Sequence[float | None],
+) -> Samples:
+    witness = {w.sample: w for w in evidence.witnesses}
+    rows = range(len(answers))
+    return Samples(
+        index=tuple(int(i) for i in index),
+        label=tuple(answers),
+        prediction=tuple(certificates.prediction.tolist()),
+        margin=tuple(certificates.margin.tolist()),
+        radius=tuple(certificates.radius.tolist()),
+        distance=tuple(witness[k].distance if k in witness else None for k in rows),
+        adversarial_prediction=tuple(witness[k].prediction if k in witness else None for k in rows),
+        attack=tuple(witness[k].attack if k in witness else None for k in rows),
+        attacked=evidence.attacked,
+        method=tuple(row.method for row in certificates.rows),
+        executed_distance=tuple(executed),
+    )

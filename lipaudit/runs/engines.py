@@ -1,0 +1,175 @@
+"""Where shards are audited: in this process, or on the workers of a Ray cluster, one shard per task.
+
+Each shard is a run of its own (`audit(shard=...)`), so what an engine finds is, on the same hardware with the same
+threads, bit for bit what the other one finds for the same number of shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lipaudit.certification.network_bound import device_of
+from lipaudit.errors import LipauditError, LoadError, ReportError
+from lipaudit.graph.wrappers import as_module
+from lipaudit.journal import SUFFIX, write_text
+from lipaudit.progress import Progress, Silent
+from lipaudit.results.audit import Audit
+from lipaudit.results.json import load_audit
+from lipaudit.runs.audit import audit
+from lipaudit.runs.shards import merge
+
+Engine = Literal["local", "ray"]
+RETRIES = 3
+"""Times that Ray begins a shard anew whose worker died."""
+
+
+def audit_in_shards(
+    model: Any,
+    inputs: Any,
+    labels: Any,
+    *,
+    shards: int,
+    engine: Engine = "local",
+    address: str | None = None,
+    journal: str | Path | None = None,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> Audit:
+    """`lipaudit.audit` of all samples, in so many shards, and merged.
+
+    `settings` are those of `audit`. With "ray" each shard is a task of the cluster at `address` (by default that of
+    RAY_ADDRESS, or one on this machine), which takes as many CPUs as torch has threads here, and a GPU if the model is
+    on one; a worker that dies loses only its shard. `journal` is a folder that keeps the results of finished shards.
+    Raises the errors of `audit`, and `LoadError` where Ray is not installed or its cluster not reached.
+    """
+    progress = progress or Silent()
+    folder = None if journal is None else Path(journal)
+    done = {} if folder is None else {k: kept for k in range(1, shards + 1) if (kept := _kept(folder, k, shards))}
+    wanted = [(k, shards) for k in range(1, shards + 1) if k not in done]
+    run = _on_ray(address) if engine == "ray" else _here
+    given = {"inputs": inputs, "labels": labels, **settings}
+    progress.say(f"{shards} shards, {len(done)} finished before" if done else f"{shards} shards")
+    for found in run(model, given, wanted, progress):
+        assert found.shard is not None
+        done[found.shard.number] = found
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(_file(folder, found.shard.number), found.to_json())
+    merged = merge(done.values(), settings.get("command", ()))
+    return merged if folder is None or folder.suffix != SUFFIX else replace(merged, run=folder.stem)
+
+
+Found = Iterator[Audit]
+Run = Callable[[Any, Mapping[str, Any], Sequence[tuple[int, int]], Progress], Found]
+
+
+def _here(model: Any, given: Mapping[str, Any], wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
+    """One shard after the other."""
+    for number, of in wanted:
+        progress.say(f"shard {number}/{of}")
+        yield audit(model, **given, shard=(number, of), progress=progress)
+
+
+def _on_ray(address: str | None) -> Run:
+    try:
+        import ray
+    except ImportError as error:
+        raise LoadError("--engine ray needs Ray, which is not installed; pip install 'lipaudit[ray]'") from error
+
+    def run(model: Any, given: Mapping[str, Any], wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
+        mine = not ray.is_initialized()
+        if mine:
+            try:
+                ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise LoadError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
+        try:
+            yield from _gathered(ray, model, given, wanted, progress)
+        finally:
+            if mine:
+                ray.shutdown()
+
+    return run
+
+
+def _gathered(
+    ray: Any, model: Any, given: Mapping[str, Any], wanted: Sequence[tuple[int, int]], progress: Progress
+) -> Found:
+    """The shards in the order in which the cluster finishes them."""
+    threads = torch.get_num_threads()
+    largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
+    gpu = str(given.get("device") or device_of(as_module(model))).startswith("cuda")
+    # More CPUs than any machine has would be waited for forever. The threads of a shard stay what they are here.
+    needs = {"num_cpus": min(threads, max(1, largest)), "num_gpus": int(gpu), "max_retries": RETRIES}
+    task = ray.remote(**needs)(_task)
+    with _by_value(ray.cloudpickle, as_module(model)):
+        what = ray.put((model, dict(given), threads))
+    open_tasks = {task.remote(what, shard): shard for shard in wanted}
+    progress.start("shards on Ray", len(open_tasks))
+    try:
+        while open_tasks:
+            (ready, *_), _ = ray.wait(list(open_tasks), num_returns=1)
+            number, of = open_tasks.pop(ready)
+            try:
+                found = ray.get(ready)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, ray.exceptions.RayError):
+                    raise LipauditError(f"shard {number}/{of} failed on its worker: {_first(error.cause)}") from error
+                raise error.cause if isinstance(error.cause, Exception) else error from None
+            except ray.exceptions.RayError as error:
+                again = f"Ray gave shard {number}/{of} up after {RETRIES} retries"
+                raise LipauditError(f"{again}: {_first(error)}") from error
+            progress.advance(note=f"shard {number}/{of}")
+            yield found
+    finally:
+        for left in open_tasks:
+            ray.cancel(left, force=True)
+        progress.finish()
+
+
+def _first(error: BaseException) -> str:
+    return str(error).strip().split("\n", 1)[0]
+
+
+@contextlib.contextmanager
+def _by_value(cloudpickle: Any, network: nn.Module) -> Iterator[None]:
+    """Classes of the network that no installed package holds travel with it: a worker could not import them."""
+    installed = importlib.metadata.packages_distributions()
+    names = {type(module).__module__ for module in network.modules()} - {"__main__", "builtins"}
+    own = [sys.modules[name] for name in names if name.partition(".")[0] not in {*installed, "lipaudit"}]
+    for module in own:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in own:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _task(what: tuple[Any, dict[str, Any], int], shard: tuple[int, int]) -> Audit:
+    """One shard, on a worker."""
+    model, given, threads = what
+    torch.set_num_threads(threads)
+    return audit(model, **given, shard=shard)
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"shard-{number}.json"
+
+
+def _kept(folder: Path, number: int, of: int) -> Audit | None:
+    """The result of a shard that an earlier process finished; None if it is not there, or not whole."""
+    try:
+        found = load_audit(_file(folder, number))
+    except ReportError:
+        return None
+    return found if found.shard is not None and (found.shard.number, found.shard.of) == (number, of) else None

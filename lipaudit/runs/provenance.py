@@ -1,0 +1,125 @@
+"""What the report says of where its numbers come from, for networks and images that were passed in as objects."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from lipaudit import __version__
+from lipaudit.certification.certificates import Certificates, under
+from lipaudit.certification.executed import sentence_of
+from lipaudit.certification.network_bound import Composition
+from lipaudit.graph.wrappers import PIXELS, Normalised
+from lipaudit.loading.datasets import grid_levels
+from lipaudit.loading.hashes import sha256_of_tensors
+from lipaudit.results.audit import DataFacts, ModelFacts, PromiseResult
+
+PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
+_FEW = 32
+"""Numbers of a mean that are listed one by one."""
+
+
+def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
+    """Facts about a network given as an object; its weights are taken to be trained."""
+    state = module.state_dict()
+    network, mean, std = module, (), ()
+    if isinstance(module, Normalised):
+        network, mean, std = module.network, *map(_per_channel, (module.normalise.mean, module.normalise.std))
+    wrapper = "" if isinstance(model, str | nn.Module) else f" in a {type(model).__name__}"
+    return ModelFacts(
+        name=model if isinstance(model, str) else type(network).__name__,
+        source=f"passed to lipaudit.audit{wrapper}",
+        architecture=type(network).__name__,
+        parameters=sum(p.numel() for p in module.parameters()),
+        weights="trained",
+        weights_sha256=sha256_of_tensors(sorted(state.items())),
+        weights_file="",
+        weights_file_sha256="",
+        dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
+        input_shape=tuple(points.shape[1:]),
+        classes=len(composition.network.pairwise),
+        mean=mean,
+        std=std,
+    )
+
+
+def _per_channel(values: torch.Tensor) -> tuple[float, ...]:
+    """The numbers as they were written before they became float32; their extremes if there is one for every pixel."""
+    found = values.flatten() if values.numel() <= _FEW else torch.stack([values.min(), values.max()])
+    return tuple(float(str(number)) for number in found.cpu().float().numpy())
+
+
+def of_data(points: torch.Tensor, answers: Sequence[int], seed: int, box: tuple[float, float] = PIXELS) -> DataFacts:
+    """Facts about images given as arrays."""
+    digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
+    digest.update(np.array(answers, dtype=np.int64).tobytes())
+    return DataFacts(
+        name="arrays",
+        split="",
+        source="passed to lipaudit.audit",
+        sha256=digest.hexdigest(),
+        available=len(points),
+        samples=len(points),
+        seed=seed,
+        levels=grid_levels(points, *box),
+        width=box[1] - box[0],
+    )
+
+
+def of_audit(
+    composition: Composition, points: torch.Tensor, answers: Sequence[int], settings: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What an interrupted audit is continued by: the function, the images, the settings and the software.
+
+    The function is the captured graph with its constants: weights, normalisation and architecture in one.
+    """
+    graph = hashlib.sha256(repr(composition.graph.input_shape).encode())
+    for node in composition.graph.nodes:
+        plain = {name: value for name, value in node.args.items() if not isinstance(value, torch.Tensor)}
+        tensors = [(name, value) for name, value in node.args.items() if isinstance(value, torch.Tensor)]
+        graph.update(f"{node.name}|{node.op}|{node.output}|{node.shape}|{plain!r}\0".encode())
+        graph.update(sha256_of_tensors(tensors).encode())
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    code = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources))
+    return {
+        "audited": {"network": graph.hexdigest(), "images": of_data(points, answers, 0).sha256},
+        "settings": dict(settings),
+        "versions": {
+            "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
+            "lipaudit": __version__,
+            "code of lipaudit": code.hexdigest(),
+        },
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions and hardware."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return {
+        "lipaudit": __version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "platform": platform.platform(),
+        "device": gpu or platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "bounds": "float64",
+    }
+
+
+def of_promises(certificates: Certificates, dtype: torch.dtype) -> tuple[PromiseResult, ...]:
+    """What is certified under each promise, R first; the rates come with the verdict."""
+    found = []
+    for promise in ("R", "F", "D"):
+        one, headline = under(certificates, promise), promise == certificates.promise
+        radius = () if one.why_not else tuple(one.radius.tolist())
+        found.append(PromiseResult(promise, sentence_of(promise, dtype), headline, (), radius, one.why_not))
+    return tuple(found)

@@ -1,0 +1,266 @@
+"""Results of shards, made into one: `lipaudit merge`, and the last step of every engine.
+
+Note [What a merged result is]
+    Shard i of N audits rows i - 1, i - 1 + N, ... of the samples. Everything about one sample that does not depend on
+    its neighbours is bit for bit that of a run over all of them, on the same hardware with the same threads: bounds,
+    predictions, margins, global radii. Attacks work on batches, drawn and seeded as a run of the shard alone does it,
+    and the search for a local radius begins where the last one ended: distances and local radii are those of the shards
+    run alone, wherever and in whatever order they run, and may differ in digits from those of an unsharded run. Slopes
+    are taken at some points of each shard; the largest counts. Rates, intervals, findings, verdict and thumbnails are
+    computed again from the rows, and times are summed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from lipaudit.errors import BadThreat, ReportError
+from lipaudit.results.audit import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
+from lipaudit.results.bounds import NetworkBound
+from lipaudit.verdict.checks.integrity import rate, refuted
+from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.verdict import conclude
+
+WITHIN = ("lipaudit", "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
+"""Versions that all shards have to share."""
+PLACES = ("shard", "data_dir", "checkpoint", "offline")
+"""Settings that may differ: the weights and images themselves are compared."""
+THUMBNAILS = 8
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`3/8` -> (3, 8). Raises `ValueError`."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise ValueError(f"expected a shard such as 3/8, from 1/8 to 8/8, got {text!r}")
+    return int(number), int(of)
+
+
+def rows_of(shard: tuple[int, int], count: int) -> list[int]:
+    """The rows of a shard. Raises `BadThreat` for one that cannot be."""
+    number, of = shard
+    if not 1 <= number <= of <= count:
+        raise BadThreat(f"expected a shard from 1/{of} to {of}/{of}, of at most {count} samples, got {number}/{of}")
+    return list(range(number - 1, count, of))
+
+
+def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequence[str] = ()) -> Audit:
+    """One result out of those of all shards of a run, in any order. See Note [What a merged result is].
+
+    It is held against `gates`, or those of the shards. Raises `ReportError` that names what is unlike, twice there, or
+    missing.
+    """
+    audits = sorted(shards, key=lambda audit: (audit.shard.number if audit.shard else 0, audit.run))
+    parts = _complete(audits)
+    _alike(audits)
+    first = audits[0]
+    samples = _samples(audits)
+    draft = replace(
+        first,
+        run="",
+        started=min(audit.started for audit in audits),
+        command=tuple(command) or first.command,
+        dataset=parts[0].whole,
+        clean=rate("0", samples.correct()),
+        bound=_bound(audits),
+        slope=max((audit.slope for audit in audits if audit.slope is not None), default=None),
+        slope_share=max((audit.slope_share for audit in audits if audit.slope_share is not None), default=None),
+        rounding=max((audit.rounding for audit in audits if audit.rounding is not None), default=None),
+        samples=samples,
+        attacks=tuple(_record(audits, place) for place in range(len(first.attacks))),
+        skipped=_skipped(audits),
+        warnings=_warnings(audits),
+        thumbnails=_thumbnails(audits, samples),
+        timing=_summed(audit.timing for audit in audits),
+        config={name: value for name, value in first.config.items() if name != "shard"},
+        promises=_promises(audits),
+        estimates=_estimates(audits),
+        shard=None,
+        parts=tuple(
+            Part(a.run, a.started, s.number, s.of, len(a.samples.index), _where(a))
+            for a, s in zip(audits, parts, strict=True)
+        ),
+    )
+    return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
+
+
+def _complete(audits: Sequence[Audit]) -> list[Shard]:
+    """The shards of the results: each of them once, all of one split."""
+    parts = [audit.shard for audit in audits if audit.shard is not None]
+    for audit in audits:
+        if audit.shard is None:
+            raise ReportError(f"expected results of shards (`lipaudit run --shard I/N`), got {audit.run}, a whole run")
+    if not parts:
+        raise ReportError("expected the results of all shards of a run, got none")
+    splits = sorted({part.of for part in parts})
+    if len(splits) > 1:
+        raise ReportError(f"expected shards of one split, got shards of {' and of '.join(map(str, splits))}")
+    of, numbers = splits[0], [part.number for part in parts]
+    for number in sorted(set(numbers)):
+        if numbers.count(number) > 1:
+            runs = ", ".join(audit.run for audit in audits if audit.shard and audit.shard.number == number)
+            raise ReportError(f"expected each shard once, got {number}/{of} {numbers.count(number)} times ({runs})")
+    if missing := [f"{number}/{of}" for number in range(1, of + 1) if number not in numbers]:
+        raise ReportError(f"expected all {of} shards, got {len(parts)}: {', '.join(missing)} missing")
+    return parts
+
+
+def _alike(audits: Sequence[Audit]) -> None:
+    """Refuses shards of different audits, and says what differs."""
+
+    def what(audit: Audit) -> dict[str, Any]:
+        assert audit.shard is not None
+        return {
+            "schema": audit.schema,
+            "model": audit.model,
+            "data": audit.shard.whole,
+            "threat": audit.threat,
+            "promise": audit.promise,
+            "promises": [(promise.promise, promise.headline) for promise in audit.promises],
+            "gates": [gate.expression for gate in audit.gates],
+            "attacks": [(record.name, record.library, record.settings) for record in audit.attacks],
+            "estimates": [(estimate.name, estimate.library, estimate.settings) for estimate in audit.estimates],
+            "settings": {name: value for name, value in audit.config.items() if name not in PLACES},
+            "versions": {name: audit.environment.get(name) for name in WITHIN},
+        }
+
+    expected = what(audits[0])
+    for audit in audits[1:]:
+        for name, value in what(audit).items():
+            if value != expected[name]:
+                raise ReportError(
+                    f"expected shards of one audit, got another {name} in {audit.run}{_detail(value, expected[name])}"
+                )
+    for audit in audits:
+        assert audit.shard is not None
+        total, number, of = audit.shard.whole.samples, audit.shard.number, audit.shard.of
+        rows = len(rows_of((number, of), total))
+        if len(audit.samples.index) != rows:
+            raise ReportError(f"expected {rows} samples in shard {number}/{of}, got {len(audit.samples.index)}")
+
+
+def _detail(value: Any, expected: Any) -> str:
+    """Which field or key it is."""
+    if hasattr(value, "__dataclass_fields__"):
+        names = [f.name for f in fields(value) if getattr(value, f.name) != getattr(expected, f.name)]
+    elif isinstance(value, dict):
+        names = [name for name in {**expected, **value} if value.get(name) != expected.get(name)]
+    else:
+        return ""
+    return f": {', '.join(names)}"
+
+
+def _interleaved(columns: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    """Rows of shards back in the order of the whole: one of each shard in turn."""
+    gap = object()
+    turns = itertools.zip_longest(*columns, fillvalue=gap)
+    return tuple(value for turn in turns for value in turn if value is not gap)
+
+
+def _samples(audits: Sequence[Audit]) -> Samples:
+    names = [field.name for field in fields(Samples)]
+    return Samples(**{name: _interleaved([getattr(audit.samples, name) for audit in audits]) for name in names})
+
+
+def _bound(audits: Sequence[Audit]) -> NetworkBound | None:
+    """The largest, or one that is refuted: it was that of its shard's radii. None where a shard has none."""
+    bounds = [audit.bound for audit in audits if audit.bound is not None]
+    if len(bounds) < len(audits):
+        return None
+    return max(bounds, key=lambda bound: (bool(refuted(bound)), bound.log10, len(bound.pairwise)))
+
+
+def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
+    """What one attack did in all shards."""
+    records = [audit.attacks[place] for audit in audits]
+    name = records[0].name
+    distances = [d for audit in audits if audit.shard for d in audit.shard.distances.get(name, ())]
+    states = [record.status for record in records]
+    status = "failed" if "failed" in states else "done" if "done" in states else "not run"
+    reasons = dict.fromkeys(record.why for record in records if record.why)
+    if status == "done" and any(record.attacked for record in records):
+        # That nothing was left to attack in one shard is no remark about the whole.
+        reasons = dict.fromkeys(
+            record.why for record in records if record.why and (record.attacked or record.unfinished)
+        )
+    return replace(
+        records[0],
+        attacked=sum(record.attacked for record in records),
+        broken=sum(record.broken for record in records),
+        closest=sum(record.closest for record in records),
+        median_distance=statistics.median(distances) if distances else None,
+        rejected=sum(record.rejected for record in records),
+        seconds=sum(record.seconds for record in records),
+        status=status,
+        why="; ".join(reasons),
+        flags=tuple(dict.fromkeys(flag for record in records for flag in record.flags)),
+        checked=tuple(dict.fromkeys(check for record in records for check in record.checked)),
+    )
+
+
+def _promises(audits: Sequence[Audit]) -> tuple[PromiseResult, ...]:
+    """Radii of all shards; 0 for the images of a shard in which none is certified, where another has some."""
+    found = []
+    for same in zip(*(audit.promises for audit in audits), strict=True):
+        lengths = [len(audit.samples.index) for audit in audits]
+        columns = [p.radius if p.certified else (0.0,) * n for p, n in zip(same, lengths, strict=True)]
+        if any(promise.certified for promise in same):
+            found.append(replace(same[0], radius=_interleaved(columns), why_not=""))
+        else:
+            found.append(same[0])
+    return tuple(found)
+
+
+def _estimates(audits: Sequence[Audit]) -> tuple[Estimate, ...]:
+    each = zip(*(audit.estimates for audit in audits), strict=True)
+    return tuple(
+        replace(same[0], values=_interleaved([e.values for e in same]), seconds=sum(e.seconds for e in same))
+        for same in each
+    )
+
+
+def _skipped(audits: Sequence[Audit]) -> tuple[Skip, ...]:
+    """What each shard left out; once where all say the same."""
+    each = [audit.skipped for audit in audits]
+    if all(skips == each[0] for skips in each):
+        return each[0]
+    named = ((audit.shard, skip) for audit, skips in zip(audits, each, strict=True) for skip in skips)
+    return tuple(replace(skip, what=f"shard {s.number}/{s.of}: {skip.what}") for s, skip in named if s is not None)
+
+
+def _warnings(audits: Sequence[Audit]) -> tuple[str, ...]:
+    found = list(dict.fromkeys(warning for audit in audits for warning in audit.warnings))
+    # Of many classes, result files keep no matrix.
+    values = {audit.bound.pairwise for audit in audits if audit.bound and audit.bound.pairwise}
+    if len(values) > 1:
+        found.append(
+            "the network bounds of the shards differ in digits, as on different hardware: the largest is shown"
+        )
+    return tuple(found)
+
+
+def _thumbnails(audits: Sequence[Audit], samples: Samples) -> tuple[Thumbnail, ...]:
+    """Those of the closest adversarial examples of all shards."""
+    of = len(audits)
+    every = [
+        replace(shown, sample=shown.sample * of + number) for number, a in enumerate(audits) for shown in a.thumbnails
+    ]
+    return tuple(sorted(every, key=lambda shown: (samples.distance[shown.sample] or 0.0, shown.sample))[:THUMBNAILS])
+
+
+def _summed(timings: Iterable[dict[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for timing in timings:
+        for stage, seconds in timing.items():
+            total[stage] = round(total.get(stage, 0.0) + seconds, 3)
+    return total
+
+
+def _where(audit: Audit) -> str:
+    """Platform, device and threads of a shard."""
+    known = audit.environment
+    return f"{known.get('platform', '')}, {known.get('device', '')}, {known.get('threads', '')} threads"

@@ -1,0 +1,269 @@
+"""Gates: the least shares that a user asks of an audit, and whether it has them. Pure functions of an `Audit`.
+
+`certified_accuracy@36/255>=0.30`, `unbroken_accuracy@0.5>=45%`, `clean_accuracy>=0.94`: a measure, its budget, a share.
+Behind it `,ci_low` holds the one-sided 95 % lower limit of the share against the gate, and `,warn` lets a miss fail
+nothing. Shares are compared as they are, never rounded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal, cast
+
+from lipaudit.errors import ConfigError, ExitCode
+from lipaudit.results.audit import Audit, Finding, Gate
+from lipaudit.results.formatting import clean, eps_value, percents
+
+CONFIDENCE = 0.95
+MEASURES = {
+    "certified_accuracy": "proved accuracy",
+    "unbroken_accuracy": "unbroken accuracy",
+    "clean_accuracy": "clean accuracy",
+}
+"""What a gate can be about, and how a reader calls it."""
+EXAMPLE = "certified_accuracy@36/255>=0.30"
+ON, LEVELS = ("value", "ci_low"), ("error", "warn")
+
+_FORM = re.compile(r"\s*([^@<>=,\s]+)\s*(?:@\s*([^@<>=,]+?))?\s*>=\s*([^<>=,\s]+)((?:\s*,\s*[^,\s]+)*)\s*")
+State = Literal["passed", "failed", "cannot be judged"]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One gate before it is judged."""
+
+    measure: str
+    eps: str
+    """As written; empty for clean accuracy."""
+    least: float
+    written: str
+    """`least` as the user wrote it."""
+    on: Literal["value", "ci_low"] = "value"
+    level: Literal["error", "warn"] = "error"
+
+    @property
+    def expression(self) -> str:
+        """As it can be typed after --gate."""
+        at = f"@{self.eps}" if self.eps else ""
+        more = (",ci_low" if self.on == "ci_low" else "") + (",warn" if self.level == "warn" else "")
+        return f"{self.measure}{at}>={self.written}{more}"
+
+    @property
+    def what(self) -> str:
+        """For a reader: `proved accuracy at 36/255`."""
+        return MEASURES[self.measure] + (f" at {self.eps}" if self.eps else "")
+
+
+def parse(text: str) -> Condition:
+    """The condition that an expression states; raises `ConfigError` that says what was expected."""
+    found = _FORM.fullmatch(text)
+    if found is None:
+        raise ConfigError(f"gate {clean(text)!r}: expected MEASURE@EPS>=SHARE such as {EXAMPLE}")
+    measure, eps, share, rest = found.groups()
+    words = [word.strip() for word in rest.split(",")[1:]]
+    unknown = [word for word in words if word not in (*ON, *LEVELS)]
+    if unknown or len({word in ON for word in words}) != len(words):
+        choices = f"{' or '.join(ON)}, and {' or '.join(LEVELS)}"
+        raise ConfigError(f"gate {clean(text)!r}: expected nothing behind the share but {choices}")
+    on = next((word for word in words if word in ON), "value")
+    level = next((word for word in words if word in LEVELS), "error")
+    try:
+        return condition(measure, (eps or "").replace(" ", ""), share, on=on, level=level)
+    except ConfigError as error:
+        raise ConfigError(f"gate {clean(text)!r}: {error}") from None
+
+
+def condition(measure: str, eps: str, share: str, *, on: str = "value", level: str = "error") -> Condition:
+    """A condition of parts that each may be wrong; raises `ConfigError` that names the part."""
+    if measure not in MEASURES:
+        close = difflib.get_close_matches(measure, MEASURES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"expected {', '.join(MEASURES)}, got {clean(measure)!r}{hint}")
+    for word, choices in ((on, ON), (level, LEVELS)):
+        if word not in choices:
+            raise ConfigError(f"expected {' or '.join(choices)}, got {clean(word)!r}")
+    if measure == "clean_accuracy" and eps:
+        raise ConfigError("clean_accuracy is about unchanged images: leave the budget out")
+    if measure != "clean_accuracy":
+        if not eps:
+            raise ConfigError(f"{measure} needs a budget, such as {measure}@36/255")
+        try:
+            eps_value(eps)
+        except ValueError:
+            raise ConfigError(f"expected a budget such as 36/255 or 0.5, got {clean(eps)!r}") from None
+    return Condition(
+        measure, eps, _share(share), share, cast(Literal["value", "ci_low"], on), cast(Literal["error", "warn"], level)
+    )
+
+
+def _share(text: str) -> float:
+    """`0.30` or `30%`."""
+    number = text.removesuffix("%")
+    share = Fraction(-1)
+    if re.fullmatch(r"\d{1,17}\.?\d{0,17}|\.\d{1,17}", number):
+        # As a fraction: 70.1% is the float nearest to 0.701, and not that of 70.1 divided by 100.
+        share = Fraction(number) / (100 if number != text else 1)
+    if not 0 <= share <= 1:
+        raise ConfigError(f"expected a share from 0 to 1, such as 0.30 or 30%, got {clean(text)!r}")
+    return float(share)
+
+
+def conditions(expressions: Iterable[str]) -> tuple[Condition, ...]:
+    """Each expression's condition, each once; raises `ConfigError` for the first that is none."""
+    return tuple({made.expression: made for made in map(parse, expressions)}.values())
+
+
+def judge(audit: Audit, wanted: Iterable[Condition], integrity: str) -> tuple[Gate, ...]:
+    """Every condition held against the audit. On an audit that is not SOUND none can be judged."""
+    return tuple(_judge(audit, one, integrity) for one in wanted)
+
+
+def _judge(audit: Audit, wanted: Condition, integrity: str) -> Gate:
+    why = _not_sound(integrity) or _untested(audit, wanted)
+    if why:
+        return _gate(wanted, "cannot be judged", None, why)
+    held, total = _count(audit, wanted), len(audit.samples.label)
+    value = lower_limit(held, total) if wanted.on == "ci_low" else held / total
+    if value < wanted.least:
+        return _gate(wanted, "failed", value)
+    why = _undecided(audit, wanted)
+    return _gate(wanted, "cannot be judged", None, why) if why else _gate(wanted, "passed", value)
+
+
+def _gate(wanted: Condition, state: State, value: float | None, why: str = "") -> Gate:
+    return Gate(wanted.expression, wanted.least, wanted.on, wanted.level, state, value, why)
+
+
+def _not_sound(integrity: str) -> str:
+    return {
+        "SOUND": "",
+        "INVALID": "a certificate is contradicted, so nothing here is to be relied on",
+        "UNPROVED": "the network has no proved bound",
+    }[integrity]
+
+
+def _count(audit: Audit, wanted: Condition) -> int:
+    """How many images the measure counts. Radii and distances answer for any budget, audited or not."""
+    if wanted.measure == "clean_accuracy":
+        return sum(audit.samples.correct())
+    held = audit.samples.certified if wanted.measure == "certified_accuracy" else audit.samples.unbroken
+    return sum(held(eps_value(wanted.eps)))
+
+
+def _untested(audit: Audit, wanted: Condition) -> str:
+    """Why there is nothing to count."""
+    if not audit.samples.label:
+        return "no image was audited"
+    if wanted.measure == "unbroken_accuracy" and not any(audit.samples.attacked):
+        return "no attack was run; choose some by --attacks"
+    return ""
+
+
+def _undecided(audit: Audit, wanted: Condition) -> str:
+    """Why a share that reaches the gate does not pass it: attacks that did not run might have lowered it."""
+    if wanted.measure != "unbroken_accuracy":
+        return ""
+    missing = [record.name for record in audit.attacks if record.unfinished]
+    if missing:
+        return f"{', '.join(missing)} did not run to the end"
+    if eps_value(wanted.eps) not in map(eps_value, audit.threat.eps):
+        return f"no attack was aimed at {wanted.eps}; audit with --eps {','.join((*audit.threat.eps, wanted.eps))}"
+    return ""
+
+
+def lower_limit(count: int, total: int) -> float:
+    """The one-sided 95 % lower limit of a share (Clopper & Pearson 1934): the exact one.
+
+    It is the probability p for which `count` or more of `total` have probability 0.05, a quantile of Beta(count,
+    total - count + 1).
+    """
+    if count == 0:
+        return 0.0
+    from scipy.special import betaincinv  # here: half a second that only this kind of gate needs
+
+    return float(betaincinv(count, total - count + 1, 1 - CONFIDENCE))
+
+
+def state_of(gates: Sequence[Gate]) -> Literal["passed", "failed", "not set", "cannot be judged"]:
+    """The gate lamp: what the gates of level `error` say together. A miss is one whatever the others are."""
+    states = {gate.state for gate in gates if gate.level == "error"}
+    if not states:
+        return "not set"
+    return "failed" if "failed" in states else "cannot be judged" if "cannot be judged" in states else "passed"
+
+
+def compared(gate: Gate) -> str:
+    """`29.9% < 30.0%`, with digits enough to tell the two apart."""
+    if gate.value is None:
+        return gate.state
+    value, least = percents(gate.value, gate.least)
+    limit = "lower limit " if gate.on == "ci_low" else ""
+    return f"{limit}{value} {'<' if gate.value < gate.least else '≥'} {least}"
+
+
+def headline_of(gates: Sequence[Gate], integrity: str) -> str:
+    """What the gates put before the headline; nothing where there is nothing to act on, or integrity comes first."""
+    state = state_of(gates)
+    binding = [gate for gate in gates if gate.level == "error"]
+    if integrity != "SOUND" or state in ("not set", "passed"):
+        return ""
+    if state == "cannot be judged":
+        return "The gate cannot be judged. "
+    missed = sum(gate.state == "failed" for gate in binding)
+    unsure = sum(gate.state == "cannot be judged" for gate in binding)
+    more = f", {unsure} cannot be judged" if unsure else ""
+    return f"Gate failed: {missed} of {len(binding)} condition{'' if len(binding) == 1 else 's'}{more}. "
+
+
+def exit_code(gates: Sequence[Gate], integrity: str, incomplete: bool) -> int:
+    """4 before 5 before 3: a miss counts for little on an audit that is wrong or unfinished."""
+    if integrity == "INVALID":
+        return ExitCode.INTEGRITY
+    states = {gate.state for gate in gates if gate.level == "error"}
+    if integrity == "UNPROVED" or incomplete or "cannot be judged" in states:
+        return ExitCode.INCOMPLETE
+    return ExitCode.GATE_FAILED if "failed" in states else ExitCode.DONE
+
+
+def proved_reaches_gate(audit: Audit) -> Finding | None:
+    """Is as much proved as the gate asks for?"""
+    fix = "Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, or ask for less."
+    return finding(audit.gates, "LA102", "certified_accuracy", fix)
+
+
+def unbroken_reaches_gate(audit: Audit) -> Finding | None:
+    """Do attacks leave as much unbroken as the gate asks for?"""
+    fix = "Train against adversarial examples or for certificates, or ask for less."
+    return finding(audit.gates, "LA103", "unbroken_accuracy", fix)
+
+
+def finding(gates: Iterable[Gate], identifier: str, measure: str, fix: str) -> Finding | None:
+    """The gates on one measure as one finding, the missed ones first; None where there are none."""
+    rows = [(_budget(gate, measure), gate) for gate in gates]
+    rows = [row for row in rows if row[0] is not None]
+    if not rows:
+        return None
+    failed = [row for row in rows if row[1].state == "failed"]
+    missed = [row for row in failed if row[1].level == "error"] or failed
+    unsure = [row for row in rows if row[1].state == "cannot be judged"]
+    shown = missed or unsure or rows
+    budgets = ", ".join(eps for eps, _ in shown if eps)
+    name = MEASURES[measure].capitalize() + (f" at {budgets}" if budgets else "")
+    value = compared(shown[0][1]) + (f" and {len(shown) - 1} more" if len(shown) > 1 else "")
+    why = "The user asked for at least this much."
+    if missed:
+        state: Literal["fail", "warn"] = "fail" if missed[0][1].level == "error" else "warn"
+        return Finding(identifier, state, f"{name} is below the gate", value, why, fix)
+    if unsure:
+        return Finding(identifier, "not run", f"{name} cannot be held against the gate", unsure[0][1].why, why)
+    return Finding(identifier, "pass", f"{name} reaches the gate", value, why)
+
+
+def _budget(gate: Gate, measure: str) -> str | None:
+    """The budget of a gate on this measure, empty for clean accuracy; None if it is on another, or on none."""
+    found = _FORM.fullmatch(gate.expression)
+    return (found[2] or "") if found is not None and found[1] == measure else None
