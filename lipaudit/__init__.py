@@ -19,7 +19,12 @@ _HOME = {
     "load_audit": "lipaudit.results.json",
     "merge": "lipaudit.runs.shards",
 }
-_MODULES = ("claims", "errors", "nn", "results")
+_MODULES = {
+    "claims": "lipaudit.results.bounds",
+    "errors": "lipaudit.errors",
+    "nn": "lipaudit.nn",
+    "results": "lipaudit.results",
+}
 
 __all__ = [*sorted(_HOME), *_MODULES]
 
@@ -28,7 +33,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
     if name in _MODULES:
-        return importlib.import_module(f"lipaudit.{name}")
+        return importlib.import_module(_MODULES[name])
     raise AttributeError(f"module 'lipaudit' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The checks of what is certified under R, F and D (lipaudit/certification/executed.py). Pure functions of an `Audit`."""
+"""The checks of what is certified under R, F and D (certification/executed.py). Pure functions of an `Audit`."""
 
 from __future__ import annotations
 

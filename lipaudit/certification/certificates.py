@@ -300,7 +300,7 @@ class ErrorRecursion:
             added = sum(local.get(node, 0.0) * factor for node, factor in self.growth[line.step])
             # One upward step per operation above; few terms, so a relative 1e-12 covers them all.
             errors[line.step] = (line.upper.value * passed + added) * (1 + 1e-12)
-        # Factors that were read off ranges hold only while errors stay within their room (domains/lipschitz/propagator.py).
+        # Factors that were read off ranges hold only while errors stay within their room (lipschitz/propagator.py).
         error = errors[self.last]
         trusted = math.isfinite(error) and all(e <= self.ledger.room for e in errors.values())
         return logits, error if trusted else math.inf

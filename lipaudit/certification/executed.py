@@ -12,7 +12,7 @@ Note [Three promises]
         margin_j - r L_yj - E_yj(r) > 0,   r = (margin_j - a) / (L_yj + b).
     Rounding an input z' to the dtype moves it by at most u ||z'||, so the radius of inputs before it is
         (r - u ||x|| - underflow) / (1 + u).
-    Source: Note [Error recursion] in domains/rounding/float64.py, with the ball's spread added to what each operation reads.
+    Source: Note [Error recursion] in rounding/float64.py, with the ball's spread added to what each operation reads.
 """
 
 from __future__ import annotations

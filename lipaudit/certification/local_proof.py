@@ -32,7 +32,8 @@ class Search:
     """Whether, where forms alone fail, ranges inside the network are sharpened backwards: a few times slower."""
     ascent_steps: int = ASCENT_STEPS
     together: bool = False
-    """Whether, at last, all symbols are taken together (quadratic_constraints.py): for small networks, and many times slower."""
+    """Whether, at last, all symbols are taken together: for small networks, and many times slower. See
+    quadratic_constraints.py."""
 
 
 def proof(

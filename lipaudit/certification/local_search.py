@@ -3,8 +3,8 @@
 Note [Local certificates]
     A radius is certified if, over the whole ball, every difference f_y - f_j has a positive lower bound: from the
     affine forms of the logits, backwards through the network with the lower lines of ReLU chosen by gradient ascent,
-    or, where that is asked for, with all neurons taken together (quadratic_constraints.py). Bisection only chooses which radii are
-    tried; each one that is returned was proved.
+    or, where that is asked for, with all neurons taken together (quadratic_constraints.py). Bisection only chooses
+    which radii are tried; each one that is returned was proved.
 """
 
 from __future__ import annotations

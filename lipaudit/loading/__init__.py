@@ -1,1 +1,1 @@
-"""Behind `models.py` and `datasets.py`: where networks and images come from, and what is checked on the way in."""
+"""Where networks and images come from, and what is checked on the way in."""

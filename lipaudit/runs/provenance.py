@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import lipaudit
 from lipaudit import __version__
 from lipaudit.certification.certificates import Certificates, under
 from lipaudit.certification.executed import sentence_of
@@ -87,7 +88,7 @@ def of_audit(
         tensors = [(name, value) for name, value in node.args.items() if isinstance(value, torch.Tensor)]
         graph.update(f"{node.name}|{node.op}|{node.output}|{node.shape}|{plain!r}\0".encode())
         graph.update(sha256_of_tensors(tensors).encode())
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    sources = sorted(Path(lipaudit.__file__).parent.rglob("*.py"))
     code = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources))
     return {
         "audited": {"network": graph.hexdigest(), "images": of_data(points, answers, 0).sha256},

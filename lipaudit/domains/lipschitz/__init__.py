@@ -29,6 +29,8 @@ __all__ = [
     "attention",
     "bounded",
     "contraction",
+    "float64_bounded",
+    "float64_linear",
     "joining",
     "linear",
     "magnitudes",
@@ -41,8 +43,6 @@ __all__ = [
     "quotients",
     "recurrent",
     "resampling",
-    "roundoff_bounded",
-    "roundoff_linear",
     "scaling",
     "shape",
 ]

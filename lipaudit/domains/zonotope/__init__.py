@@ -106,10 +106,10 @@ def margins(logits: Form, label: int) -> list[float]:
 
 @torch.no_grad()
 def margins_together(logits: Form, label: int, steps: int, slack: float = 0.0) -> torch.Tensor:
-    """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together: quadratic_constraints.py.
+    """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together.
 
-    The multipliers are chosen in at most so many `steps`, fewer if all bounds exceed `slack` before; where they cannot,
-    as one of the differences does not at the centre, the bounds are -inf.
+    See quadratic_constraints.py. The multipliers are chosen in at most so many `steps`, fewer if all bounds exceed
+    `slack` before; where they cannot, as one of the differences does not at the centre, the bounds are -inf.
     """
     assert logits.sectors is not None
     gaps = _differences(logits, label)

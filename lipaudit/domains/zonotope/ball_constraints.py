@@ -8,8 +8,8 @@ Note [Groups]
     and z - c is known as a linear function of the unknowns: of d in a ball, and of the groups before, each in a ball
     around its -t. Of blocks B_k that are multiplied by vectors y_k of length at most 1, for any a_k > 0,
         ||sum_k B_k y_k||_2 <= ||(B_1 / a_1, B_2 / a_2, ...)||_2 sqrt(a_1^2 + a_2^2 + ...).
-    That norm is proved (norms/verified_eigenvalues.py). So the e of a layer lie in a box and in a ball. By duality, for any
-    multiplier m > 0, with q_j(e) = g_j e - m (e + t_j)^2 / 2,
+    That norm is proved (norms/verified_eigenvalues.py). So the e of a layer lie in a box and in a ball. By duality,
+    for any multiplier m > 0, with q_j(e) = g_j e - m (e + t_j)^2 / 2,
         <g, e> <= sum_j max { q_j(e) : |e| <= 1 } + m radius^2 / 2.
     Where the directions in which the entries move differ, this is much less than sum_j |g_j|: the price of looking at
     one neuron at a time, which no choice of slopes gets around.
