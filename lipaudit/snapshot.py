@@ -76,6 +76,7 @@ class State:
         """Places of generators of random numbers."""
         self._seen: dict[int, Any] = {}
         """Kept, so that no number stands for two objects."""
+        self._classes: set[type] = set()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of iterators that will no longer be copied
             for name, module in model.named_modules():
@@ -132,7 +133,7 @@ class State:
             self._walk([value.func, value.args, value.keywords], place)
         elif isinstance(value, functools._lru_cache_wrapper):
             self.tokens[place] = (value.cache_info().misses, value.cache_info().currsize)
-            self._walk(value.__wrapped__, place)
+            self._walk(value.__wrapped__, f"{place}.__wrapped__")
         elif isinstance(value, types.GeneratorType):
             self.tokens[place] = value.gi_frame and value.gi_frame.f_lasti
         elif isinstance(value, type):
@@ -151,9 +152,9 @@ class State:
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if _foreign(base) or id(base) in self._seen:
+            if _foreign(base) or base in self._classes:
                 continue
-            self._seen[id(base)] = base
+            self._classes.add(base)
             for name, value in list(vars(base).items()):
                 if name not in ("__dict__", "__weakref__", "__doc__", "__annotations__"):
                     inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
@@ -167,7 +168,8 @@ class State:
                 self._walk(cell.cell_contents, f"{place}: {name}")
             except ValueError:  # an empty cell
                 continue
-        self._walk([function.__defaults__, function.__kwdefaults__, function.__dict__], place)
+        for what in ("__defaults__", "__kwdefaults__", "__dict__"):
+            self._walk(getattr(function, what), f"{place}.{what}")
         for name in _names(function.__code__):
             if name in function.__globals__:
                 self._walk(function.__globals__[name], f"global {name}")

@@ -46,10 +46,10 @@ _TOGETHER = 8
 """Images given by the user that run at a time."""
 
 
-def first_calls(model: nn.Module, probe: torch.Tensor) -> Watch:
+def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, torch.Tensor]:
     """Three calls with the batch `probe` of one: plain logits, nothing looked at, nothing random, nothing kept.
 
-    Gives what was seen. Raises `CaptureError` for the first thing that is wrong.
+    Gives what was seen, and the answer to the first call. Raises `CaptureError` for the first thing that is wrong.
     """
     before, watch = State(model), Watch(model)
     first = answer(model, probe, watch.run)
@@ -71,7 +71,7 @@ def first_calls(model: nn.Module, probe: torch.Tensor) -> Watch:
         raise _written(changed)
     if not _repeated(model, probe, *answers):
         raise CaptureError("expected the same answer twice, got two different ones; the model is random in eval mode")
-    return watch
+    return watch, first
 
 
 def answer(model: nn.Module, inputs: torch.Tensor, run: Callable[..., Any] | None = None) -> Any:
@@ -163,12 +163,19 @@ def hold(
     graph: Graph,
     model: nn.Module,
     watch: Watch,
+    first: tuple[torch.Tensor, torch.Tensor],
     domain: tuple[float, float],
-    images: torch.Tensor | None,
-    like: torch.Tensor,
+    images: torch.Tensor | None = None,
 ) -> None:
-    """The graph computes what the model computes: in every way to call it, at the ends of the domain, on `images`."""
+    """The graph computes what the model computes: in every way to call it, at the ends of the domain, on `images`.
+
+    `first` is the batch of one with which `first_calls` was made, and the first answer.
+    """
     trial, before = _Trial(graph, model, watch), State(model)
+    like = first[0]
+    trial.alone(like[0])
+    if not trial.same(like[0], first[1][0]):
+        raise _written(["what the first call left"])
     probes = [batch.to(like) for batch in _probes(graph.input_shape, domain)]
     for batch in [*probes, *(() if images is None else images.to(like).split(_TOGETHER))]:
         trial.together(batch)
@@ -211,19 +218,19 @@ class _Trial:
 
     def together(self, batch: torch.Tensor) -> None:
         """Images in a batch have the answers that they have alone, which are those of the graph."""
-        got = self._watched(batch)
+        got = self.watched(batch)
         for row, image in enumerate(batch):
-            if len(got) != len(batch) or not self._same(image, got[row]):
+            if len(got) != len(batch) or not self.same(image, got[row]):
                 self.alone(image)
                 raise _mixed("another answer than it has alone")
 
     def alone(self, image: torch.Tensor) -> None:
         """The graph computes what the model computes."""
-        got = self._watched(image[None])[0]
-        if not self._same(image, got):
+        got = self.watched(image[None])[0]
+        if not self.same(image, got):
             raise CaptureError(
                 f"expected the captured graph to compute what the model computes, got logits that differ by "
-                f"{self._share(image, got):.1e} of their size; the model probably branches on how it is called"
+                f"{self.share(image, got):.1e} of their size; the model probably branches on how it is called"
             )
 
     def beside_nan(self, pair: torch.Tensor) -> None:
@@ -232,8 +239,8 @@ class _Trial:
             inputs = torch.full_like(pair, math.nan)
             inputs[place] = sample
             with plain_kernels():
-                got = self._watched(inputs)[place]
-                same = self._same(sample, got)
+                got = self.watched(inputs)[place]
+                same = self.same(sample, got)
             if not bool(torch.isfinite(got).all()):
                 raise _mixed("a path from one to the other")
             if not same:
@@ -250,40 +257,40 @@ class _Trial:
         """Called in another way, it gives the same answer, or none."""
         with context():
             try:
-                got = self._watched(change(image[None].clone()))
+                got = self.watched(change(image[None].clone()))
             except CaptureError as error:
                 if isinstance(error.__cause__, (Exception, SystemExit)):
                     return
                 raise
             got = got.detach()
-        if not self._same(image, got[0].clone()):
+        if not self.same(image, got[0].clone()):
             raise CaptureError(
                 f"expected the same answer {how}, got two different ones; attacks and users would see another function "
                 "than the one that is certified"
             )
 
-    def _watched(self, inputs: torch.Tensor) -> torch.Tensor:
+    def watched(self, inputs: torch.Tensor) -> torch.Tensor:
         got = answer(self.model, inputs, self.watch.run)
         _check_seen(self.watch)
         if not isinstance(got, torch.Tensor) or got.ndim != 2:
             raise _mixed("another kind of answer")
         return got
 
-    def _same(self, image: torch.Tensor, got: torch.Tensor) -> bool:
-        computed = self._expected(image)
+    def same(self, image: torch.Tensor, got: torch.Tensor) -> bool:
+        computed = self.expected(image)
         if got.shape != computed.shape:
             return False
         same = self.agreement.same(image[None], got[None], computed[None])[0].to(got.device)
         return bool((same | (got == computed) | (got.isnan() & computed.isnan())).all())
 
-    def _expected(self, image: torch.Tensor) -> torch.Tensor:
+    def expected(self, image: torch.Tensor) -> torch.Tensor:
         key = image.data_ptr()
         if key not in self.computed:
             self.computed[key] = (image, evaluate(self.graph, image))  # kept, so that nothing else comes to lie there
         return self.computed[key][1]
 
-    def _share(self, image: torch.Tensor, got: torch.Tensor) -> float:
-        computed = self._expected(image)
+    def share(self, image: torch.Tensor, got: torch.Tensor) -> float:
+        computed = self.expected(image)
         if got.shape != computed.shape:
             return math.inf
         return float(((computed - got).abs() / computed.abs().clamp_min(1e-30)).max())

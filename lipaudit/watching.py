@@ -17,14 +17,17 @@ from __future__ import annotations
 
 import _thread
 import concurrent.futures
+import contextlib
 import datetime
+import itertools
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -53,7 +56,10 @@ COPYING = frozenset({"tensor", "as_tensor", "asarray", "new_tensor", "__deepcopy
 LOOKING = frozenset({"apply_", "map_", "map2_", "_version", "is_nonzero"})
 """They hand values to Python whatever comes out."""
 
-_SPECIAL = COPYING | LOOKING | {"tensor_split"}
+_SHAPING = frozenset({"nonzero", "argwhere", "unique", "masked_select"})
+"""The shapes of their results depend on values, which torch.export does not have."""
+
+_SPECIAL = COPYING | LOOKING | _SHAPING | {"tensor_split"}
 
 _SHAPED_BY = {"aten.masked_select.default": 1, "aten.index.Tensor": 1, "aten._unsafe_index.Tensor": 1}
 """Of operations whose shapes depend on values: which argument decides them; of the others, all."""
@@ -72,7 +78,7 @@ _OUTSIDE: dict[Any, str] = {
     sys._getframe: "its caller",
     sys.getprofile: "its caller",
     sys.gettrace: "its caller",
-    torch._C._to_dlpack: "memory",
+    torch._C._to_dlpack: "values in memory",
 }  # fmt: skip
 """C functions that tell a model more than its input, and what about."""
 
@@ -94,7 +100,8 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._tensors = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self._tensors = {part: name for name, tensor in tensors for part in _parts(tensor)}
         self._storages: set[StorageWeakRef] = set()
         self.looked: list[str] = []
         """What was asked of values that depend on the input, and where; for an error message."""
@@ -164,6 +171,8 @@ class Watch:
         """Run a function of torch that was called from Python."""
         result = function(*args, **kwargs)
         name = _name(function)
+        if name == "__getitem__" and (masks := _masks(args[1])) and not self.depends(masks):
+            self._read(name, _without_masks(args[1]), masks)
         plain = isinstance(result, torch.Tensor) and name not in _SPECIAL
         if plain or name in METADATA or (name.startswith("is_") and name not in LOOKING):
             return result
@@ -174,11 +183,15 @@ class Watch:
             split = name == "tensor_split" and self.depends(tensors_in(given[1:]))
             if numbers or copied or split:
                 self._look(name)
-        elif numbers and (tensors := list(tensors_in(given))):
-            self.constants.append((name, result))
-            names = [self._tensors[id(tensor)] for tensor in tensors if id(tensor) in self._tensors]
-            self.read |= dict.fromkeys(names or [self._place()])
+        elif (numbers or name in _SHAPING) and (tensors := list(tensors_in(given))):
+            self._read(name, result, tensors)
         return result
+
+    def _read(self, name: str, result: Any, tensors: list[torch.Tensor]) -> None:
+        # torch.export takes the entries of a list one by one.
+        self.constants += [("item", leaf) for leaf in tree_leaves(result)] if name == "tolist" else [(name, result)]
+        names = [self._tensors[part] for tensor in tensors for part in _parts(tensor) if part in self._tensors]
+        self.read |= dict.fromkeys(names or [self._place()])
 
     def _look(self, name: str) -> None:
         self.looked.append(f"{name} in {self._place()}")
@@ -188,7 +201,7 @@ class Watch:
         frame: FrameType | None = sys._getframe(1)
         frames, layer = [], None
         while frame is not None:
-            if frame.f_globals.get("__name__", "").partition(".")[0] != "lipaudit":
+            if _module(frame) not in sys.stdlib_module_names | {"lipaudit"}:
                 frames.append((frame.f_code.co_filename, frame.f_lineno))
             itself = frame.f_locals.get("self")
             if layer is None and isinstance(itself, nn.Module):
@@ -254,26 +267,54 @@ class Replay(TorchFunctionMode):
     def __init__(self, constants: list[tuple[str, Any]]) -> None:
         super().__init__()
         self.constants = constants
-        self._next: Iterator[tuple[str, Any]] = iter(constants)
+        self._names = {name for name, _ in constants} | {"tolist"}
+        self._next = iter(constants)
 
-    def begin(self, *_: object) -> None:
-        """Another run of the model begins; a hook."""
-        self._next = iter(self.constants)
+    @contextlib.contextmanager
+    def inside(self, model: nn.Module) -> Iterator[None]:
+        """While the model runs, and each time from the first answer: below the modes of torch.export."""
+
+        def begin(*_: object) -> None:
+            self._next = iter(self.constants)
+            self.__enter__()
+
+        def end(*_: object) -> None:
+            self.__exit__(None, None, None)
+
+        hooks = [model.register_forward_pre_hook(begin, prepend=True)] if self.constants else []
+        hooks += [model.register_forward_hook(end, always_call=True)] if self.constants else []
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         del types
-        name = _name(func)
-        if name not in self._names():
-            return func(*args, **(kwargs or {}))
+        name, kwargs = _name(func), kwargs or {}
+        if name not in self._names or (name == "__getitem__" and not _masks(args[1])):
+            return func(*args, **kwargs)
+        if name == "tolist":
+            entries = [one for _, one in itertools.islice(self._next, args[0].numel())]
+            return np.array(entries, dtype=object).reshape(args[0].shape).tolist()
         expected, result = next(self._next, ("", None))
-        return result if expected == name else func(*args, **(kwargs or {}))
+        if expected != name:
+            return func(*args, **kwargs)
+        return func(args[0], result) if name == "__getitem__" else result
 
-    def _names(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.constants)
 
-    @classmethod
-    def of(cls, watch: Watch) -> Self:
-        return cls(list(watch.constants))
+def _masks(index: Any) -> list[torch.Tensor]:
+    """The masks among the indices of a tensor."""
+    return [tensor for tensor in tensors_in([index]) if tensor.dtype in (torch.bool, torch.uint8)]
+
+
+def _without_masks(index: Any) -> Any:
+    """The same index with the places where masks are true, in the axes that they stand for."""
+    places: list[Any] = []
+    for one in index if isinstance(index, tuple) else (index,):
+        mask = isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8)
+        places += one.nonzero(as_tuple=True) if mask else [one]
+    return tuple(places)
 
 
 def _parts(tensor: torch.Tensor) -> list[StorageWeakRef]:
