@@ -87,16 +87,18 @@ class Way:
 
     name: str
     mode: Callable[[], Any]
-    alone: bool = False
+    share: int = 1
+    """In so many batches at least: what is looked for may hang on their size."""
     backwards: bool = False
-    """The inputs in another order, and in batches of another size."""
+    """The inputs in another order."""
+    alone: bool = False
 
 
 BATCH = Way("in a batch", torch.no_grad)
 EVERY = (
     BATCH,
-    Way("in another batch, in inference mode", torch.inference_mode, backwards=True),
-    Way("in a batch, with gradients", torch.enable_grad),
+    Way("in another batch, in inference mode", torch.inference_mode, share=2, backwards=True),
+    Way("in a batch, with gradients", torch.enable_grad, share=3),
     Way("alone", torch.no_grad, alone=True),
 )
 
@@ -170,18 +172,21 @@ class Held:
             return []
         read = points.detach().to(self.device, self.dtype)
         with torch.no_grad():
-            expected = self.judge(read.double())
+            expected = self.judge(read.double()).cpu()
         moved = (read.double() - points.to(read.device).double()).flatten(1).norm(dim=1).mul(1 + 1e-9).tolist()
         found: dict[int, Disagreement] = {}
         for way in ways:
             for places, logits in self._run(read, way):
-                same = self.comparison.same(read[places], logits, expected[places])
-                off = (logits.double() - expected[places]).abs().cpu()
-                for place, ours, theirs, alike, apart in zip(places, logits, expected[places], same, off, strict=True):
+                for place, ours in zip(places, logits.to("cpu", torch.float64), strict=True):
+                    if place in found:
+                        continue
+                    theirs = expected[place]
+                    same = self.comparison.same(read[place][None], ours[None], theirs[None])[0]
                     away = moved[place] + (0.0 if reach is None else reach[place])
                     most = math.inf if limit is None else limit(rows[place], away)
-                    wrong = ~alike | ~(apart <= most)
-                    if bool(wrong.any()) and place not in found:
+                    apart = (ours - theirs).abs()
+                    wrong = ~same | ~(apart <= most)
+                    if bool(wrong.any()):
                         logit = int(apart.nan_to_num(math.inf).where(wrong, -1.0).argmax())
                         values = float(ours[logit]), float(theirs[logit])
                         found[place] = Disagreement(int(rows[place]), where, way.name, logit, *values)
@@ -190,7 +195,7 @@ class Held:
     def _run(self, read: torch.Tensor, way: Way) -> Iterator[tuple[list[int], torch.Tensor]]:
         """The model's own logits of some inputs at a time, as that way runs it."""
         order = list(range(len(read)))[:: -1 if way.backwards else 1]
-        size = 1 if way.alone else max(2, self.size // 2 + 1) if way.backwards else self.size
+        size = 1 if way.alone else max(2, min(self.size, len(order)) // way.share)
         for start in range(0, len(order), size):
             some = order[start : start + size]
             # A batch of one would be no batch.
