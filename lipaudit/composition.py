@@ -108,7 +108,7 @@ def compose(
     """Capture `model`, bound every layer and put the bounds together."""
     progress = progress or Silent()
     began = time.perf_counter()
-    graph = capture(model, input_shape)
+    graph = capture(model, input_shape, domain=domain)
     device = device_of(model)
     check_arithmetic(device)
     progress.start("layer bounds", len(graph.nodes))

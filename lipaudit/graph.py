@@ -59,6 +59,8 @@ class Graph:
     """The model's own, in which it is executed."""
     casts: tuple[str, ...] = ()
     """Where the model leaves its own dtype for another, which the graph does not show."""
+    notes: tuple[str, ...] = ()
+    """What was fixed at its present value, for people: weights that are computed, constants that Python reads."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""

@@ -139,7 +139,7 @@ class _Reading:
             source, index = self.values[fx.args[0].name], fx.args[1]
             return self._append(fx, source.fx, source.args, index) if isinstance(source, _Several) else source[index]
         op, arguments = str(fx.target), self._by_schema(fx)
-        if _is_random(fx.target, arguments):
+        if is_random(fx.target, arguments):
             raise CaptureError(f"expected a deterministic model, got {op} in {_where(fx)}")
         read = {name: value for name, value in arguments.items() if name != SHAPE_ONLY.get(op)}
         if not any(refs_in(value) for value in read.values()):
@@ -222,13 +222,15 @@ class _Reading:
 
     def _lookup(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
+            if value.name not in self.values:
+                raise CaptureError(f"expected tensors and numbers as arguments, got {_opaque(value)}")
             return self.values[value.name]
         if isinstance(value, (list, tuple)):
             return [self._lookup(v) for v in value]
         return value
 
 
-def _is_random(target: Any, arguments: Mapping[str, Any]) -> bool:
+def is_random(target: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the operation draws random numbers, as it is called here."""
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
@@ -250,6 +252,13 @@ def _lifted_tensors(program: torch.export.ExportedProgram) -> dict[str, Any]:
                 raise CaptureError(f"expected a value for {name}, got none from torch.export")
             tensors[placeholder] = held.detach()
     return tensors
+
+
+def _opaque(fx: torch.fx.Node) -> str:
+    """An object that torch.export hands over as it is, such as a generator of random numbers, and its first user."""
+    user = next(iter(fx.users))
+    held = getattr(fx.meta.get("val"), "script_class_name", "") or type(fx.meta.get("val")).__name__
+    return f"{held} for {user.target} in {_where(user)}; take it out of forward"
 
 
 def _where(fx: torch.fx.Node) -> str:
