@@ -82,7 +82,9 @@ class Agreement:
         with torch.no_grad():
             centre = evaluate(self.graph, x).to("cpu", torch.float64)
             moved = [evaluate(self.graph, disturbed(x), run=run).to("cpu", torch.float64) for _ in range(draws)]
-        return (torch.stack(moved) - centre).square().mean(0).sqrt() / 2
+        off = (torch.stack(moved) - centre).abs()
+        largest = off.amax(0).clamp_min(torch.finfo(torch.float64).tiny)  # whose square may be no number of float64
+        return (off / largest).square().mean(0).sqrt() * largest / 2
 
 
 def _unit(dtype: torch.dtype, device: torch.device) -> float:

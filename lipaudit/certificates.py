@@ -30,28 +30,17 @@ from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import LAWS, local_error
 from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph import Node, call, evaluate
+from lipaudit.held import Held, refuse
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET, LocalRadii, confirmed, local_radii
 from lipaudit.progress import Progress, Silent
-from lipaudit.promises import Executed, Execution, Promise, executed_radius
+from lipaudit.promises import Executed, Execution, Promise, Promised, executed_radius, lost, promised
 from lipaudit.rounding import TINY, down, length_up, up
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
 _BEARABLE = 0.5
 """The same where the radius is below `resolution` even without any rounding: more digits of it would say nothing."""
-
-
-@dataclass(frozen=True)
-class Promised:
-    """Certified radii under one promise, one per sample."""
-
-    radius: np.ndarray
-    method: tuple[str, ...]
-    why_not: str = ""
-    """Why no radius is certified; empty if one is, or could be."""
-    executed: tuple[Executed, ...] = ()
-    """What execution may change around each sample; empty for R, and where nothing is known of it."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +116,12 @@ def certify_with(
     *,
     promises: Sequence[Promise] = (),
     progress: Progress | None = None,
+    held: Held | None = None,
 ) -> Certificates:
-    """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them."""
+    """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them.
+
+    The model is held against the graph on every image. What differs is kept in `held`, or a `CaptureError`.
+    """
     progress = progress or Silent()
     pairwise = composition.network.pairwise
     if len(pairwise) < 2:
@@ -157,32 +150,19 @@ def certify_with(
             progress.advance()
     correct = sum(row.radius > 0 for row in rows)
     progress.finish(f"{correct} of {len(rows)} have a positive radius")
-    return Certificates(
+    found = Certificates(
         radius=np.array([row.radius for row in rows]),
         prediction=np.array([row.prediction for row in rows], dtype=np.int64),
         margin=np.array([row.margin for row in rows]),
         rows=tuple(rows),
         rounding=largest,
-        others={promise: _promised(execution, promise, found, correct) for promise, found in beside.items()},
+        others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
     )
-
-
-def _promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
-    """Radii under one promise; `exact` says how many samples have one under R."""
-    count = len(found)
-    if execution.why[promise]:
-        return Promised(np.zeros(0), (), execution.why[promise])
-    radii, executed = np.array([radius for radius, _ in found]), tuple(each for _, each in found)
-    why_not = ""
-    if exact and not (radii > 0).any():
-        overflows = sum(not each.limit > 0 for each in executed)
-        least = min((each.whole.a for each in executed), default=0.0)
-        why_not = (
-            f"overflow in {execution.formats[promise].name} cannot be ruled out for {overflows} of {count} images"
-            if overflows
-            else f"rounding may change the logits by {least:.3g} (L2) or more, and no margin is proved to exceed it"
-        )
-    return Promised(radii, ("global",) * count, why_not, executed)
+    looked = held or Held(composition)
+    looked.at_images(inputs, lost(found.others))
+    if held is None:
+        refuse(looked.differences)
+    return found
 
 
 def under(certificates: Certificates, promise: Promise) -> Certificates:

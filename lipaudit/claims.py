@@ -122,3 +122,39 @@ class Witness:
     distance: float
     """L2 in raw-input units, of the exact tensors, rounded up."""
     prediction: int
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A logit that is not the same in the model, as it runs, and in the graph that was audited."""
+
+    sample: int
+    """Row of `Samples`."""
+    where: str
+    """At which input: its image, a point beside it, an adversarial example of it."""
+    how: str
+    """How the model was run."""
+    logit: int
+    model: float
+    """What the model, as it runs, gave for it."""
+    graph: float
+    """What the graph gave for it, in float64 at the same input."""
+
+    def said(self, number: int | None = None) -> str:
+        """For a reader; `number` is that of the image where it is not `sample`."""
+        image = self.sample if number is None else number
+        return (
+            f"logit {self.logit} of {self.where} {image} is {self.model:.6g} from the model {self.how} and "
+            f"{self.graph:.6g} from the graph"
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """On what the audited graph was held against the model, logit by logit, and where the two differ."""
+
+    images: int
+    """Alone, in batches and with noise."""
+    examples: int
+    """Adversarial examples, and points that attacks took for one."""
+    differences: tuple[Disagreement, ...] = ()

@@ -56,6 +56,8 @@ class Composition:
     ledger: Ledger
     head: Value
     """The logits: the last bounded step and the linear maps after it."""
+    model: nn.Module
+    """What was captured, as it runs."""
 
 
 def bound(
@@ -125,7 +127,7 @@ def compose(
         seconds=time.perf_counter() - began,
     )
     progress.finish(f"L = {network.value:.3g}")
-    return Composition(network, graph, ledger, head)
+    return Composition(network, graph, ledger, head, model)
 
 
 def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:

@@ -73,11 +73,16 @@ PAGES: dict[str, Explanation] = {
         {"pass": "the examples that counted were re-checked; the value says how many were rejected"},
     ),
     "LA005": Explanation(
-        "Bounds are computed on a graph that is captured from the model. It has to be the same function: it must give "
-        "the model's own logits on fresh inputs, one image must not influence another, nothing may be random.",
-        "A model for which this does not hold is refused before the audit begins: call model.eval(), take randomness "
-        "and mixing of a batch out of the forward pass.",
-        {"pass": "the graph agreed with the model; without that there is no report"},
+        "Bounds are computed on a graph that is captured from the model. It has to be the same function. So the model "
+        "itself is run on every audited image, alone and in batches, with and without gradients, on a point beside "
+        "each image and on what attacks claim, and each logit is held against the graph's, within its own rounding.",
+        "Take out of the forward pass what depends on how, how often or on which inputs the model is called, and audit "
+        "again. A model that differs on random inputs is refused before the audit begins.",
+        {
+            "pass": "the graph agreed with the model on all of them",
+            "fail": "a logit differs by more than rounding: INVALID, exit code 4",
+            "not run": "a result of an older lipaudit, which did not look",
+        },
     ),
     "LA006": Explanation(
         "Floating-point arithmetic can make a false proof of a true theorem. Margins are evaluated in float64 with a "

@@ -15,7 +15,7 @@ from typing import Literal
 from lipaudit import gates
 from lipaudit.claims import NetworkBound
 from lipaudit.formatting import number, number_from_log10, percent
-from lipaudit.promised import holds_as_executed, no_promise_broken
+from lipaudit.promised import holds_as_executed, network_captured, no_promise_broken
 from lipaudit.registry import Registry
 from lipaudit.reliability import FLAGS, Flag
 from lipaudit.results import Audit, Finding, Rate, Verdict
@@ -51,9 +51,8 @@ def rate(eps: str, hold: Iterable[bool]) -> Rate:
 
 
 def contradicted(audit: Audit) -> list[int]:
-    """Rows whose witness lies within the certified radius."""
-    pairs = zip(audit.samples.radius, audit.samples.distance, strict=True)
-    return [row for row, (radius, found) in enumerate(pairs) if found is not None and found <= radius]
+    """Rows whose witness lies within the certified radius; a radius of 0 claims nothing."""
+    return audit.samples.contradicted()
 
 
 def refuted(bound: NetworkBound) -> list[str]:
@@ -121,16 +120,7 @@ def witnesses_checked(audit: Audit) -> Finding | None:
     return Finding("LA004", "pass", "Adversarial examples were re-checked by lipaudit", value, why)
 
 
-@CHECKS.register("LA005")
-def network_captured(audit: Audit) -> Finding | None:
-    """Is the audited graph the network, deterministic and in eval mode?"""
-    why = (
-        "The captured graph gave the model's own logits on fresh inputs; samples do not influence each other; nothing "
-        "is random. Otherwise there would be no report."
-    )
-    if audit.bound is None:
-        return None
-    return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", "", why)
+CHECKS.register("LA005")(network_captured)
 
 
 @CHECKS.register("LA006")
@@ -299,7 +289,7 @@ def unfinished(audit: Audit) -> list[str]:
     return [record.name for record in audit.attacks if record.unfinished]
 
 
-REFUTING = ("LA001", "LA002", "LA003", "LA008")
+REFUTING = ("LA001", "LA002", "LA003", "LA005", "LA008")
 """Checks that make an audit INVALID if they fail."""
 
 
@@ -361,6 +351,8 @@ def _invalid(audit: Audit) -> tuple[str, list[str]]:
     if broken:
         noun = "certificate is" if broken == 1 else "certificates are"
         return f"Integrity failure: {broken} {noun} contradicted by attacks.", [caution]
+    if audit.agreement is not None and audit.agreement.differences:
+        return "Integrity failure: the model does not compute what was audited.", [caution]
     promises = no_promise_broken(audit)
     if promises is not None and promises.state == "fail":
         return f"Integrity failure: an adversarial example lies within a radius of promise {promises.value}.", [caution]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -31,11 +29,11 @@ from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_di
 from lipaudit.findings import rate
 from lipaudit.formatting import eps_value
 from lipaudit.gates import conditions
-from lipaudit.graph import evaluate, in_dtype
+from lipaudit.held import Held
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
-from lipaudit.promises import Promise, sentence_of
+from lipaudit.promises import Promise, lost, sentence_of
 from lipaudit.results import (
     Audit,
     DataFacts,
@@ -55,8 +53,6 @@ NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken t
 Local = Literal["auto", "on", "thorough", "off"]
 BEFORE = "before an interruption"
 """In `Audit.timing`: seconds of what an earlier process finished. The other entries are those of the last process."""
-JUDGED_BYTES = 2**28
-"""Memory of all float64 values of the samples that are judged at a time."""
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
 
@@ -150,14 +146,16 @@ def audit(
         }
         held = Journal(journal, facts.of_audit(composition, points, answers, settings), started)
     clock.mark("layer bounds")
-    certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress)
+    against = Held(composition)
+    certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress, held=against)
+    limit = lost(certificates.others)
     clock.mark("certificates")
     certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress, held)
     certificates = under(certificates, promise)
     clock.mark("local radii")
     evidence = _attack(
         module,
-        composition,
+        against,
         points,
         answers,
         certificates,
@@ -169,8 +167,13 @@ def audit(
         progress=progress,
         journal=held,
     )
+    against.differences += evidence.differences
+    found = [(w.sample, w.distance) for w in evidence.witnesses]
+    rows = [row for row, _ in found]
+    against.at_examples(rows, evidence.perturbed[rows], [distance for _, distance in found], limit)
+    against.once_more(points, limit)
     clock.mark("attacks")
-    slope, share = _slopes(module, composition, points, answers, evidence, threat)
+    slope, share = _slopes(module, against, points, answers, evidence, threat)
     clock.mark("slopes")
     worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
@@ -209,6 +212,7 @@ def audit(
         environment=facts.environment(device_of(module)),
         config=dict(config or {}),
         estimates=estimates,
+        agreement=against.found(),
         shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )
     return conclude(draft, wanted)
@@ -260,7 +264,7 @@ class _Clock:
 
 def _attack(
     module: nn.Module,
-    composition: Composition,
+    against: Held,
     points: torch.Tensor,
     answers: Sequence[int],
     certificates: Certificates,
@@ -282,7 +286,8 @@ def _attack(
         attacks=attacks,
         eps=[eps_value(e) for e in threat.eps],
         radii=certificates.radius,
-        judge=ExactNetwork(composition),
+        judge=against.judge,
+        hold=against.at_claims,
         low=threat.low,
         high=threat.high,
         seed=seed,
@@ -293,58 +298,16 @@ def _attack(
     )
 
 
-class ExactNetwork(nn.Module):
-    """The function that the certificates speak of (promise R), in float64: the captured graph and its constants.
-
-    A copy of the model cast to float64 would recompute parametrised weights, and be another function by 1e-7.
-    """
-
-    def __init__(self, composition: Composition) -> None:
-        super().__init__()
-        self.graph = in_dtype(composition.graph, torch.float64)
-        entries = sum(math.prod(node.shape) for node in self.graph.nodes)
-        self.together = max(1, JUDGED_BYTES // (8 * entries))
-        """Samples at a time: many passes of a small network cost little more than one."""
-        self.agrees = False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExactNetwork:
-        return self  # the graph is immutable
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self._several(some) for some in x.split(self.together)])
-
-    def _several(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 1 and self.together > 1:
-            logits = self._mapped(x)
-            if logits is not None:
-                return logits
-            self.together = 1
-        return torch.stack([evaluate(self.graph, sample) for sample in x])
-
-    def _mapped(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The logits by `torch.vmap`; None if it does not know an operation, or computes something else."""
-        with catch_warnings():
-            simplefilter("ignore")  # where it has no rule, it loops over the samples, and says so
-            try:
-                logits = torch.vmap(lambda sample: evaluate(self.graph, sample))(x)
-            except Exception:  # noqa: BLE001  (whatever it says of what it does not know: one after the other, then)
-                return None
-        if not self.agrees:
-            one = evaluate(self.graph, x[0])
-            self.agrees = bool((logits[0] - one).abs().max() <= 1e-9 * one.abs().max())
-        return logits if self.agrees else None
-
-
 def _slopes(
     module: nn.Module,
-    composition: Composition,
+    against: Held,
     points: torch.Tensor,
     answers: Sequence[int],
     evidence: Evidence,
     threat: Threat,
 ) -> tuple[float, float]:
     """The largest slope seen, and the largest share of its pairwise bound that a slope reached."""
-    device = device_of(module)
+    device, pairwise = device_of(module), against.composition.network.pairwise
     labels = torch.tensor(answers, device=device)
     found = [witness.sample for witness in evidence.witnesses]
     seen = torch.cat([points.to(device, torch.float64), evidence.perturbed[found].to(device)])
@@ -352,12 +315,11 @@ def _slopes(
         module,
         seen,
         torch.cat([labels, labels[found]]),
-        judge=ExactNetwork(composition),
+        judge=against.judge,
         low=threat.low,
         high=threat.high,
-        against=composition.network.pairwise,
+        against=pairwise,
     )
-    pairwise = composition.network.pairwise
     shares = [
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]

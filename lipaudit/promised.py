@@ -1,4 +1,5 @@
-"""The checks of what is certified under R, F and D (lipaudit/promises.py). Pure functions of an `Audit`."""
+"""The checks of which function is certified, the model's own, and of R, F and D (lipaudit/promises.py). Pure functions
+of an `Audit`."""
 
 from __future__ import annotations
 
@@ -6,6 +7,26 @@ from collections.abc import Iterable
 
 from lipaudit.formatting import eps_value
 from lipaudit.results import Audit, Finding
+
+
+def network_captured(audit: Audit) -> Finding | None:
+    """Does the model, as it runs, give the logits of the audited graph on every image and adversarial example?"""
+    why = (
+        "Certificates are about a graph that was captured from the model. The model itself was run on every image, "
+        "alone and in batches, and each logit held against the graph's, within its rounding."
+    )
+    if audit.bound is None:
+        return None
+    if audit.agreement is None:
+        return Finding("LA005", "not run", "The model was not held against the audited graph", "", why)
+    found, seen = audit.agreement.differences, audit.agreement
+    if found:
+        value = found[0].said(audit.samples.index[found[0].sample])
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        fix = "Do not use this report: take out of the model what depends on how, or on which inputs, it is called."
+        return Finding("LA005", "fail", "The model does not compute what was audited", value + more, why, fix)
+    value = f"{seen.images} images, {seen.examples} claims of attacks"
+    return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", value, why)
 
 
 def no_promise_broken(audit: Audit) -> Finding | None:
@@ -34,7 +55,7 @@ def no_promise_broken(audit: Audit) -> Finding | None:
 
 def _broken(radius: Iterable[float], distance: Iterable[float | None]) -> int:
     pairs = zip(radius, distance, strict=False)  # either is empty where there is nothing to compare
-    return sum(found is not None and found <= certified for certified, found in pairs)
+    return sum(found is not None and 0 < certified >= found for certified, found in pairs)
 
 
 def holds_as_executed(audit: Audit) -> Finding | None:

@@ -18,10 +18,11 @@ Note [Three promises]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lipaudit.claims import LayerBound
@@ -293,3 +294,50 @@ def executed_radius(
         if slope > 0:
             radius = min(radius, down(left / slope))
     return executed.uncast(radius)
+
+
+@dataclass(frozen=True)
+class Promised:
+    """Certified radii under one promise, one per sample."""
+
+    radius: np.ndarray
+    method: tuple[str, ...]
+    why_not: str = ""
+    """Why no radius is certified; empty if one is, or could be."""
+    executed: tuple[Executed, ...] = ()
+    """What execution may change around each sample; empty for R, and where nothing is known of it."""
+
+
+def promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
+    """Radii under one promise; `exact` says how many samples have one under R."""
+    count = len(found)
+    if execution.why[promise]:
+        return Promised(np.zeros(0), (), execution.why[promise])
+    radii, executed = np.array([radius for radius, _ in found]), tuple(each for _, each in found)
+    why_not = ""
+    if exact and not (radii > 0).any():
+        overflows = sum(not each.limit > 0 for each in executed)
+        least = min((each.whole.a for each in executed), default=0.0)
+        why_not = (
+            f"overflow in {execution.formats[promise].name} cannot be ruled out for {overflows} of {count} images"
+            if overflows
+            else f"rounding may change the logits by {least:.3g} (L2) or more, and no margin is proved to exceed it"
+        )
+    return Promised(radii, ("global",) * count, why_not, executed)
+
+
+def lost(others: Mapping[Promise, Promised]) -> Callable[[int, float], float]:
+    """How far (L2) logits as executed may be from those of the float64 graph, so far from the image of a row.
+
+    inf where nothing is known: float64 itself is off by what D says.
+    """
+
+    def at(row: int, reach: float) -> float:
+        each = [
+            others[promise].executed[row] for promise in ("F", "D") if promise in others and others[promise].executed
+        ]
+        if len(each) < 2 or not all(reach <= executed.limit for executed in each):
+            return math.inf
+        return up(sum(executed.whole.at(reach) for executed in each))
+
+    return at

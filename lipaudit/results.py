@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lipaudit.claims import NetworkBound
+from lipaudit.claims import Agreement, NetworkBound
 
 SCHEMA = "lipaudit-result/1.1"
 TIME_LIMIT = "time limit reached"
@@ -195,6 +195,11 @@ class Samples:
         """Which rows are predicted as labelled."""
         return [label == guess for label, guess in zip(self.label, self.prediction, strict=True)]
 
+    def contradicted(self) -> list[int]:
+        """Rows with an adversarial example within the certified radius; a radius of 0 claims nothing."""
+        pairs = zip(self.radius, self.distance, strict=True)
+        return [row for row, (radius, found) in enumerate(pairs) if found is not None and 0 < radius >= found]
+
     def certified(self, eps: float) -> list[bool]:
         """Which rows have a radius above `eps`: only correct ones have any."""
         return [radius > eps for radius in self.radius]
@@ -339,6 +344,8 @@ class Audit:
     """Every resolved setting of the run; under `origin`, where those come from that are no defaults."""
     estimates: tuple[Estimate, ...] = ()
     """Off unless asked for."""
+    agreement: Agreement | None = None
+    """None in results of versions that did not look."""
     shard: Shard | None = None
     """None for all samples."""
     parts: tuple[Part, ...] = ()

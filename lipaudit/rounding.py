@@ -15,9 +15,11 @@ Note [Wide range]
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import math
 import os
+from collections.abc import Iterator
 from decimal import Decimal
 
 import torch
@@ -102,3 +104,15 @@ def check_arithmetic(device: torch.device) -> None:
         raise LipauditError(
             "expected native float64 matrix products on the GPU, got CUBLAS_EMULATE_DOUBLE_PRECISION set; unset it"
         )
+
+
+@contextlib.contextmanager
+def plain_sums() -> Iterator[None]:
+    """Without the kernels that no promise covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

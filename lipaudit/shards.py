@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from lipaudit.claims import NetworkBound
+from lipaudit.claims import Agreement, NetworkBound
 from lipaudit.conclusion import conclude
 from lipaudit.errors import BadThreat, ReportError
 from lipaudit.findings import rate, refuted
@@ -79,6 +79,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         config={name: value for name, value in first.config.items() if name != "shard"},
         promises=_promises(audits),
         estimates=_estimates(audits),
+        agreement=_agreement(audits),
         shard=None,
         parts=tuple(
             Part(a.run, a.started, s.number, s.of, len(a.samples.index), _where(a))
@@ -220,6 +221,23 @@ def _estimates(audits: Sequence[Audit]) -> tuple[Estimate, ...]:
     return tuple(
         replace(same[0], values=_interleaved([e.values for e in same]), seconds=sum(e.seconds for e in same))
         for same in each
+    )
+
+
+def _agreement(audits: Sequence[Audit]) -> Agreement | None:
+    """Of all rows; None where a shard has none."""
+    found = [audit.agreement for audit in audits]
+    each = [one for one in found if one is not None]
+    if len(each) < len(found):
+        return None
+    return Agreement(
+        sum(one.images for one in each),
+        sum(one.examples for one in each),
+        tuple(
+            replace(difference, sample=difference.sample * len(each) + number)
+            for number, one in enumerate(each)
+            for difference in one.differences
+        ),
     )
 
 

@@ -275,6 +275,9 @@ def composed(op: str) -> tuple[nn.Module, Composition]:
 
     Bounds that need the range of the input hold for entries in [0, 1]: `composition.network.domain` is not None.
     """
+    seed = torch.get_rng_state()
     network = NETWORKS[op]().eval()
+    torch.set_rng_state(seed)
+    twin = NETWORKS[op]().eval()  # closures hold some of its layers, which a deep copy would share
     composition = compose(network, network.shape, domain=(0.0, 1.0))
-    return network.double().requires_grad_(False), composition
+    return twin.double().requires_grad_(False), composition

@@ -18,7 +18,7 @@ from lipaudit.claims import NetworkBound
 from lipaudit.composition import compose
 from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat
-from lipaudit.pipeline import ExactNetwork
+from lipaudit.held import ExactNetwork
 from lipaudit.sizing import plan_run
 
 __all__ = ["cluster"]

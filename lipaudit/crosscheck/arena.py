@@ -61,8 +61,11 @@ class Arena:
 
     def verified(
         self, rows: np.ndarray, claims: Sequence[Tensor], within: np.ndarray | float = 0.0
-    ) -> tuple[Found, int]:
+    ) -> tuple[Found, int, tuple[np.ndarray, Tensor]]:
         """What the judge keeps of claims about some rows, drawn in, and how many it looked at and did not believe.
+
+        And rows and points at which model and judge may not be the same: all claims that the judge did not believe,
+        and the closest one of each row that the model itself gets right.
 
         `claims` are unit-box tensors, one entry per row each; `within` says at which distance from its clean input a
         claim is the judge's alone: a number for each row, or one. See Note [What is judged] in `witness.py`.
@@ -71,7 +74,7 @@ class Arena:
         clean, labels = self.clean[index], self.labels[index]
         points, seen = clean.clone(), torch.full_like(labels, -1)
         if not claims:
-            return self._measured(rows, clean, points, seen), 0
+            return self._measured(rows, clean, points, seen), 0, (rows[:0], clean[:0])
         start, raw = self.network.to_unit(clean), torch.stack([self.network.to_raw(claim) for claim in claims])
         far, rejected = clean.new_empty(len(raw), len(rows)), 0
         for place, claim in enumerate(claims):
@@ -79,6 +82,7 @@ class Arena:
             far[place] = (raw[place] - clean).flatten(1).norm(dim=1).where(finite & ~untouched, math.inf)
             rejected += int((~finite).sum())
         edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
+        odd, first = [], True
         while True:
             least, which = far.min(0)
             trying = ((seen < 0) & least.isfinite()).nonzero().flatten()
@@ -90,7 +94,11 @@ class Arena:
             asserted, better, taken_for = self._judged(clean[trying], chosen, labels[trying], inside, edge[trying])
             points[trying], seen[trying] = better, taken_for
             rejected += int((asserted & (taken_for < 0)).sum())
-        return self._measured(rows, clean, points, seen), rejected
+            aside = (taken_for < 0) & (asserted | first)
+            odd.append((rows[trying[aside].cpu().numpy()], chosen[aside]))
+            first = False
+        doubtful = (np.concatenate([rows[:0], *(row for row, _ in odd)]), torch.cat([clean[:0], *(p for _, p in odd)]))
+        return self._measured(rows, clean, points, seen), rejected, doubtful
 
     def _judged(
         self, clean: Tensor, claim: Tensor, labels: Tensor, inside: Tensor, edge: Tensor

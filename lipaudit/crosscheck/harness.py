@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.claims import Witness
+from lipaudit.claims import Disagreement, Witness
 from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
 from lipaudit.crosscheck.arena import Arena, arena
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, plan
 from lipaudit.crosscheck.hygiene import random_state_kept
-from lipaudit.crosscheck.rounds import Run, Tally, eps_text, run_attack
+from lipaudit.crosscheck.rounds import Hold, Run, Tally, eps_text, run_attack
 from lipaudit.errors import BadThreat
 from lipaudit.journal import Journal
 from lipaudit.progress import Progress, Silent
@@ -43,6 +43,8 @@ class Evidence:
     """Reliability warnings of all attacks, and samples that could not be attacked."""
     distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Of the witnesses of each attack, its closest per broken sample."""
+    differences: tuple[Disagreement, ...] = ()
+    """Where the network as it runs and the judge do not say the same of what attacks claim."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,6 +71,7 @@ def cross_check(
     batch_size: int = 16,
     deadline: float | None = None,
     journal: Journal | None = None,
+    hold: Hold | None = None,
 ) -> Evidence:
     """Looks for inputs that change the prediction of correctly classified samples, as close as it can.
 
@@ -76,7 +79,8 @@ def cross_check(
     are worked on, so its mode, parameters and gradients stay as they are. `inputs` are (n, ...), `labels`
     (n,). `attacks` are names or presets. `eps` are the L2 budgets for attacks that take one, `radii` (n,) the
     certified radii, or None; both in raw-input units. `judge` is the float64 function that the certificates are
-    about, where that is not a float64 copy of `logits`. `deadline` is a `time.monotonic()` value: from then
+    about, where that is not a float64 copy of `logits`; `hold` compares the two at claims
+    that do not become witnesses. `deadline` is a `time.monotonic()` value: from then
     on no batch begins. On a CPU, the same seed gives the same evidence; batches that `journal` holds are taken
     from there, and each batch that is finished is put there.
 
@@ -89,7 +93,7 @@ def cross_check(
     with torch.inference_mode(False), random_state_kept(seed):
         ground = arena(logits, judge, inputs, labels, low, high, batch_size)
         certified = _checked_radii(radii, ground)
-        run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent(), journal)
+        run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent(), journal, hold)
         tallies = [Tally(entry) for entry in planned]
         for place, tally in enumerate(tallies):
             try:
@@ -138,6 +142,7 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
         records=tuple(_record(run, tally) for tally in tallies),
         flags=tuple(flags),
         distances={tally.entry.name: tuple(map(float, tally.distance.values())) for tally in tallies},
+        differences=tuple(each for tally in tallies for each in tally.differences),
     )
 
 

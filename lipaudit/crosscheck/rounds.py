@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lipaudit.claims import Disagreement
 from lipaudit.crosscheck.arena import Arena, batches
 from lipaudit.crosscheck.attacks import ART, AUTOATTACK, Attack, Batch
 from lipaudit.crosscheck.hygiene import BLACK_BOX, sealed
@@ -20,6 +21,9 @@ from lipaudit.crosscheck.outcome import Outcome, recall, remember
 from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results import TIME_LIMIT
+
+Hold = Callable[[Sequence[int], Tensor], Sequence[Disagreement]]
+"""What the model and the judge do not say alike of raw points (float64) of some rows."""
 
 MODULES = {AUTOATTACK: "pyautoattack", ART: "art.attacks.evasion"}
 
@@ -38,6 +42,7 @@ class Run:
     deadline: float | None
     progress: Progress
     journal: Journal | None = None
+    hold: Hold | None = None
 
     def late(self) -> bool:
         """Whether no more work is to begin; what took its time before an interruption counts."""
@@ -60,6 +65,7 @@ class Tally:
     """Of its closest witness, per broken row."""
     rejected: int = 0
     flags: list[str] = field(default_factory=list)
+    differences: list[Disagreement] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -195,6 +201,7 @@ def _settle(run: Run, tally: Tally, rows: np.ndarray, outcome: Outcome) -> None:
         tally.distance[row] = min(length, tally.distance.get(row, math.inf))
     tally.rejected += outcome.rejected
     tally.flags += [flag for flag in outcome.flags if flag not in tally.flags]
+    tally.differences += outcome.differences
     tally.seconds += outcome.seconds
     tally.attacked.update(rows.tolist())
     run.arena.attacked.update(rows.tolist())
@@ -212,8 +219,9 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
     flags: list[str] = []
     claims, whole = _claims(run, entry, batch, flags)
     edge = 0.0 if run.radii is None else run.radii[rows]
-    found, rejected = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
-    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, whole)
+    found, rejected, doubtful = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
+    differences = () if run.hold is None else tuple(run.hold(doubtful[0].tolist(), doubtful[1]))
+    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, differences, whole)
 
 
 def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:

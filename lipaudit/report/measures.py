@@ -45,11 +45,8 @@ def tested_rows(audit: Audit) -> tuple[int, ...]:
 
 def contradictions(audit: Audit) -> tuple[Contradiction, ...]:
     """Rows with a witness within the radius, worst first."""
-    found = []
-    for row in certified_rows(audit):
-        distance = audit.samples.distance[row]
-        if distance is not None and distance <= audit.samples.radius[row]:
-            found.append(Contradiction(row, audit.samples.radius[row], distance))
+    radius, distance = audit.samples.radius, audit.samples.distance
+    found = [Contradiction(row, radius[row], distance[row] or 0.0) for row in audit.samples.contradicted()]
     return tuple(sorted(found, key=lambda c: (c.distance / c.radius, c.row)))
 
 

@@ -26,10 +26,10 @@ from lipaudit.composition import Composition, compose
 from lipaudit.crosscheck import cross_check
 from lipaudit.datasets import open_dataset
 from lipaudit.errors import LipauditError
+from lipaudit.held import ExactNetwork
 from lipaudit.local import beginning, local_radius
 from lipaudit.local_proof import Search, proof
 from lipaudit.models import load_model
-from lipaudit.pipeline import ExactNetwork
 from lipaudit.progress import Silent
 
 
