@@ -34,6 +34,10 @@ BUDGET = 4e9
 """Floating-point operations that a method besides the main one may take by default."""
 SPARE = BUDGET / 8
 """The same for methods that seldom say more than others do."""
+CALL = 1e5
+"""A call of torch, in operations of a fast matrix product: what it takes whatever its size."""
+ENTRY = 20.0
+"""A number read, changed and written, in the same unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,3 +195,8 @@ def autocorrelation_flops(shape: Sequence[int]) -> float:
     """Floating-point operations of the autocorrelation of taps of that shape."""
     groups, out, inputs, *size = shape
     return groups * out * out * inputs * math.prod(size) * (math.prod(size) + 1.0)
+
+
+def product_flops(rows: int, inner: int, columns: int, real: bool) -> float:
+    """A product of matrices in double precision; small ones are slower."""
+    return (2.0 if real else 8.0) * rows * inner * columns * (1 + 16 / min(rows, inner, columns)) / 2

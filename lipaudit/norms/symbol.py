@@ -161,6 +161,15 @@ class Symbols:
             parts.append(symbol.reshape(-1, self.groups, self.out, self.inputs))
         return torch.cat(parts, dim=3)
 
+    def selected(self, groups: torch.Tensor, index: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """F of one group at one frequency each: (groups, out, inputs * phases), complex."""
+        parts = []
+        for taps in self.taps:
+            angle, weights = _angle(index, taps.places, sizes)[:, None], taps.weights[groups]
+            symbol = torch.complex(torch.cos(angle) @ weights, -(torch.sin(angle) @ weights))
+            parts.append(symbol.reshape(-1, self.out, self.inputs))
+        return torch.cat(parts, dim=2)
+
 
 class GramMatrices:
     """The smaller Gram matrices at theta = pi index / size, as a `Batch`, each off by `symbols.gram_error` at most."""

@@ -118,6 +118,11 @@ def holds(batch: Batch, numbers: torch.Tensor, rho: float) -> torch.Tensor:
     return done
 
 
+def factor_flops(side: int, real: bool) -> float:
+    """The cost of a Cholesky factorisation in operations of a fast matrix product: small ones are slow."""
+    return (1.0 if real else 4.0) * (side**3 / 3 + 80.0 * side**2)
+
+
 def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = False) -> float:
     """About the largest eigenvalue of the matrices of those numbers; `quickly`: or one below it. Proves nothing."""
     gram = torch.empty(len(numbers), *batch.shape, dtype=batch.dtype, device=numbers.device)
