@@ -123,6 +123,13 @@ def factor_flops(side: int, real: bool) -> float:
     return (1.0 if real else 4.0) * (side**3 / 3 + 80.0 * side**2)
 
 
+def eigenvalue_flops(side: int, real: bool, *, quickly: bool) -> float:
+    """The same of `largest_eigenvalue` of one matrix."""
+    if quickly and side >= _LARGE_SIDE:
+        return _LANCZOS_STEPS * (20.0 if real else 40.0) * side**2 + 3e7
+    return 6 * factor_flops(side, real) + 4e4
+
+
 def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = False) -> float:
     """About the largest eigenvalue of the matrices of those numbers; `quickly`: or one below it. Proves nothing."""
     gram = torch.empty(len(numbers), *batch.shape, dtype=batch.dtype, device=numbers.device)
