@@ -49,10 +49,8 @@ class Symbols:
         # A power of two, applied in two halves so that it cannot overflow itself: exact.
         weight = weight * 2.0 ** (-self.exponent // 2) * 2.0 ** (-self.exponent - (-self.exponent // 2))
         self.out, self.inputs = weight.shape[0] // groups, weight.shape[1]
-        phases = itertools.product(*(range(s) for s in conv.stride))
         blocks = weight.reshape(groups, self.out, self.inputs, -1).permute(0, 3, 1, 2).flatten(2)
-        taps = [_phase(conv, phase, blocks) for phase in phases]
-        self.taps = [phase for phase in taps if len(phase.places)]  # a phase that no tap reads adds nothing
+        self.taps = _phases(conv, blocks)
         self.groups, self.device = groups, weight.device
         self.columns = self.inputs * len(self.taps)
         self.side = min(self.out, self.columns)
@@ -204,16 +202,18 @@ def _angle(index: torch.Tensor, places: torch.Tensor, sizes: Sequence[int]) -> t
     return (turns * (2 * math.pi / moduli.double())).sum(-1)
 
 
-def _phase(conv: Conv, phase: Sequence[int], blocks: torch.Tensor) -> _Taps:
-    """The taps whose offset d a is congruent to `phase` modulo the stride; place = (d a) div s."""
-    places, chosen = [], []
+def _phases(conv: Conv, blocks: torch.Tensor) -> list[_Taps]:
+    """For each phase that a tap reads, the taps whose offset d a is congruent to it modulo the stride; (d a) div s."""
+    found: dict[tuple[int, ...], tuple[list[list[int]], list[int]]] = {}
     for number, tap in enumerate(itertools.product(*(range(k) for k in conv.kernel_size))):
-        offset = [d * a for d, a in zip(conv.dilation, tap, strict=True)]
-        if all(o % s == r for o, s, r in zip(offset, conv.stride, phase, strict=True)):
-            places.append([o // s for o, s in zip(offset, conv.stride, strict=True)])
-            chosen.append(number)
-    where = torch.tensor(places, dtype=torch.int64, device=blocks.device).reshape(-1, len(conv.stride))
-    return _Taps(where, blocks[:, chosen])
+        offset = [divmod(d * a, s) for d, a, s in zip(conv.dilation, tap, conv.stride, strict=True)]
+        places, chosen = found.setdefault(tuple(phase for _, phase in offset), ([], []))
+        places.append([place for place, _ in offset])
+        chosen.append(number)
+    return [
+        _Taps(torch.tensor(places, dtype=torch.int64, device=blocks.device), blocks[:, chosen])
+        for _, (places, chosen) in sorted(found.items())
+    ]
 
 
 def half_grid(sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:
