@@ -168,10 +168,16 @@ class _Products:
     def __init__(self, matrices: torch.Tensor) -> None:
         self.matrices, self.dtype = matrices, matrices.dtype
         self.shape = (min(matrices.shape[1:]),) * 2
+        self.only = self._products(matrices) if len(matrices) == 1 else None  # made once, for the guess and the proof
 
     def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
-        a = self.matrices[numbers]
-        torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
+        if self.only is None:
+            self._products(self.matrices[numbers], out)
+        else:
+            out.copy_(self.only[numbers])
+
+    def _products(self, a: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
 
 
 @functools.cache
