@@ -50,8 +50,10 @@ def lattice_norm(conv: Conv, *, most: float) -> float | None:
     sizes = [PER_TAP * span if axis in axes else 1 for axis, span in enumerate(spans)]
     # An axis has PER_TAP (k - 1) cells, so half a cell is h = pi / (PER_TAP (k - 1)), and h (k - 1) / 2 is the same
     # for all axes.
-    rho = _peak(symbols, conv, axes) * (1 + TOLERANCE)
     cells = _first_cells(sizes, axes).to(symbols.device)
+    if len(cells) > most:
+        return None
+    rho = _peak(symbols, conv, axes) * (1 + TOLERANCE)
     delta = first = len(axes) * math.pi / (2 * PER_TAP)
     while len(cells):
         most -= len(cells)

@@ -28,7 +28,7 @@ import torch
 from torch.nn import functional
 
 from lipaudit.norms.maps import Conv, Dense
-from lipaudit.rounding import TINY, gamma, norm_up, up
+from lipaudit.rounding import TINY, gamma, norms_up, up
 
 BUDGET = 4e9
 """Floating-point operations that a method besides the main one may take by default."""
@@ -155,7 +155,7 @@ def most_frequent(values: Iterable[int]) -> int:
 def absolute_norms(taps: torch.Tensor) -> torch.Tensor:
     """For each group a bound of the norm of the map with absolute taps: the Frobenius norm of their sums."""
     sums = taps.abs().flatten(3).sum(-1) if taps.ndim > 3 else taps.abs()
-    return torch.tensor([norm_up(block) for block in sums]) * (1 + 2 * gamma(taps[0].numel() + 4))
+    return norms_up(sums).cpu() * (1 + 2 * gamma(taps[0].numel() + 4))
 
 
 def autocorrelation(taps: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:

@@ -22,7 +22,7 @@ import torch
 
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.verified import proof_error, prove
-from lipaudit.rounding import TINY, UNIT, gamma, norm_up, up
+from lipaudit.rounding import TINY, UNIT, gamma, norms_up, up
 
 PHASE_ERROR = 2.0**-46
 """Bound of the error of cos and sin at 2 pi j / M in float64, with j reduced exactly: argument and library."""
@@ -56,7 +56,7 @@ class Symbols:
         self.side = min(self.out, self.columns)
         sums = weight.abs().reshape(groups, self.out, self.inputs, -1).sum(-1)
         count = math.prod(conv.kernel_size)
-        self.absolute = max((norm_up(block) for block in sums), default=0.0) * (1 + 2 * gamma(count + 4))
+        self.absolute = (float(norms_up(sums).max()) if sums.numel() else 0.0) * (1 + 2 * gamma(count + 4))
         """Bound of the norm of the map whose weights are the absolute values."""
         self.error = 2 * (PHASE_ERROR + gamma(count + 2)) * self.absolute
         """Bound of || computed F - exact F ||."""
