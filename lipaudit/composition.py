@@ -43,6 +43,7 @@ from lipaudit.rounding import (
 _ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
 
+_ROWS_AT_ONCE = 64
 _FEW_CLASSES = 128
 """Up to so many, class pairs are taken one by one; beyond, their matrix is computed with outward rounding."""
 
@@ -207,7 +208,7 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
         rows = maps[0].weight
         relative = maps[0].relative_error
     else:
-        rows = torch.stack([_row(maps, one) for one in _basis(maps, classes)])
+        rows = torch.func.vmap(lambda one: _row(maps, one), chunk_size=_ROWS_AT_ONCE)(_basis(maps, classes))
         relative = None
     if relative == 0.0:
         return rows, [0.0] * classes
@@ -215,7 +216,9 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
     positive = [linear.absolute() for linear in maps]
     count = sum(linear.terms + 2 for linear in maps)
     error = gamma(2 * count) + 1.01 * sum(linear.relative_error for linear in maps)
-    sizes = [length_up(_row(positive, one)) for one in _basis(maps, classes)]
+    ones = _basis(maps, classes).split(_ROWS_AT_ONCE)
+    parts = (torch.func.vmap(lambda one: _row(positive, one))(some) for some in ones)
+    sizes = [length_up(row) for part in parts for row in part]
     return rows, [size * error * (1 + 1e-6) for size in sizes]
 
 
@@ -225,8 +228,9 @@ def _row(maps: list[LinearMap], one: torch.Tensor) -> torch.Tensor:
     return one.reshape(-1)
 
 
-def _basis(maps: list[LinearMap], classes: int) -> list[torch.Tensor]:
+def _basis(maps: list[LinearMap], classes: int) -> torch.Tensor:
+    """One logit each, (classes, 1, classes)."""
     device = next((m.weight.device for m in maps if isinstance(m, Dense)), None)
     if device is None:
         device = next((m.factor.device for m in maps if isinstance(m, Scale)), torch.device("cpu"))
-    return [e[None] for e in torch.eye(classes, dtype=torch.float64, device=device)]
+    return torch.eye(classes, dtype=torch.float64, device=device)[:, None]

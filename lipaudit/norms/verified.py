@@ -118,6 +118,18 @@ def holds(batch: Batch, numbers: torch.Tensor, rho: float) -> torch.Tensor:
     return done
 
 
+def factor_flops(side: int, real: bool) -> float:
+    """The cost of a Cholesky factorisation in operations of a fast matrix product: small ones are slow."""
+    return (1.0 if real else 4.0) * (side**3 / 3 + 80.0 * side**2)
+
+
+def eigenvalue_flops(side: int, real: bool, *, quickly: bool) -> float:
+    """The same of `largest_eigenvalue` of one matrix."""
+    if quickly and side >= _LARGE_SIDE:
+        return _LANCZOS_STEPS * (20.0 if real else 40.0) * side**2 + 3e7
+    return 6 * factor_flops(side, real) + 4e4
+
+
 def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = False) -> float:
     """About the largest eigenvalue of the matrices of those numbers; `quickly`: or one below it. Proves nothing."""
     gram = torch.empty(len(numbers), *batch.shape, dtype=batch.dtype, device=numbers.device)
@@ -156,10 +168,16 @@ class _Products:
     def __init__(self, matrices: torch.Tensor) -> None:
         self.matrices, self.dtype = matrices, matrices.dtype
         self.shape = (min(matrices.shape[1:]),) * 2
+        self.only = self._products(matrices) if len(matrices) == 1 else None  # made once, for the guess and the proof
 
     def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
-        a = self.matrices[numbers]
-        torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
+        if self.only is None:
+            self._products(self.matrices[numbers], out)
+        else:
+            out.copy_(self.only[numbers])
+
+    def _products(self, a: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
 
 
 @functools.cache
