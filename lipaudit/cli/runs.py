@@ -29,7 +29,7 @@ from lipaudit.threat import DEFAULT_EPS
 Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""
 
-LOADING = ("checkpoint", "mean", "std", "random_weights", "offline", "seed")
+LOADING = ("checkpoint", "checkpoint_key", "mean", "std", "random_weights", "offline", "seed")
 SETTINGS = (
     *LOADING,
     "num_classes",

@@ -13,7 +13,7 @@ from torch import nn
 from lipaudit import datasets, zoo
 from lipaudit.errors import LoadError
 from lipaudit.loading import hubs
-from lipaudit.loading.checkpoints import load_weights, read_checkpoint
+from lipaudit.loading.checkpoints import load_checkpoint, tensors_of
 from lipaudit.loading.downloads import megabytes
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.loading.hubs import Built, Request
@@ -65,7 +65,7 @@ def _bundled(request: Request, dataset: str | None) -> Built:
     module: nn.Module = zoo.MODELS[request.name]()
     path = zoo.weights_file(request.name)
     if request.pretrained:
-        load_weights(module, read_checkpoint(path), path)
+        load_checkpoint(module, path)
     return Built(
         module,
         "bundled with lipaudit (lipaudit/zoo/digits.py)",
@@ -84,7 +84,7 @@ def _cifar_resnet18(request: Request) -> Built:
     module: nn.Module = resnet.ResNet18()
     path = _autoattack_file()
     if request.pretrained:
-        load_weights(module, read_checkpoint(path), path)
+        load_checkpoint(module, path)
     return Built(
         module,
         "CIFAR-10 ResNet-18 that ships with pyautoattack (examples/resnet.py, examples/model_test.pt)",
@@ -124,7 +124,7 @@ def _is_untrained(request: Request, module: nn.Module) -> bool:
 
 
 def _fingerprint(module: nn.Module) -> str:
-    return sha256_of_tensors(sorted(module.state_dict().items()))
+    return sha256_of_tensors(sorted(tensors_of(module).items()))
 
 
 def _bare(request: Request, dataset: str | None) -> Built:
