@@ -20,7 +20,7 @@ from lipaudit.adapters import Normalise, Normalised, as_module
 from lipaudit.errors import LoadError
 from lipaudit.loading.checkpoints import check_finite, load_checkpoint, tensors_of
 from lipaudit.loading.hashes import sha256_of_file, sha256_of_tensors
-from lipaudit.loading.sources import Built, Request, build, known_models
+from lipaudit.loading.sources import Built, Request, build, canonical, known_models
 from lipaudit.loading.usercode import one_line
 from lipaudit.progress import Progress, Silent
 from lipaudit.results import ModelFacts
@@ -65,6 +65,7 @@ def load_model(
     "none".
     Raises `LoadError` whenever name, weights, shape and classes do not fit together.
     """
+    name, dataset = canonical(name), datasets.canonical(dataset) if dataset else None
     outline = datasets.outline(dataset)
     shape = tuple(input_shape) if input_shape else outline.shape
     if checkpoint is not None and random_weights:

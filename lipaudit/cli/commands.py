@@ -243,11 +243,11 @@ def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any
     from lipaudit.cli.terminal import terminal_progress
     from lipaudit.composition import bound
     from lipaudit.formatting import number, number_from_log10
-    from lipaudit.loading.sources import PAIRS
+    from lipaudit.loading.sources import PAIRS, canonical
     from lipaudit.models import load_model
 
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
-        dataset = dataset or PAIRS.get(model)
+        dataset = dataset or PAIRS.get(canonical(model))
         loaded = load_model(model, dataset=dataset, progress=progress, **given)
         method = "tight" if tight else "best"
         shape = loaded.facts.input_shape
