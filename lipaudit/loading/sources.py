@@ -56,11 +56,11 @@ def canonical(name: str) -> str:
         return _spelled(name, [*hubs.torchvision_names(), *hubs.timm_names()])
     if (hub := letters(home)) not in hubs.BUILDERS:
         return name
-    return f"{hub}:{_spelled(rest, hubs.torchvision_names() if hub == 'torchvision' else hubs.timm_names())}"
+    return f"{hub}:{_spelled(rest, hubs.timm_names() if hub == 'timm' else hubs.torchvision_names())}"
 
 
 def _spelled(name: str, known: Sequence[str]) -> str:
-    """The known name that differs in case and signs only, if there is one; what stands behind a dot is a tag of timm."""
+    """The known name that differs in case and signs only, if there is one; behind a dot stands a tag of timm."""
     base, dot, tag = name.partition(".")
     alike = {each for each in known if letters(each) == letters(base)}
     return name if base in known or len(alike) != 1 else alike.pop() + dot + tag
