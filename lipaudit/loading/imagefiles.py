@@ -11,6 +11,7 @@ import numpy as np
 
 from lipaudit.errors import LoadError
 from lipaudit.formatting import clean
+from lipaudit.inputs import as_pixels_remedy
 from lipaudit.loading.classes import WORDNET
 from lipaudit.loading.imagesets import DATASETS, Batch, ImageSet, Wanted
 from lipaudit.progress import Progress
@@ -151,7 +152,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise LoadError(
             f"{path} is not a whole .npz file of plain arrays ({reason}); write it with numpy.savez"
         ) from error
-    return {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
+    native = {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
+    # What torch has no type for is rounded to the next that it has.
+    return {key: a.astype(np.float64) if a.dtype == np.longdouble else a for key, a in native.items()}
 
 
 def _pick(arrays: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> np.ndarray:
@@ -199,7 +202,9 @@ def _check_range(x: np.ndarray, path: Path) -> None:
     if x.dtype == np.uint8 or not x.size:
         return
     if not np.issubdtype(x.dtype, np.floating):
-        raise LoadError(f"{path}: images are {x.dtype}, expected uint8 or floats in [0,1]; store x.astype('uint8')")
+        whole = np.issubdtype(x.dtype, np.integer) or x.dtype == bool
+        remedy = f"{as_pixels_remedy(x)}, store that" if whole else "store x.astype('float32')"
+        raise LoadError(f"{path}: images are {x.dtype}, expected uint8 or floats in [0,1]; {remedy}")
     low, high = x.min(), x.max()
     if not np.isfinite([low, high]).all():
         raise LoadError(f"{path}: {int((~np.isfinite(x)).sum())} pixels are NaN or infinite, expected [0,1]; repair it")
@@ -209,4 +214,5 @@ def _check_range(x: np.ndarray, path: Path) -> None:
             "them before normalisation and give --mean and --std"
         )
     if high > 1:
-        raise LoadError(f"{path}: pixels go up to {high:.4g}, expected [0,1]; divide them by 255, or store uint8")
+        remedy = "divide them by 255, or store uint8" if high <= 255 else "divide them by their largest possible value"
+        raise LoadError(f"{path}: pixels go up to {high:.4g}, expected [0,1]; {remedy}")
