@@ -138,10 +138,10 @@ def as_module(
     if (mean is None) != (std is None):
         raise LoadError("mean and std belong together; give both or none")
     if isinstance(model, str):
-        from lipaudit.loading.sources import PAIRS
+        from lipaudit.loading.sources import PAIRS, canonical
         from lipaudit.models import load_model
 
-        return load_model(model, dataset=PAIRS.get(model), mean=mean, std=std).module
+        return load_model(model, dataset=PAIRS.get(canonical(model)), mean=mean, std=std).module
     if isinstance(model, nn.Module):
         model = as_written(model)
         return model if mean is None or std is None else _normalised(model, mean, std)

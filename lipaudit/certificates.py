@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from lipaudit.adapters import as_module, domain_of
 from lipaudit.claims import Certificate
@@ -31,11 +33,13 @@ from lipaudit.domains.roundoff import LAWS, local_error
 from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph import Node, call, evaluate
 from lipaudit.held import Held, refuse
+from lipaudit.inputs import check_inputs, check_labels, with_labels
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET, LocalRadii, confirmed, local_radii
 from lipaudit.progress import Progress, Silent
 from lipaudit.promises import Executed, Execution, Promise, Promised, executed_radius, lost, promised
 from lipaudit.rounding import TINY, down, length_up, up
+from lipaudit.threat import doubt_of
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
@@ -66,7 +70,7 @@ class Certificates:
 
 def certify(
     model: nn.Module,
-    inputs: torch.Tensor | np.ndarray,
+    inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     method: Literal["best", "global", "local", "thorough"] = "best",
@@ -78,7 +82,7 @@ def certify(
     promise: Promise = "R",
     progress: Progress | None = None,
 ) -> Certificates:
-    """Certified L2 radii of `inputs` (n, ...), in their own units.
+    """Certified L2 radii of `inputs` (n, ...), in their own units; with a DataLoader or Dataset, of its images.
 
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
     of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
@@ -91,11 +95,15 @@ def certify(
     `promise`: what is certified is the exact function of the weights ("R"), the network as executed in its own dtype
     ("F") or in float64 ("D"), see `lipaudit.promises`; where that cannot be proved every radius is 0 and
     `.why_not` says why.
-    Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
+    Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs. Warns of pixels from 0 to 255 without a
+    `domain`: most networks take them from 0 to 1.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
     domain = domain_of(model, domain)
+    inputs, labels = with_labels(inputs, labels)
     points = check_inputs(inputs)
+    if domain is None and (doubt := doubt_of(points)):
+        warnings.warn(doubt, stacklevel=2)
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
@@ -322,56 +330,3 @@ def _certificate(
         elif pair > 0.0:
             radius = min(radius, down(sure / pair))
     return Certificate(sample, target, prediction, min(margin, sys.float_info.max), radius)
-
-
-def check_inputs(inputs: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Inputs as a floating tensor (n, ...), finite. Raises `BadThreat`."""
-    points = _tensor(inputs)
-    if points.ndim < 2 or not len(points):
-        raise BadThreat(f"expected inputs of shape (n, ...), n >= 1, got {tuple(points.shape)}")
-    if not points.is_floating_point():
-        raise BadThreat(f"expected floating-point inputs in the units of the radius, got {points.dtype}; convert first")
-    if not bool(torch.isfinite(points).all()):
-        raise BadThreat("expected finite inputs, got NaN or inf")
-    return points if points.dtype == torch.float64 else points.to(torch.float32)
-
-
-def _tensor(data: Any) -> torch.Tensor:
-    """Tensors, arrays and nested lists as a tensor without history; also arrays that torch does not take as they are.
-
-    Those are read-only, reversed or of the other byte order, as what reads image files may hand out.
-    """
-    if isinstance(data, torch.Tensor):
-        return data.detach()
-    try:
-        array = np.ascontiguousarray(data)
-    except ValueError:
-        raise BadThreat("expected an array of numbers, got rows of different lengths") from None
-    try:
-        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-        return torch.from_numpy(array)
-    except TypeError:
-        raise BadThreat(f"expected an array of numbers, got {array.dtype}") from None
-
-
-def check_labels(labels: torch.Tensor | np.ndarray | Sequence[int], count: int, classes: int) -> list[int]:
-    """Labels (integers or one-hot rows) as a list. Raises `BadThreat`, also for shares of classes ("soft" labels)."""
-    answers = _tensor(labels)
-    answers = answers if answers.is_floating_point() or answers.is_complex() else answers.long()
-    if answers.ndim == 2 and answers.shape[1] == classes > 1:
-        if not bool(((answers == 0) | (answers == 1)).all()) or not bool((answers.sum(1) == 1).all()):
-            raise BadThreat(
-                "expected one-hot labels, a single 1 in each row, got other numbers (soft or several labels?); "
-                "certificates are about one class per input: pass labels.argmax(1) if that is what is meant"
-            )
-        answers = answers.long().argmax(1)
-    if answers.ndim != 1 or len(answers) != count or answers.dtype != torch.int64:
-        raise BadThreat(
-            f"expected {count} integer or one-hot labels, got {answers.dtype} of shape {tuple(answers.shape)}"
-        )
-    if bool((answers < 0).any()) or bool((answers >= classes).any()):
-        raise BadThreat(
-            f"expected labels from 0 to {classes - 1}, got {int(answers.min())} to {int(answers.max())}; "
-            "model and data set do not have the same classes"
-        )
-    return answers.tolist()

@@ -18,6 +18,7 @@ from lipaudit.adapters import PIXELS, Normalised
 from lipaudit.certificates import Certificates, under
 from lipaudit.composition import Composition
 from lipaudit.datasets import grid_levels
+from lipaudit.loading.checkpoints import tensors_of
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.promises import sentence_of
 from lipaudit.results import DataFacts, ModelFacts, PromiseResult
@@ -29,7 +30,6 @@ _FEW = 32
 
 def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
     """Facts about a network given as an object; its weights are taken to be trained."""
-    state = module.state_dict()
     network, mean, std = module, (), ()
     if isinstance(module, Normalised):
         network, mean, std = module.network, *map(_per_channel, (module.normalise.mean, module.normalise.std))
@@ -40,7 +40,7 @@ def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: C
         architecture=type(network).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         weights="trained",
-        weights_sha256=sha256_of_tensors(sorted(state.items())),
+        weights_sha256=sha256_of_tensors(sorted(tensors_of(module).items())),
         weights_file="",
         weights_file_sha256="",
         dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),

@@ -24,6 +24,11 @@ def clean(text: object, limit: int = 80) -> str:
     return shown if len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
 
 
+def letters(name: str) -> str:
+    """A name without what people write in several ways: `ResNet-18`, `resnet_18` and `resnet18` are one."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
 def power(exponent: int) -> str:
     """`10⁻⁹`."""
     return "10" + str(exponent).translate(_SUPERSCRIPT)

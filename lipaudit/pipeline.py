@@ -12,14 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 from lipaudit import facts
 from lipaudit.adapters import as_module, domain_of, without_range
 from lipaudit.certificates import (
     Certificates,
     certify_with,
-    check_inputs,
-    check_labels,
     under,
     with_local_radii,
 )
@@ -30,6 +29,7 @@ from lipaudit.findings import rate
 from lipaudit.formatting import eps_value
 from lipaudit.gates import conditions
 from lipaudit.held import Held
+from lipaudit.inputs import check_inputs, check_labels, with_labels
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
@@ -58,8 +58,8 @@ _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
 def audit(
     model: nn.Module | Any,
-    inputs: torch.Tensor | np.ndarray,
-    labels: torch.Tensor | np.ndarray | Sequence[int],
+    inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
+    labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     eps: Sequence[str | float] | None = None,
     attacks: str | Sequence[str] | None = "standard",
@@ -92,10 +92,11 @@ def audit(
     `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, with
     entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. Radii, distances and `eps`, the L2 budgets
     ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
-    rows. `attacks` is a preset or a list of names, "none" for none; `norms` is "all" (every method that costs little),
-    "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
-    allows ("auto"), around all ("on"), around all with all neurons taken together at last, for many times as long
-    ("thorough"), or not at all ("off"); of at most `local_samples` images.
+    rows; a DataLoader or Dataset of pairs as `inputs` brings its own. `attacks` is a preset or a list of names, "none"
+    for none; `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`);
+    `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"), around all with
+    all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of at most
+    `local_samples` images.
 
     Certificates are about the exact function of the weights ("R"), about the network as executed in its own dtype
     ("F"), and in float64 ("D"); `promise` says which of them the radii, rates and gates of the result are about
@@ -113,6 +114,7 @@ def audit(
     progress = progress or Silent()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     clock = _Clock()
+    inputs, labels = with_labels(inputs, labels)
     module = on_device(as_module(model, mean=mean, std=std), device)
     box = box_of(domain_of(model, domain))
     points = within(check_inputs(inputs), box)

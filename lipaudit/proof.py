@@ -22,10 +22,11 @@ from torch import nn
 
 from lipaudit import checker
 from lipaudit.capture import capture
-from lipaudit.certificates import certify_with, check_inputs, check_labels
+from lipaudit.certificates import certify_with
 from lipaudit.cli.files import replacing
 from lipaudit.composition import Composition, compose
 from lipaudit.errors import LipauditError, UnsupportedOp
+from lipaudit.inputs import check_inputs, check_labels
 from lipaudit.listing import Listed, listing
 from lipaudit.norms.maps import Conv
 from lipaudit.norms.symbol import Symbols

@@ -31,12 +31,29 @@ def within(points: torch.Tensor, box: Box) -> torch.Tensor:
     low, high = float(points.min()), float(points.max())
     if low < box[0] or high > box[1]:
         remedy = "undo the normalisation and pass mean and std instead, or the range that they have as domain"
-        if box == PIXELS and low >= 0 and high > 2:
-            remedy = "divide them by 255, or pass the range that they have as domain"
+        if box == PIXELS and (scale := _scale(low, high)):
+            remedy = f"divide them by {scale}, or pass the range that they have as domain"
         raise BadThreat(
             f"expected inputs in [{box[0]:g}, {box[1]:g}], got values from {low:.3g} to {high:.3g}; {remedy}"
         )
     return points
+
+
+def doubt_of(points: torch.Tensor) -> str:
+    """What a user should know of inputs whose range nobody stated; empty for those that may be meant so."""
+    low, high = float(points.min()), float(points.max())
+    scale = _scale(low, high)
+    return scale and (
+        f"inputs go from {low:.3g} to {high:.3g}, and most networks take pixels from 0 to 1: divide them by {scale}, "
+        f"or say that it is meant so by domain=(0, {scale})"
+    )
+
+
+def _scale(low: float, high: float) -> str:
+    """By what pixels of this range are to be divided; empty if they look like none of 8 or 16 bits."""
+    if low < 0 or not 2 < high <= 65535:
+        return ""
+    return "255" if high <= 255 else "65535"
 
 
 def as_pixels(points: torch.Tensor, box: Box) -> torch.Tensor:

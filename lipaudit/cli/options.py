@@ -136,6 +136,7 @@ model_options = _together(
         "--dataset", metavar="NAME", help="Data set (`lipaudit datasets`).", shell_complete=complete(DATASETS)
     ),
     click.option("--checkpoint", type=FILE, metavar="FILE", help="Weights: .safetensors, .pt, .pth. Runs no code."),
+    click.option("--checkpoint-key", metavar="KEY", help="Which weights, if FILE holds several: model_ema, model.net."),
     click.option("--mean", callback=_numbers, metavar="M,M,M", help="Mean per channel in units of [0,1], or none."),
     click.option("--std", callback=_numbers, metavar="S,S,S", help="Standard deviation per channel."),
     click.option("--num-classes", type=click.IntRange(2), metavar="N", help="Classes of the network."),

@@ -10,12 +10,12 @@ import numpy as np
 from torch import nn
 
 from lipaudit.adapters import as_module
-from lipaudit.certificates import certify_with, check_inputs, check_labels
+from lipaudit.certificates import certify_with
 from lipaudit.composition import compose
 from lipaudit.crosscheck.hygiene import random_state_kept
 from lipaudit.errors import BadThreat, LoadError
 from lipaudit.formatting import eps_value
-from lipaudit.integrations.data import as_arrays
+from lipaudit.inputs import as_arrays, check_inputs, check_labels
 from lipaudit.threat import box_of, threat_of, within
 
 Log = Callable[[str, float, int], Any]
@@ -41,7 +41,7 @@ class CertificateLog:
         std: Sequence[float] | None = None,
         domain: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """`data` as `integrations.data.as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
+        """`data` as `inputs.as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
 
         Raises `BadThreat` and `LoadError` for arguments that make no sense.
         """

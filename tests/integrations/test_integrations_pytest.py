@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 import lipaudit
 from lipaudit.errors import BadThreat, LoadError
 from lipaudit.formatting import eps_value
+from lipaudit.inputs import as_arrays
 from lipaudit.integrations import pytest_plugin
-from lipaudit.integrations.data import as_arrays
 from lipaudit.integrations.pytest_plugin import assert_certified
 from lipaudit.threat import threat_of
 
