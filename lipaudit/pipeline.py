@@ -126,13 +126,14 @@ def audit(
         warnings = (*warnings, NO_CLIP_VALUES)
     composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
-    index = range(len(points)) if index is None else index
-    whole = data_facts or facts.of_data(points, answers, seed, box)
-    data_facts = whole
+    index, images = facts.positions(index, len(points)), facts.images_of(points)
+    whole = data_facts = facts.of_rows(data_facts or facts.of_data(points, answers, seed, box), index, answers, images)
     if shard is not None:
         rows = rows_of(shard, len(points))
         points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
-        data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256, samples=len(rows))
+        images = tuple(images[k] for k in rows)
+        data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256)
+        data_facts = facts.of_rows(data_facts, index, answers, images)
     held = None
     if journal is not None:
         settings = {
@@ -175,7 +176,7 @@ def audit(
     worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
     clock.mark("as executed")
-    samples = _samples(index, answers, certificates, evidence, executed)
+    samples = replace(_samples(index, answers, certificates, evidence, executed), image=images)
     estimates = estimates_of(
         module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
     )

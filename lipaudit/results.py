@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from lipaudit.claims import NetworkBound
 
-SCHEMA = "lipaudit-result/1.1"
+SCHEMA = "lipaudit-result/1.2"
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
@@ -147,6 +147,8 @@ class DataFacts:
     images differ by at least width/levels in L2: one channel of one pixel, by one level. 0 if on no such grid."""
     width: float = 1.0
     """Of the range of the values: 1 for pixels in [0, 1]."""
+    rows_sha256: str = ""
+    """Of `index label image` of every row of `Samples`, in order; empty in files before 1.2."""
 
     @property
     def smallest_change(self) -> float:
@@ -190,6 +192,8 @@ class Samples:
     executed_distance: tuple[float | None, ...] = ()
     """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
     own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
+    image: tuple[str, ...] = ()
+    """The first 16 digits of the SHA-256 of the bytes of each image, as it was audited."""
 
     def correct(self) -> list[bool]:
         """Which rows are predicted as labelled."""

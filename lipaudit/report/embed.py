@@ -85,6 +85,7 @@ def _slim(data: dict[str, Any], digits: int) -> dict[str, Any]:
     if data["bound"] and len(data["bound"]["pairwise"]) > MOST_CLASSES:
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the result file has them"
+    data["samples"].pop("image", None)
     samples, budgets = data["samples"], [eps_value(eps) for eps in data["threat"]["eps"]]
     samples["margin"] = [_rounded(value, min(digits, MARGIN_DIGITS), 0) for value in samples["margin"]]
     pairs = [

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lipaudit.claims import NetworkBound
+from lipaudit.consistency import confirmed
 from lipaudit.errors import ReportError
 from lipaudit.formatting import clean, eps_value
 from lipaudit.report.embed import result_text
@@ -81,7 +82,8 @@ def from_json(text: str) -> Audit:
 def load_audit(path: str | Path) -> Audit:
     """The audit in a result file, or in a report page: from a page without pictures, with rounded sample numbers.
 
-    Raises ReportError with one line if the file is missing or holds no result.
+    Findings and sentences are those of this lipaudit, drawn again from the rows. Raises ReportError with one line if
+    the file is missing, holds no result, or one of which a field disagrees with the others (lipaudit/consistency.py).
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -90,8 +92,9 @@ def load_audit(path: str | Path) -> Audit:
         raise ReportError(f"cannot read {path}: {why}; name a .json file that `lipaudit run` wrote") from None
     except UnicodeDecodeError:
         raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
+    page = text.lstrip().startswith("<")
     try:
-        return from_json(result_text(text) if text.lstrip().startswith("<") else text)
+        return confirmed(from_json(result_text(text) if page else text), page=page)
     except ReportError as error:
         raise ReportError(f"cannot read {path}: {error}") from None
 
@@ -219,7 +222,7 @@ def _short(value: Any) -> str:
 def _check(audit: Audit) -> None:
     """What the types cannot say: columns of one length, rows that exist, budgets that are numbers."""
     lengths = {field.name: len(getattr(audit.samples, field.name)) for field in fields(audit.samples)}
-    for later in ("method", "executed_distance"):  # older files have no such columns
+    for later in ("method", "executed_distance", "image"):  # older files have no such columns
         if not lengths[later]:
             del lengths[later]
     lengths |= {f"promises.{p.promise}": len(p.radius) for p in audit.promises if p.certified}
