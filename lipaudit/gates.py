@@ -158,7 +158,8 @@ def _untested(audit: Audit, wanted: Condition) -> str:
     """Why there is nothing to count."""
     if not audit.samples.label:
         return "no image was audited"
-    if wanted.measure == "unbroken_accuracy" and not any(audit.samples.attacked):
+    attackable = any(audit.samples.correct())  # where nothing is right, nothing is unbroken
+    if wanted.measure == "unbroken_accuracy" and attackable and not any(audit.samples.attacked):
         return "no attack was run; choose some by --attacks"
     return ""
 

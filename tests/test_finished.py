@@ -14,10 +14,10 @@ from test_cli import Call, call, refused
 from lipaudit import zoo
 from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS
 from lipaudit.cli.options import MODELS as PROPOSED_MODELS
-from lipaudit.conclusion import conclude
+from lipaudit.conclusion import conclude, examine
 from lipaudit.errors import ConfigError
 from lipaudit.explanations import PAGES, explain, question
-from lipaudit.findings import CHECKS, examine
+from lipaudit.findings import CHECKS
 from lipaudit.gates import conditions
 from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.imagesets import DATASETS, NAMED

@@ -79,6 +79,8 @@ def _head(audit: Audit) -> list[Line]:
 
 
 def _budgets(audit: Audit) -> list[Line]:
+    if not measures.correct_rows(audit):
+        return [(Span(f"clean accuracy {percent(audit.clean.value)}: nothing to certify or attack", "bold"),)]
     lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'proved ≥':>12}{'unbroken ≤':>14}{'not known':>14}", "dim"),)]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
@@ -98,7 +100,7 @@ def _budgets(audit: Audit) -> list[Line]:
 def _promises(audit: Audit) -> list[Line]:
     """Certified accuracy under each promise, and what each is about."""
     found = promises(audit)
-    if not found.rows or not measures.holds(audit):
+    if not found.rows or not measures.holds(audit) or not measures.correct_rows(audit):
         return []
     lines: list[Line] = [(Span(f"{'certified accuracy':<24}{''.join(f'{eps:>16}' for eps in found.eps)}", "dim"),)]
     for row in found.rows:
@@ -193,6 +195,8 @@ def to_markdown(audit: Audit) -> str:
 
 
 def _markdown_budgets(audit: Audit) -> list[str]:
+    if not measures.correct_rows(audit):
+        return [f"Clean accuracy {percent(audit.clean.value)}: nothing to certify or attack."]
     lines = ["| ε (L2) | proved, at least | unbroken, at most |", "|---|---:|---:|"]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
@@ -204,7 +208,7 @@ def _markdown_budgets(audit: Audit) -> list[str]:
 
 def _markdown_promises(audit: Audit) -> list[str]:
     found = promises(audit)
-    if not found.rows or not measures.holds(audit):
+    if not found.rows or not measures.holds(audit) or not measures.correct_rows(audit):
         return []
     names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
     lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
