@@ -54,7 +54,7 @@ class Promised:
     """What execution may change around each sample; empty for R, and where nothing is known of it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificates:
     """One row per sample. Without labels, the radius is about keeping the predicted class."""
 
@@ -73,6 +73,9 @@ class Certificates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Certificates({(self.radius > 0).sum()} of {len(self)} radii above 0, promise {self.promise})"
 
 
 def certify(

@@ -64,7 +64,7 @@ class LayerBound:
     """`file.py:line` of the model's code."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkBound:
     """The proved Lipschitz bound of a network, input to logits, with its ledger."""
 
@@ -77,6 +77,10 @@ class NetworkBound:
     seconds: float = 0.0
     domain: tuple[float, float] | None = None
     """The bound holds between inputs with entries in this range only; None: between any two."""
+
+    def __repr__(self) -> str:
+        shape, classes = "x".join(map(str, self.input_shape)), len(self.pairwise)
+        return f"NetworkBound(10^{self.log10:.6g}, {len(self.layers)} layers, {shape} inputs, {classes} classes)"
 
     @property
     def value(self) -> float:

@@ -59,7 +59,7 @@ def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
 
 def run_name(draft: Audit) -> str:
     """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
-    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
+    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, vars(draft.samples), draft.config))
     return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
 
 

@@ -124,6 +124,19 @@ def of_audit(
     }
 
 
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back from a result file."""
+    return {
+        name: list(map(plain_number, value)) if isinstance(value, tuple | list | np.ndarray | torch.Tensor) else value
+        for name, value in settings.items()
+    }
+
+
+def plain_number(value: Any) -> Any:
+    """A number of a tensor or an array as one of Python; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
+
+
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""

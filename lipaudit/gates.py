@@ -112,9 +112,10 @@ def _share(text: str) -> float:
     return float(share)
 
 
-def conditions(expressions: Iterable[str]) -> tuple[Condition, ...]:
-    """Each expression's condition, each once; raises `ConfigError` for the first that is none."""
-    return tuple({made.expression: made for made in map(parse, expressions)}.values())
+def conditions(expressions: str | Iterable[str]) -> tuple[Condition, ...]:
+    """The condition of one expression, or of each, each once; raises `ConfigError` for the first that is none."""
+    several = [expressions] if isinstance(expressions, str) else expressions
+    return tuple({made.expression: made for made in map(parse, several)}.values())
 
 
 def judge(audit: Audit, wanted: Iterable[Condition], integrity: str) -> tuple[Gate, ...]:

@@ -150,7 +150,9 @@ def _compare(folder: Path, held: Mapping[str, Any], mine: Mapping[str, Any]) -> 
     for group in {**then, **now}:
         old, new = then.get(group, {}), now.get(group, {})
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        changes += [f"{name} (was {_short(old.get(name))}, is {_short(new.get(name))})" for name in names]
+        changes += [
+            f"{name.replace('_', ' ')} (was {_short(old.get(name))}, is {_short(new.get(name))})" for name in names
+        ]
     if changes:
         raise ResumeError(
             f"expected the audit that was begun in {folder}, got another {', another '.join(changes)}; "

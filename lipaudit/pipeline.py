@@ -65,7 +65,7 @@ def audit(
     inputs: torch.Tensor | np.ndarray,
     labels: torch.Tensor | np.ndarray | Sequence[int],
     *,
-    eps: Sequence[str | float] | None = None,
+    eps: str | float | Sequence[str | float] | None = None,
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
     promise: Promise = "R",
@@ -86,7 +86,7 @@ def audit(
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
     journal: str | Path | None = None,
-    gates: Sequence[str] = (),
+    gates: str | Sequence[str] = (),
     shard: tuple[int, int] | None = None,
     smoothing: float | None = None,
     clever: bool = False,
@@ -134,21 +134,21 @@ def audit(
         images = tuple(images[k] for k in rows)
         data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256)
         data_facts = facts.of_rows(data_facts, index, answers, images)
+    settings = {
+        "eps": threat.eps,
+        "domain": box,
+        "attacks": [entry.name for entry in plan(attacks)],
+        "norms": norms,
+        "promise": promise,
+        "local": local,
+        "local_samples": local_samples,
+        "seed": seed,
+        "device": device_of(module).type,
+        "time_limit": time_limit,
+        "batch_size": batch_size,
+    }
     held = None
     if journal is not None:
-        settings = {
-            "eps": threat.eps,
-            "domain": box,
-            "attacks": [entry.name for entry in plan(attacks)],
-            "norms": norms,
-            "promise": promise,
-            "local": local,
-            "local samples": local_samples,
-            "seed": seed,
-            "device": device_of(module).type,
-            "time limit": time_limit,
-            "batch size": batch_size,
-        }
         held = Journal(journal, facts.of_audit(composition, points, answers, settings), started)
     clock.mark("layer bounds")
     certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress)
@@ -181,6 +181,8 @@ def audit(
         module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
     )
     clock.mark("estimates")
+    more = {"samples": whole.samples, "mean": mean, "std": std, "smoothing": smoothing, "clever": clever}
+    more["gate"] = [condition.expression for condition in wanted]
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -208,7 +210,7 @@ def audit(
         thumbnails=thumbnails(as_pixels(points, box), as_pixels(evidence.perturbed, box), samples),
         timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=facts.environment(device_of(module)),
-        config=dict(config or {}),
+        config=facts.plain({**settings, **more, **(config or {})}),
         estimates=estimates,
         shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )

@@ -63,6 +63,21 @@ def to_text(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> str:
     return "\n".join("".join(span.text for span in line).rstrip() for line in summary(audit, paths)) + "\n"
 
 
+def brief(audit: Audit) -> str:
+    """An audit in five lines, for whoever prints it."""
+    v, bound = audit.verdict, NONE if audit.bound is None else number_from_log10(audit.bound.log10)
+    rates = [f"{percent(rate.value)} proved at {rate.eps}" for rate in audit.proved[:3]]
+    rates += [f"{percent(rate.value)} unbroken at {rate.eps}" for rate in audit.unbroken[:3]]
+    lines = (
+        f"Audit {audit.run}: {title(audit)}, {plural(audit.dataset.samples, 'image')}",
+        f"{v.integrity}, strength {v.strength or 'withheld'}, gate {v.gate}",
+        v.headline,
+        f"Lipschitz bound {bound}, median certified radius {number(measures.median_radius(audit))}",
+        ", ".join([f"{percent(audit.clean.value)} right", *rates]),
+    )
+    return "\n".join(clean(line, 160) for line in lines)
+
+
 def _head(audit: Audit) -> list[Line]:
     d = audit.dataset
     about = f"{plural(d.samples, 'image')} · seed {d.seed} · {audit.threat.norm}"
