@@ -29,7 +29,7 @@ from lipaudit.results import AttackRecord, Audit, Estimate, Part, PromiseResult,
 
 WITHIN = ("lipaudit", "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 """Versions that all shards have to share."""
-PLACES = ("shard", "data_dir", "checkpoint", "offline")
+PLACES = ("shard", "data_dir", "checkpoint", "offline", "device")
 """Settings that may differ: the weights and images themselves are compared."""
 THUMBNAILS = 8
 HARDWARE = 1e-6

@@ -179,7 +179,7 @@ def test_a_contradiction_in_one_shard_is_one_of_the_whole(shards: list[Audit]) -
         ),
         (lambda s: [s[0], s[1], replace(s[2], threat=replace(s[2].threat, eps=("1",)))], "another threat in .*: eps"),
         (lambda s: [s[0], s[1], replace(s[2], attacks=s[2].attacks[:1])], "another attacks in"),
-        (lambda s: [s[0], s[1], replace(s[2], config={"seed": 1})], "another settings in .*: seed"),
+        (lambda s: [s[0], s[1], replace(s[2], config=s[2].config | {"seed": 1})], "another settings in .*: seed"),
         (lambda s: [s[0], replace(s[1], environment=s[1].environment | {"torch": "1"}), s[2]], "versions in .*: torch"),
         (lambda s: [s[0], replace(s[1], samples=s[2].samples), s[2]], "expected 4 samples in shard 2/3, got 3"),
         (lambda s: [s[0], rows(s[1], image=s[0].samples.image), s[2]], "each in its place"),
