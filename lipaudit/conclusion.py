@@ -1,4 +1,4 @@
-"""The last step of every audit, also of one that is made of shards: from what was found to what it means."""
+"""The last step of every audit, also of one that is made of shards: from what was found to the three verdicts."""
 
 from __future__ import annotations
 

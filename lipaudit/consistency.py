@@ -14,13 +14,12 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from lipaudit import __version__
-from lipaudit.claims import NetworkBound
 from lipaudit.conclusion import conclude
 from lipaudit.errors import LipauditError, ReportError
 from lipaudit.findings import integrity_of, rate
 from lipaudit.formatting import clean, eps_value
 from lipaudit.gates import conditions
-from lipaudit.results import SCHEMA, Audit, Shard
+from lipaudit.results import MOST_CLASSES, SCHEMA, Audit, Shard
 
 CLOSE = 1e-9
 """Two floats that were computed from the same numbers differ by less, relatively, on any machine."""
@@ -156,7 +155,7 @@ def _radii(audit: Audit, page: bool) -> Faults:
     s, slack = audit.samples, ROUNDED if page else CLOSE
     # Of an audit that attacks refute, the radii may well be too large.
     believed = integrity_of(audit) != "INVALID"
-    limits = _limits(audit.bound, audit.model.classes)
+    limits = (audit.bound.least_of_classes() if audit.bound else ()) or (0.0,) * audit.model.classes
     for row, (right, margin, radius) in enumerate(zip(s.correct(), s.margin, s.radius, strict=True)):
         method = s.method[row] if s.method else "global"
         if math.isnan(margin) or (margin < 0 if right else margin > 0):
@@ -178,13 +177,6 @@ def _radii(audit: Audit, page: bool) -> Faults:
         yield "promises", "one promise that result.samples.radius is about"
     if audit.bound is None and any(s.radius):
         yield "samples.radius", "0 without a bound"
-
-
-def _limits(bound: NetworkBound | None, classes: int) -> list[float]:
-    """Of each class, the smallest bound of a difference with another's logit; 0 where the file has none."""
-    if bound is None or not bound.pairwise:
-        return [0.0] * classes
-    return [min((v for j, v in enumerate(row) if j != i), default=0.0) for i, row in enumerate(bound.pairwise)]
 
 
 def _counts(audit: Audit, page: bool) -> Faults:
@@ -237,7 +229,8 @@ def _bounds(audit: Audit, page: bool) -> Faults:
         return
     logs = {"input": 0.0}
     for line in bound.layers:
-        if any(step not in logs for step in line.inputs) or line.step in logs or not line.inputs:
+        single = line.law != "scale" or len(line.inputs) == 1
+        if any(step not in logs for step in line.inputs) or line.step in logs or not line.inputs or not single:
             yield f"bound.layers.{clean(line.step, 40)}", "inputs among the earlier lines, and a name of its own"
             return
         log = log10(line.upper.value) + _joined(line.law, [logs[step] for step in line.inputs])
@@ -249,8 +242,11 @@ def _bounds(audit: Audit, page: bool) -> Faults:
     read = {step for line in bound.layers for step in line.inputs}
     if not any(_near(bound.log10, log) for step, log in logs.items() if step not in read):
         yield "bound.log10", f"{list(logs.values())[-1]:.9g} as at the end of the ledger, got {bound.log10:.9g}"
-    if bound.pairwise and len(bound.pairwise) != audit.model.classes:
-        yield "bound.pairwise", f"a row for each of {audit.model.classes} classes, got {len(bound.pairwise)}"
+    classes, omitted = audit.model.classes, page or audit.model.classes > MOST_CLASSES
+    if len(bound.pairwise) != classes and (bound.pairwise or not omitted):
+        yield "bound.pairwise", f"a row for each of {classes} classes, got {len(bound.pairwise)}"
+    if not bound.pairwise and len(bound.least) != classes and (bound.least or audit.schema == SCHEMA):
+        yield "bound.least", f"a number for each of {classes} classes, got {len(bound.least)}"
     if any(not 0 <= v <= math.sqrt(2) * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
         yield "bound.pairwise", f"numbers from 0 to the root of 2 times the bound {bound.value:.6g}"
     if tuple(bound.input_shape) != tuple(audit.model.input_shape):
@@ -260,11 +256,10 @@ def _bounds(audit: Audit, page: bool) -> Faults:
         least, most = audit.slope / high, audit.slope / low
         if not least * (1 - CLOSE) <= audit.slope_share <= most * (1 + CLOSE):
             yield "slope_share", f"the slope over a pairwise bound, {least:.6g} to {most:.6g}"
-    del page
 
 
 def _near(one: float, two: float) -> bool:
-    return one == two or abs(one - two) <= CLOSE * max(1.0, abs(one))
+    return one == two or math.isclose(one, two, rel_tol=CLOSE, abs_tol=CLOSE)
 
 
 def log10(value: float) -> float:

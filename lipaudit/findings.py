@@ -1,4 +1,4 @@
-"""The checks that hold certificates against attacks, and the three verdicts. Pure functions of an `Audit`.
+"""The checks that hold certificates against attacks. Pure functions of an `Audit`.
 
 A check is one function in `CHECKS`, under a stable id; its first docstring line is what it asks. It reads the audit
 and returns a `Finding` whose title states the outcome, or None where it does not apply. Integrity comes first: a

@@ -14,6 +14,8 @@ from lipaudit.claims import NetworkBound
 from lipaudit.formatting import eps_value, plural
 
 SCHEMA = "lipaudit-result/1.2"
+MOST_CLASSES = 128
+"""Of more classes, a result file leaves out the matrix of pairwise bounds."""
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]

@@ -130,6 +130,8 @@ FORGED: dict[str, tuple[Callable[[Data], None], str]] = {
     "an easier gate": (lambda d: d["gates"][0].update(least=0.1), r"gates\[0\].least"),
     "a finding": (lambda d: d["findings"].pop(0), "findings: expected"),
     "the exit code": (lambda d: d.update(exit_code=5), "exit_code: expected 0, got 5"),
+    "no bounds of pairs": (lambda d: d["bound"].update(pairwise=[]), "bound.pairwise"),
+    "an infinite layer": (lambda d: d["bound"]["layers"][0]["upper"].update(value=None), "bound.layers"),
     "a layer": (lambda d: d["bound"]["layers"][0]["upper"].update(value=0.5), "bound.layers"),
     "the bound": (lambda d: d["bound"].update(log10=0.0), "bound.log10"),
     "a class that is none": (lambda d: d["samples"]["prediction"].__setitem__(4, 7), r"samples.prediction\[4\]"),
@@ -191,6 +193,16 @@ def test_words_of_another_version_are_not_repeated_and_its_numbers_are_checked(c
     data["verdict"]["strength"] = "weak" if honest.verdict.strength != "weak" else "vacuous"
     with pytest.raises(ReportError, match=r"verdict.strength"):
         load(data)
+
+
+def test_radii_of_many_classes_are_held_to_what_the_file_keeps_of_the_bounds() -> None:
+    data = json.loads(audits.filed(audits.thousand_classes()).to_json())
+    assert data["bound"]["pairwise"] == []
+    load(data)
+    with pytest.raises(ReportError, match=r"samples.radius|bound.least"):
+        load({**data, "bound": {**data["bound"], "least": [3 * value for value in data["bound"]["least"]]}})
+    with pytest.raises(ReportError, match=r"bound.least"):
+        load({**data, "bound": {**data["bound"], "least": []}})
 
 
 def test_no_command_takes_a_forged_result(call: Call, data: Data) -> None:

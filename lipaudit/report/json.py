@@ -25,9 +25,8 @@ from lipaudit.consistency import confirmed
 from lipaudit.errors import ReportError
 from lipaudit.formatting import clean, eps_value
 from lipaudit.report.embed import result_text
-from lipaudit.results import SCHEMA, Audit
+from lipaudit.results import MOST_CLASSES, SCHEMA, Audit
 
-MOST_CLASSES = 128
 WIDTH = 110
 
 NULLS = {
@@ -35,6 +34,7 @@ NULLS = {
     ("LayerBound", "log10_so_far"): -math.inf,
     ("NetworkBound", "log10"): -math.inf,
     ("NetworkBound", "pairwise"): math.inf,
+    ("NetworkBound", "least"): math.inf,
     ("Samples", "radius"): math.inf,
     ("PromiseResult", "radius"): math.inf,
 }
@@ -47,6 +47,7 @@ def to_json(audit: Audit) -> str:
     data = _plain(audit)
     if audit.bound is not None and max(len(audit.bound.pairwise), audit.model.classes) > MOST_CLASSES:
         data["bound"]["pairwise"] = []
+        data["bound"]["least"] = _plain(audit.bound.least_of_classes())
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the layers are kept"
     return _write({"schema": data.pop("schema"), **data}) + "\n"
 
