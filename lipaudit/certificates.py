@@ -47,7 +47,7 @@ _BEARABLE = 0.5
 """The same where the radius is below `resolution` even without any rounding: more digits of it would say nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificates:
     """One row per sample. Without labels, the radius is about keeping the predicted class."""
 
@@ -66,6 +66,9 @@ class Certificates:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def __repr__(self) -> str:
+        return f"Certificates({(self.radius > 0).sum()} of {len(self)} radii above 0, promise {self.promise})"
 
 
 def certify(

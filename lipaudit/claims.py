@@ -64,7 +64,7 @@ class LayerBound:
     """`file.py:line` of the model's code."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkBound:
     """The proved Lipschitz bound of a network, input to logits, with its ledger."""
 
@@ -77,6 +77,12 @@ class NetworkBound:
     seconds: float = 0.0
     domain: tuple[float, float] | None = None
     """The bound holds between inputs with entries in this range only; None: between any two."""
+    least: tuple[float, ...] = ()
+    """Of each class, the smallest bound of `pairwise` with another one: in files that leave the matrix out."""
+
+    def __repr__(self) -> str:
+        shape, classes = "x".join(map(str, self.input_shape)), len(self.pairwise)
+        return f"NetworkBound(10^{self.log10:.6g}, {len(self.layers)} layers, {shape} inputs, {classes} classes)"
 
     @property
     def value(self) -> float:
@@ -85,6 +91,11 @@ class NetworkBound:
             return 0.0
         # One ulp of log10 near 300 is a factor 1 + 1.3e-13; pow itself errs by less than that.
         return 10.0**self.log10 * (1 + 1e-12) if self.log10 < 308.2 else math.inf
+
+    def least_of_classes(self) -> tuple[float, ...]:
+        """The smallest bound of each class with another one; empty if nothing here says so."""
+        rows = enumerate(self.pairwise)
+        return tuple(min((v for j, v in enumerate(row) if j != i), default=0.0) for i, row in rows) or self.least
 
     @property
     def smallest_pairwise(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from lipaudit import __version__
 from lipaudit.adapters import PIXELS, Normalised
 from lipaudit.certificates import Certificates, under
 from lipaudit.composition import Composition
+from lipaudit.consistency import digest_of
 from lipaudit.datasets import grid_levels
+from lipaudit.errors import BadThreat
 from lipaudit.loading.checkpoints import tensors_of
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.promises import sentence_of
@@ -74,6 +77,26 @@ def of_data(points: torch.Tensor, answers: Sequence[int], seed: int, box: tuple[
     )
 
 
+def images_of(points: torch.Tensor) -> tuple[str, ...]:
+    """The digest of each image, for `Samples.image`."""
+    return tuple(hashlib.sha256(point.contiguous().numpy().tobytes()).hexdigest()[:16] for point in points.cpu())
+
+
+def positions(index: Sequence[int] | None, count: int) -> list[int]:
+    """Where the samples stand in their data set; raises `BadThreat` for positions that cannot be."""
+    found = [int(k) for k in (range(count) if index is None else index)]
+    if len(found) != count or len(set(found)) < count or min(found) < 0:
+        raise BadThreat(f"expected {count} positions in the data set as index, each once and from 0 on, got others")
+    return found
+
+
+def of_rows(data: DataFacts, index: Sequence[int], answers: Sequence[int], images: Sequence[str]) -> DataFacts:
+    """The facts of these rows of the data."""
+    available = max(data.available, max(index) + 1)
+    digest = digest_of(index, answers, images)
+    return replace(data, samples=len(index), available=available, rows_sha256=digest)
+
+
 def of_audit(
     composition: Composition, points: torch.Tensor, answers: Sequence[int], settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -99,6 +122,19 @@ def of_audit(
             "code of lipaudit": code.hexdigest(),
         },
     }
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back from a result file."""
+    return {
+        name: list(map(plain_number, value)) if isinstance(value, tuple | list | np.ndarray | torch.Tensor) else value
+        for name, value in settings.items()
+    }
+
+
+def plain_number(value: Any) -> Any:
+    """A number of a tensor or an array as one of Python; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -150,7 +150,8 @@ def _compare(folder: Path, held: Mapping[str, Any], mine: Mapping[str, Any]) -> 
     for group in {**then, **now}:
         old, new = then.get(group, {}), now.get(group, {})
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        changes += [f"{name} (was {_short(old.get(name))}, is {_short(new.get(name))})" for name in names]
+        spoken = [(name.replace("_", " "), _short(old.get(name)), _short(new.get(name))) for name in names]
+        changes += [f"{name} (was {before}, is {after})" for name, before, after in spoken]
     if changes:
         raise ResumeError(
             f"expected the audit that was begun in {folder}, got another {', another '.join(changes)}; "

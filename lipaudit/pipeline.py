@@ -61,7 +61,7 @@ def audit(
     inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    eps: Sequence[str | float] | None = None,
+    eps: str | float | Sequence[str | float] | None = None,
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
     promise: Promise = "R",
@@ -82,7 +82,7 @@ def audit(
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
     journal: str | Path | None = None,
-    gates: Sequence[str] = (),
+    gates: str | Sequence[str] = (),
     shard: tuple[int, int] | None = None,
     smoothing: float | None = None,
     clever: bool = False,
@@ -124,28 +124,29 @@ def audit(
         warnings = (*warnings, NO_CLIP_VALUES)
     composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
-    index = range(len(points)) if index is None else index
-    whole = data_facts or facts.of_data(points, answers, seed, box)
-    data_facts = whole
+    index, images = facts.positions(index, len(points)), facts.images_of(points)
+    whole = data_facts = facts.of_rows(data_facts or facts.of_data(points, answers, seed, box), index, answers, images)
     if shard is not None:
         rows = rows_of(shard, len(points))
         points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
-        data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256, samples=len(rows))
+        images = tuple(images[k] for k in rows)
+        data_facts = replace(whole, sha256=facts.of_data(points, answers, seed, box).sha256)
+        data_facts = facts.of_rows(data_facts, index, answers, images)
+    settings = {
+        "eps": threat.eps,
+        "domain": box,
+        "attacks": [entry.name for entry in plan(attacks)],
+        "norms": norms,
+        "promise": promise,
+        "local": local,
+        "local_samples": local_samples,
+        "seed": seed,
+        "device": device_of(module).type,
+        "time_limit": time_limit,
+        "batch_size": batch_size,
+    }
     held = None
     if journal is not None:
-        settings = {
-            "eps": threat.eps,
-            "domain": box,
-            "attacks": [entry.name for entry in plan(attacks)],
-            "norms": norms,
-            "promise": promise,
-            "local": local,
-            "local samples": local_samples,
-            "seed": seed,
-            "device": device_of(module).type,
-            "time limit": time_limit,
-            "batch size": batch_size,
-        }
         held = Journal(journal, facts.of_audit(composition, points, answers, settings), started)
     clock.mark("layer bounds")
     against = Held(composition)
@@ -180,11 +181,13 @@ def audit(
     worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
     clock.mark("as executed")
-    samples = _samples(index, answers, certificates, evidence, executed)
+    samples = replace(_samples(index, answers, certificates, evidence, executed), image=images)
     estimates = estimates_of(
         module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
     )
     clock.mark("estimates")
+    more = {"samples": whole.samples, "mean": mean, "std": std, "smoothing": smoothing, "clever": clever}
+    more["gate"] = [condition.expression for condition in wanted]
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -212,7 +215,7 @@ def audit(
         thumbnails=thumbnails(as_pixels(points, box), as_pixels(evidence.perturbed, box), samples),
         timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=facts.environment(device_of(module)),
-        config=dict(config or {}),
+        config=facts.plain({**settings, **more, **(config or {})}),
         estimates=estimates,
         agreement=against.found(),
         shard=None if shard is None else Shard(*shard, whole, evidence.distances),

@@ -36,8 +36,7 @@ def no_promise_broken(audit: Audit) -> Finding | None:
         "(F) and in float64 (D). An adversarial example of the exact function refutes each of them; one of the network "
         "in its own dtype, looked for from there by bisection, refutes F."
     )
-    tested = sum(audit.samples.attacked)
-    if not audit.promises or not tested:
+    if not audit.promises or not any(audit.samples.attacked):
         return None
     broken = [p.promise for p in audit.promises if _broken(p.radius, audit.samples.distance)]
     as_executed = next((p.radius for p in audit.promises if p.promise == "F"), ())
@@ -48,6 +47,14 @@ def no_promise_broken(audit: Audit) -> Finding | None:
         return Finding(
             "LA008", "fail", f"An adversarial example lies within a radius of promise {which}", which, why, fix
         )
+    certified = any(
+        radius > 0 and attacked
+        for p in audit.promises
+        for radius, attacked in zip(p.radius, audit.samples.attacked, strict=False)
+    )
+    if not certified:
+        title = "No attacked image has a radius above 0 under any promise"
+        return Finding("LA008", "not run", title, "0 images", why)
     executed = sum(distance is not None for distance in audit.samples.executed_distance)
     value = f"{executed} executed, 0 within"
     return Finding("LA008", "pass", "No adversarial example lies within a radius of R, F or D", value, why)

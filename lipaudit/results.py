@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lipaudit.claims import Agreement, NetworkBound
+from lipaudit.formatting import eps_value, plural
 
-SCHEMA = "lipaudit-result/1.1"
+SCHEMA = "lipaudit-result/1.2"
+MOST_CLASSES = 128
+"""Of more classes, a result file leaves out the matrix of pairwise bounds."""
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
@@ -147,6 +150,8 @@ class DataFacts:
     images differ by at least width/levels in L2: one channel of one pixel, by one level. 0 if on no such grid."""
     width: float = 1.0
     """Of the range of the values: 1 for pixels in [0, 1]."""
+    rows_sha256: str = ""
+    """Of `index label image` of every row of `Samples`, in order; empty in files before 1.2."""
 
     @property
     def smallest_change(self) -> float:
@@ -169,7 +174,7 @@ class Threat:
     units: str = "pixels in [0, 1]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """One column per fact, one row per audited image."""
 
@@ -190,6 +195,13 @@ class Samples:
     executed_distance: tuple[float | None, ...] = ()
     """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
     own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
+    image: tuple[str, ...] = ()
+    """The first 16 digits of the SHA-256 of the bytes of each image, as it was audited."""
+
+    def __repr__(self) -> str:
+        right, attacked = sum(self.correct()), sum(self.attacked)
+        certified = sum(radius > 0 for radius in self.radius)
+        return f"Samples({plural(len(self.index), 'row')}, {right} right, {certified} certified, {attacked} attacked)"
 
     def correct(self) -> list[bool]:
         """Which rows are predicted as labelled."""
@@ -299,7 +311,7 @@ class Part:
     """Platform, device, threads."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """Everything that one run found out: the only input of `report/`."""
 
@@ -356,13 +368,20 @@ class Audit:
     def clean_accuracy(self) -> float:
         return self.clean.value
 
-    def certified_accuracy(self, eps: float) -> float:
-        """Share of all audited samples that are correct with `radius > eps`."""
-        return sum(self.samples.certified(eps)) / max(1, len(self.samples.radius))
+    def certified_accuracy(self, eps: float | str) -> float:
+        """Share of all audited samples that are correct with `radius > eps`, a number or a text such as "36/255"."""
+        size = eps_value(eps) if isinstance(eps, str) else eps
+        return sum(self.samples.certified(size)) / max(1, len(self.samples.radius))
 
-    def robust_accuracy(self, eps: float) -> float:
+    def robust_accuracy(self, eps: float | str) -> float:
         """Share of all audited samples that are correct and that no attack changed within `eps`."""
-        return sum(self.samples.unbroken(eps)) / max(1, len(self.samples.label))
+        size = eps_value(eps) if isinstance(eps, str) else eps
+        return sum(self.samples.unbroken(size)) / max(1, len(self.samples.label))
+
+    def __repr__(self) -> str:
+        from lipaudit.report.text import brief
+
+        return brief(self)
 
     def to_json(self) -> str:
         """The result file."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
 from lipaudit.adapters import PIXELS
 from lipaudit.errors import BadThreat
-from lipaudit.formatting import eps_value
+from lipaudit.formatting import budgets, eps_value
 from lipaudit.results import Threat
 
 DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
@@ -61,25 +61,15 @@ def as_pixels(points: torch.Tensor, box: Box) -> torch.Tensor:
     return points if box == PIXELS else ((points - box[0]) / (box[1] - box[0])).clamp(0, 1)
 
 
-def threat_of(eps: Sequence[str | float] | None, box: Box) -> Threat:
+def threat_of(eps: str | float | Iterable[str | float] | None, box: Box) -> Threat:
     """L2 budgets as written, in ascending order, in units of the inputs. Raises `BadThreat` for what is no budget."""
     width = box[1] - box[0]
     if eps is None:
         eps = DEFAULT_EPS if width == 1 else [width * eps_value(e) for e in DEFAULT_EPS]
-    texts = [e if isinstance(e, str) else _written(float(e)) for e in eps]
     try:
-        numbers = {text: eps_value(text) for text in texts}
-    except ValueError:
-        raise BadThreat(f"expected eps above 0 such as 0.5 or 36/255, got {', '.join(texts)}") from None
-    if not texts:
+        found = budgets(eps)
+    except (TypeError, ValueError) as error:
+        raise BadThreat(str(error)) from None
+    if not found:
         raise BadThreat("expected at least one eps such as 36/255, got none")
-    budgets = tuple(sorted(numbers, key=numbers.__getitem__))
-    return Threat(budgets) if box == PIXELS else Threat(budgets, "L2", *box, f"inputs in [{box[0]:g}, {box[1]:g}]")
-
-
-def _written(eps: float) -> str:
-    """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
-    decimal, steps = f"{eps:.12g}", eps * 255
-    if float(decimal) == eps or not math.isfinite(eps):
-        return decimal
-    return f"{round(steps)}/255" if round(steps) / 255 == eps else repr(eps)
+    return Threat(found) if box == PIXELS else Threat(found, "L2", *box, f"inputs in [{box[0]:g}, {box[1]:g}]")

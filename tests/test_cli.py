@@ -237,7 +237,7 @@ def test_the_first_command_of_the_readme_ends_well(call: Call) -> None:
 
 
 USAGE: dict[str, tuple[Sequence[str], str]] = {
-    "eps zero": (["--eps", "0"], "--eps '0': expected a positive number or fraction"),
+    "eps zero": (["--eps", "0"], "--eps: expected eps above 0, a budget such as 36/255 or 0.5, got '0'"),
     "eps negative": (["--eps=-1"], "36/255"),
     "eps nothing": (["--eps", "1/0"], "36/255"),
     "eps text": (["--eps", "small"], "'small'"),

@@ -6,10 +6,16 @@ from dataclasses import replace
 
 import audits
 import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lipaudit.claims import LayerBound
-from lipaudit.findings import CHECKS, contradicted, examine, wilson
+from lipaudit.conclusion import conclude, examine
+from lipaudit.findings import CHECKS, at_most, contradicted, rate, wilson
+from lipaudit.gates import conditions
 from lipaudit.reliability import FLAGS, Flag
+from lipaudit.report.text import to_markdown, to_text
 from lipaudit.results import TIME_LIMIT, Audit, Finding
 
 
@@ -98,9 +104,80 @@ def test_random_weights_are_said_first() -> None:
     assert by_id(random)["LA104"].state == "warn"
 
 
-def test_accuracy_near_chance_is_suspicious() -> None:
+@pytest.mark.parametrize(
+    ("right", "total", "classes", "state"),
+    [
+        (0, 8, 10, "not run"),
+        (0, 16, 1000, "not run"),
+        (0, 16, 10, "warn"),
+        (50, 500, 10, "warn"),
+        (75, 500, 10, "warn"),
+        (2, 20, 10, "not run"),
+        (5, 16, 10, "pass"),
+        (1, 1000, 1000, "not run"),
+        (50, 50_000, 1000, "warn"),
+        (760, 1000, 1000, "pass"),
+        (99, 100, 2, "pass"),
+        (55, 100, 2, "warn"),
+        (5, 8, 2, "not run"),
+        (8, 8, 2, "pass"),
+        (250, 500, 2, "warn"),
+    ],
+)
+def test_accuracy_is_held_against_chance_by_its_limits(right: int, total: int, classes: int, state: str) -> None:
     audit = audits.strong()
-    assert by_id(replace(audit, clean=replace(audit.clean, value=0.1, low=0.08, high=0.13)))["LA104"].state == "warn"
+    audit = replace(audit, clean=rate("0", [k < right for k in range(total)]))
+    finding = by_id(replace(audit, model=replace(audit.model, classes=classes)))["LA104"]
+    assert finding.state == state
+    assert ("too few images" in finding.title) == (state == "not run")
+
+
+@given(st.integers(1, 200), st.floats(0.001, 0.999), st.data())
+def test_the_tail_of_a_binomial_against_a_library(total: int, p: float, data: st.DataObject) -> None:
+    count = data.draw(st.integers(-1, total))
+    expected = float(scipy.stats.binom.cdf(count, total, p))
+    assert at_most(count, total, p) == pytest.approx(expected, rel=1e-8, abs=1e-280)
+
+
+def nobody_right() -> Audit:
+    """Attacks were asked for, and had nothing to work on."""
+    audit = audits.all_wrong()
+    idle = (replace(a, attacked=0, broken=0, closest=0, rejected=0, median_distance=None) for a in audit.attacks)
+    return conclude(replace(audit, attacks=tuple(idle)), conditions(["unbroken_accuracy@0.5>=0.1"]))
+
+
+def test_where_no_image_is_right_nothing_is_said_of_the_right_ones() -> None:
+    audit = nobody_right()
+    assert audit.verdict.headline.endswith(
+        "This network answers none of 50 images correctly: nothing to certify or attack; check class order and "
+        "normalisation."
+    )
+    assert (audit.gates[0].state, audit.exit_code) == ("failed", 3)
+    texts = [to_text(audit), to_markdown(audit), audit.to_html(), audit.to_json()]
+    for text in texts:
+        assert "answers none of 50 images correctly" in " ".join(text.split())
+        for lie in ("% of the correctly", "0.0% – 0.0%", "0.0% - 0.0%", "robust accuracy is between"):
+            assert lie not in text
+    assert "certified accuracy" not in texts[0]
+
+
+def test_what_nothing_could_refute_is_no_pass() -> None:
+    found = by_id(nobody_right())
+    for name in ("LA001", "LA004", "LA006", "LA202", "LA203", "LA101"):
+        assert found[name].state == "not run", name
+    strong = audits.strong()
+    uncertified = replace(strong.samples, radius=(0.0,) * len(strong.samples.radius))
+    shorter = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in strong.promises)
+    audit = replace(strong, samples=uncertified, promises=shorter)
+    assert {by_id(audit)[name].state for name in ("LA001", "LA006", "LA008")} == {"not run"}
+    assert "No attacked image has a certificate" in examine(audit)[1].sentences[0]
+    assert by_id(replace(strong, slope=0.0, slope_share=0.0))["LA002"].state == "not run"
+    plain = replace(strong, model=replace(strong.model, mean=(), std=()), bound=replace(strong.bound, layers=()))
+    assert {by_id(plain)[name].state for name in ("LA003", "LA007")} == {"not run"}
+    first = replace(strong.attacks[0], attacked=0, broken=0, closest=0, status="not run", why="images too long")
+    some = by_id(replace(strong, attacks=(first, *strong.attacks[1:])))["LA202"]
+    assert (some.state, some.value) == ("pass", f"{len(strong.attacks) - 1} of {len(strong.attacks)}")
+    assert first.name in some.title
 
 
 def test_small_samples_and_flags_warn() -> None:

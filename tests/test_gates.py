@@ -12,9 +12,8 @@ import pytest
 from audits import radii_only
 
 import lipaudit
-from lipaudit.conclusion import conclude
+from lipaudit.conclusion import conclude, examine
 from lipaudit.errors import ConfigError
-from lipaudit.findings import examine
 from lipaudit.formatting import percents
 from lipaudit.gates import compared, conditions, judge, lower_limit, parse
 from lipaudit.report.json import from_json

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from lipaudit.errors import BadThreat
+from lipaudit.formatting import budgets
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,20 +24,11 @@ def comma_list(text: str) -> tuple[str, ...]:
 
 
 def parse_eps(values: Sequence[str]) -> tuple[str, ...]:
-    """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order.
-
-    Raises `BadThreat` for anything that is not a positive, finite number or fraction.
-    """
-    sizes: dict[float, str] = {}
-    for text in (part for value in values for part in comma_list(value) or (value,)):
-        try:
-            size = float(Fraction(text.replace(" ", "")))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            size = math.nan
-        if not 0 < size < math.inf:
-            raise BadThreat(f"--eps {text!r}: expected a positive number or fraction, such as 0.5 or 36/255")
-        sizes.setdefault(size, text)
-    return tuple(sizes[size] for size in sorted(sizes))
+    """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order; raises `BadThreat`."""
+    try:
+        return budgets(values)
+    except ValueError as error:
+        raise BadThreat(f"--eps: {error}") from None
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:

@@ -119,7 +119,7 @@ def budget(audit: Audit) -> float:
 
 
 def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:
-    return next((rate for rate in rates if rate.eps == eps), None)
+    return next((rate for rate in rates if eps_value(rate.eps) == eps_value(eps)), None)
 
 
 def class_name(audit: Audit, label: int | None) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 
 from lipaudit.errors import ReportError
-from lipaudit.formatting import clean
+from lipaudit.formatting import clean, eps_value
 from lipaudit.report.measures import rate_at
 from lipaudit.results import Audit
 
@@ -22,7 +22,7 @@ def to_robustbench(audit: Audit, eps: str | None = None) -> str:
     """
     _refuse_invalid(audit)
     eps = audit.threat.eps[0] if eps is None else eps
-    if eps not in audit.threat.eps:
+    if eps_value(eps) not in map(eps_value, audit.threat.eps):
         raise ReportError(f"expected one of the budgets {', '.join(audit.threat.eps)}, got {eps}")
     proved, unbroken = rate_at(audit.proved, eps), rate_at(audit.unbroken, eps)
     info = {

@@ -10,9 +10,9 @@ import pytest
 import torch
 from crosscheck_nets import exact_distances, labelled, linear, samples
 
+from lipaudit.conclusion import examine
 from lipaudit.crosscheck import cross_check, executed_distances
 from lipaudit.crosscheck.executed import changed, first_flips
-from lipaudit.findings import examine
 from lipaudit.promised import no_promise_broken
 
 

@@ -126,3 +126,12 @@ def test_products_and_quotients_of_activations_need_a_domain(function: Callable)
 def test_what_jumps_is_refused_with_that_reason(function: Callable) -> None:
     with pytest.raises(NotLipschitz, match=r"jumps.*test_rules.py"):
         compose(Model(function).eval(), (8,))
+
+
+def test_an_average_over_a_negative_divisor_is_refused_by_name() -> None:
+    class Negative(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.avg_pool2d(x, 2, divisor_override=-1).flatten(1)
+
+    with pytest.raises(UnsupportedOp, match=r"divisor_override above 0 in avg_pool2d.default .*, got -1"):
+        compose(Negative().eval(), (1, 4, 4))

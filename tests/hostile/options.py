@@ -77,7 +77,7 @@ SHAPES = ("3", "3,32", "0,8,8", "-1,8,8", "1,8,8,8", "1.5,8,8", "a,b,c", "")
 STATISTICS = ("x", "0.5,y", "nan?", "1/0")
 
 CASES = [
-    *(Call(f"--eps {e!r}", run("--eps", e), USAGE, "expected a positive number or fraction") for e in BUDGETS),
+    *(Call(f"--eps {e!r}", run("--eps", e), USAGE, "expected eps above 0, a budget such as") for e in BUDGETS),
     *(Call(f"--time-limit {t!r}", run("--time-limit", t), USAGE, "expected a time such as") for t in TIMES),
     *(Call(f"--input-shape {s!r}", run("--input-shape", s), USAGE, "channels,height,width") for s in SHAPES),
     *(Call(f"--mean {m!r}", run("--mean", m), USAGE, "expected numbers such as") for m in STATISTICS),

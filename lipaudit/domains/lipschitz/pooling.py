@@ -58,6 +58,11 @@ def _pooled_axes(node: Node, ledger: Ledger) -> tuple[tuple[int, ...], tuple[int
 def _averaging(*ops: str) -> None:
     def rule(node: Node, ledger: Ledger, **arguments: Any) -> Value:
         """Average pooling: root of the largest row sum times the largest column sum of its weights."""
+        if (arguments.get("divisor_override") or 1) < 0:
+            raise UnsupportedOp(
+                f"expected a divisor_override above 0 in {node.op} ({node.source}), got "
+                f"{arguments['divisor_override']}; average with a positive one, and negate the result"
+            )
         return _pool(node, ledger, arguments["self"], _disjoint_windows(arguments))
 
     for op in ops:
