@@ -59,6 +59,8 @@ class Graph:
     """The model's own, in which it is executed."""
     casts: tuple[str, ...] = ()
     """Where the model leaves its own dtype for another, which the graph does not show."""
+    rounded: tuple[str, ...] = ()
+    """Operations that the model writes out in others, which round otherwise (piecewise.py)."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""

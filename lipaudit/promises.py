@@ -134,6 +134,8 @@ class Execution:
         form = self.formats[promise]
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
+        if self.graph.rounded:
+            return f"rounding is not proved for a function written in several operations: {self.graph.rounded[0]}"
         for node in self.graph.nodes:
             for value in _tensors(node):
                 if value.dtype != self.graph.dtype:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from lipaudit.claims import Upper
+from lipaudit.claims import Law, Upper
 from lipaudit.domains.lipschitz.patterns import minus_tanh
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
@@ -162,10 +162,28 @@ def _overlapping(parts: Sequence[torch.Tensor]) -> list[list[int]]:
     return [members for members, _ in groups]
 
 
-@RULES.rule("maximum.default", "minimum.default", "max.other", "min.other", "fmax.default", "fmin.default")
+_LARGER_FIRST = {
+    "maximum.default": 0, "max.other": 0, "fmax.default": 0, "minimum.default": 1, "min.other": 1, "fmin.default": 1,
+}  # fmt: skip
+
+
+@RULES.rule(*_LARGER_FIRST)
 def extreme(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
     """|max(a, b) - max(c, d)| <= max(|a - c|, |b - d|): root of the sum of squares; a constant does not move."""
+    part = _LARGER_FIRST[node.op]
+    if isinstance(self, Value) and isinstance(other, Value) and _has_counterpart(node, ledger, part):
+        law: Law = "max" if apart([self, other]) else "root_sum_squares"
+        fork = f"sorted({', '.join(sorted(node.refs()))})"
+        return _forgetful(ledger.sorted(node, fork, [self, other], law, part, 2))
     return _extreme_of(node, ledger, {"self": self, "other": other})
+
+
+def _has_counterpart(node: Node, ledger: Ledger, part: int) -> bool:
+    """Whether the other one of larger and smaller is taken of the same operands, and neither is stretched."""
+    if any(ledger.shape_of(node, name) != tuple(node.shape) for name in ("self", "other")):
+        return False
+    refs = sorted(node.refs())
+    return any(_LARGER_FIRST.get(each.op) == 1 - part and sorted(each.refs()) == refs for each in ledger.graph.nodes)
 
 
 @RULES.rule("clamp.Tensor")

@@ -8,6 +8,12 @@ Note [Pieces]
     output of node `fork`, and that its bound contains the bound of that output as a factor. Rounding errors of the
     branches are not pieces of one error; the certificate adds those of a `max` step by root of squares.
 
+Note [Sorted]
+    max(a, b) and min(a, b), entry by entry, are the larger and the smaller halves of the sorted pairs (a, b), and the
+    maximum and the minimum along an axis are the first and the last part of the tensor sorted along it. Sorting brings
+    no two vectors farther apart (rearrangement inequality), so they are disjoint pieces of a tensor that moves no
+    farther than the pairs, or than the tensor before it was sorted: of a fork that no node of the graph computes.
+
 Note [Room for rounding]
     A factor read off a range, |y| of a product x y, holds for the exact values. The evaluated ones are off by some
     error e, and |x' y' - x y| <= |y'| e_x + |x| e_y has the evaluated y'. So such factors are taken for a range wider
@@ -108,6 +114,7 @@ class Ledger:
     _last_bounded: dict[str, str] = field(default_factory=dict)
     """By node: the last operation that asks for its range."""
     _settled: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _forks: dict[str, Value] = field(default_factory=dict)
     _users: dict[str, int] = field(init=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
     _places: dict[str, int] = field(init=False)
@@ -122,6 +129,10 @@ class Ledger:
     def used_domain(self) -> bool:
         """Whether some bound holds only for network inputs in the domain."""
         return self._ranges is not None
+
+    def node(self, name: str) -> Node | None:
+        """The node of that name; None for the network input."""
+        return self.graph.nodes[self._places[name]] if name in self._places else None
 
     def shape_of(self, node: Node, argument: str) -> tuple[int, ...]:
         """Shape of what the node reads as that argument, with the leading axis of one."""
@@ -146,6 +157,19 @@ class Ledger:
         piece = Piece(node.args[operand].name, entries)
         # Distinct entries: the rows of the map are orthogonal and of length one.
         return self.pend(node, replace(source, pieces=(*source.pieces, piece)), replace(linear, coisometry=1.0))
+
+    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
+        """One of several pieces of a sorted tensor, such as all the smaller ones of pairs; see Note [Sorted].
+
+        The tensor `fork` is as far from another as its `inputs`, joined by `law`; the node is its `part` of `parts`.
+        """
+        if fork not in self._forks:
+            joined = self.record(replace(node, name=fork), law, inputs, Upper(1.0, "pointwise", "sorting"))
+            self._forks[fork] = joined
+        whole = self._forks[fork]
+        entries = torch.zeros(parts, math.prod(node.shape), dtype=torch.bool, device=self.device)
+        entries[part] = True
+        return replace(whole, pieces=(*whole.pieces, Piece(fork, entries.flatten())))
 
     def widened(self, bound: float, quantity: float | None = None) -> float:
         """A bound read off ranges, with room for rounding; `quantity` is what the room is a share of, if not it."""
