@@ -147,6 +147,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mish.default": lambda: pointwise(F.mish),
     "gelu.default": lambda: pointwise(lambda x: F.gelu(x) + F.gelu(x, approximate="tanh")),
     "leaky_relu.default": lambda: pointwise(lambda x: F.leaky_relu(x, 1.5)),
+    "piecewise.default": lambda: pointwise(lambda x: x - 2 * F.hardtanh(x, -0.25, 0.5)),
     "elu.default": lambda: pointwise(lambda x: F.elu(x, 1.7)),
     "conv_transpose1d.default": lambda: conv(nn.ConvTranspose1d(2, 3, 3, stride=2, output_padding=1), SIGNAL),
     "conv_transpose2d.input": lambda: conv(nn.ConvTranspose2d(2, 4, 3, 2, (1, 0), groups=2, dilation=2), IMAGE),

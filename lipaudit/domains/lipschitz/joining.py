@@ -17,6 +17,7 @@ import torch
 
 from lipaudit.claims import Law, Upper
 from lipaudit.domains.lipschitz.patterns import minus_tanh
+from lipaudit.domains.lipschitz.potentials import potential_step
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
 from lipaudit.domains.lipschitz.shape import broadcast, copies
@@ -42,6 +43,10 @@ def add(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
         return scale(node, ledger, other, "other", as_factor(factor, ledger))
     if minus_tanh(node, ledger):
         return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "x - tanh(x): slope tanh(x)^2"))
+    sign = float(alpha) if node.op.startswith("add") else -float(alpha)
+    step = potential_step(node, ledger, {"self": self, "other": other}, sign)
+    if step is not None:
+        return step
     left = stretched(node, ledger, self, "self")
     right = stretched(node, ledger, other, "other", abs(float(alpha)))
     return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))
@@ -55,6 +60,9 @@ def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: A
     if not isinstance(other, Value):
         refuse_undefined(other)
         return scale(node, ledger, self, "self", as_factor(-alpha, ledger))
+    step = potential_step(node, ledger, {"other": other, "self": self}, -float(alpha))
+    if step is not None:
+        return step
     left = stretched(node, ledger, other, "other")
     right = stretched(node, ledger, self, "self", abs(float(alpha)))
     return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))

@@ -59,6 +59,7 @@ def _with_slope(op: str) -> None:
     def rule(node: Node, ledger: Ledger, self: Any, **settings: Any) -> Value:
         """An entry-wise function: its largest slope."""
         constants_only(node, settings, settings)
+        ledger.entering[node.name] = self
         sign = _sign_kept(node, ledger)
         if sign is not None and any(_sign_kept(each, ledger) == (sign[0], 1 - sign[1]) for each in ledger.graph.nodes):
             return ledger.sorted(node, f"signs({sign[0]})", [self], "scale", sign[1], 2)
@@ -159,6 +160,7 @@ def celu(node: Node, ledger: Ledger, self: Any, alpha: Any) -> Value:
 @RULES.rule("softplus.default")
 def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: float) -> Value:
     """Softplus without its threshold: slope below 1. What torch drops beyond the threshold counts as rounding."""
+    ledger.entering[node.name] = self
     if beta <= 0 or threshold < 0:
         raise UnsupportedOp(f"expected softplus with beta > 0 and threshold >= 0, got {beta} and {threshold}")
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope below 1"))

@@ -109,6 +109,9 @@ class Ledger:
     """The range of the entries of the network input; without it, operations that need one are refused."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
+    entering: dict[str, Value] = field(default_factory=dict)
+    """By node, for functions of one entry that nowhere fall: what they read, with its pending maps."""
+    _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
     _last_bounded: dict[str, str] = field(default_factory=dict)
@@ -208,9 +211,10 @@ class Ledger:
 
         In a merged step, the error of an early map passes through the maps after it (their Schur tests).
         """
-        return {step: self._factors(parts) for step, parts in self.parts.items()}
+        return {step: self._grown.get(step) or self.factors(parts) for step, parts in self.parts.items()}
 
-    def _factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
+    def factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
+        """The operations of one step, and how far a rounding error of each grows until its end."""
         factors, factor = [], 1.0
         for position, (node, linear) in reversed(list(enumerate(parts))):
             factors.append((node.name, factor))
@@ -249,6 +253,31 @@ class Ledger:
         kind = "exact" if exact and law == "scale" else "upper"
         return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
 
+    def replaced(
+        self,
+        node: Node,
+        value: Value,
+        upper: Upper,
+        parts: tuple[tuple[Node, LinearMap | None], ...],
+        grown: list[tuple[str, float]],
+    ) -> Value | None:
+        """The value after a whole block of the graph that ends in the node, bounded at once by a better argument.
+
+        `parts` are the operations of the block, `grown` how far a rounding error of each grows until its end.
+        """
+        step = self.settle(value).step
+        self._grown[node.name] = grown
+        return Value(self._write(node, "scale", [step], upper, self.so_far[step], kind="upper", parts=parts))
+
+    def lines_to(self, step: str) -> list[LayerBound]:
+        """The lines that the bound of this step rests on: not those of blocks that a better argument bounds."""
+        wanted, kept = {step}, []
+        for line in reversed(self.lines):
+            if line.step in wanted:
+                kept.append(line)
+                wanted.update(line.inputs)
+        return kept[::-1]
+
     def scaled(self, node: Node, value: Value, upper: Upper) -> Value:
         """One operand of a node with several, times how far the output follows it: a line of its own."""
         step = self.settle(value).step
@@ -256,8 +285,7 @@ class Ledger:
         return Value(name, pieces=value.pieces)
 
     def _bound_map(self, step: str, link: Link) -> str:
-        isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
-        if isometric and all(node.op in EXACT for node, _ in link.parts):
+        if only_moves(link):
             return step
         began = time.perf_counter()
         upper, candidates = norm_bound(link.linear, self.method)
@@ -314,6 +342,12 @@ class Ledger:
         self.so_far[step_name], self.parts[step_name] = bound, () if part else parts
         self.progress.advance(0 if part else len(parts), line.name)
         return step_name
+
+
+def only_moves(link: Link) -> bool:
+    """Whether the map is an isometry that rounds nothing: it needs no line."""
+    isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
+    return isometric and all(node.op in EXACT for node, _ in link.parts)
 
 
 def _joined(pieces: Sequence[tuple[Piece, ...]]) -> tuple[Piece, ...]:

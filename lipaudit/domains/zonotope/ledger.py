@@ -29,7 +29,7 @@ from typing import Any
 import torch
 
 from lipaudit.claims import Law, Upper
-from lipaudit.domains.lipschitz.value import Ledger, Value, merged
+from lipaudit.domains.lipschitz.value import Ledger, Value, merged, only_moves
 from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import EXACT, LAWS
 from lipaudit.domains.roundoff import RULES as ROUNDINGS
@@ -91,6 +91,8 @@ class LocalLedger(Ledger):
     _local: dict[str, float] = field(default_factory=dict, init=False)
     _entered: dict[str, Form] = field(default_factory=dict, init=False)
     _rests: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    _alone: dict[str, tuple[float, list[tuple[str, float]]]] = field(default_factory=dict, init=False)
+    """By step, for maps that the network bound has no line for: their bound, and how roundings grow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -124,9 +126,16 @@ class LocalLedger(Ledger):
         step, remainder = value.step, value.form.remainder
         for link in merged(value.chain):
             name = link.parts[-1][0].name
-            if name in self._uppers:  # else it only moves entries
-                added = sum(self._local.get(part, 0.0) * factor for part, factor in self._growth[name])
-                remainder, step = (self._uppers[name] * remainder + added) * (1 + 1e-12), name
+            if name in self._alone:
+                upper, growth = self._alone[name]
+            elif name in self._uppers:
+                upper, growth = self._uppers[name], self._growth[name]
+            elif only_moves(link):
+                continue
+            else:  # the network bound sees more than this map at once
+                upper, growth = self._alone[name] = schur_test(link.linear, self.device), self.factors(link.parts)
+            added = sum(self._local.get(part, 0.0) * factor for part, factor in growth)
+            remainder, step = (upper * remainder + added) * (1 + 1e-12), name
         return Tracked(step, pieces=value.pieces, form=replace(value.form, remainder=remainder, loose=remainder))
 
     def scaled(self, node: Node, value: Value, upper: Upper) -> Value:
@@ -179,6 +188,9 @@ class LocalLedger(Ledger):
     def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
         del fork, part, parts  # a form tells by itself what moves with what
         return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
+
+    def replaced(self, node: Node, value: Value, upper: Upper, parts: Any, grown: Any) -> None:
+        del node, value, upper, parts, grown  # forms go through the operations one by one
 
     def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
         del argument, number
