@@ -4,6 +4,7 @@ from lipaudit.domains import roundoff_bounded, roundoff_linear
 from lipaudit.domains.lipschitz import (
     attention,
     bounded,
+    branches,
     contraction,
     joining,
     linear,
@@ -29,6 +30,7 @@ __all__ = [
     "Value",
     "attention",
     "bounded",
+    "branches",
     "contraction",
     "joining",
     "linear",

@@ -28,6 +28,7 @@ Note [Pending maps]
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -90,6 +91,18 @@ class Value:
     pieces: tuple[Piece, ...] = ()
 
 
+@dataclass(frozen=True)
+class Inner:
+    """What a node that sums linear branches of one tensor has behind it; see Note [One map] in branches.py."""
+
+    origin: str
+    """The node whose output the branches read."""
+    stretch: float
+    """How far the sum follows its operands, added up."""
+    parts: tuple[tuple[Node, LinearMap | None, float], ...]
+    """The operations of the branches, and how far a rounding error of each grows until the sum."""
+
+
 @dataclass
 class Ledger:
     """The flat proof: one `LayerBound` per bounded step, in order."""
@@ -109,8 +122,12 @@ class Ledger:
     """The range of the entries of the network input; without it, operations that need one are refused."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
+    looks_back: bool = field(default=True, init=False)
+    """Whether rules may bound several operations at once by a better argument."""
     entering: dict[str, Value] = field(default_factory=dict)
     """By node, for functions of one entry that nowhere fall: what they read, with its pending maps."""
+    inner: dict[str, Inner] = field(default_factory=dict)
+    """By node, for sums of branches that are one map."""
     _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
@@ -213,11 +230,20 @@ class Ledger:
         """
         return {step: self._grown.get(step) or self.factors(parts) for step, parts in self.parts.items()}
 
+    def covered(self) -> Iterator[tuple[Node, LinearMap | None]]:
+        """The operations whose rounding errors some step counts, with their maps."""
+        for node, linear in itertools.chain.from_iterable(self.parts.values()):
+            yield node, linear
+            if node.name in self.inner:
+                yield from ((part, inner) for part, inner, _ in self.inner[node.name].parts)
+
     def factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
         """The operations of one step, and how far a rounding error of each grows until its end."""
         factors, factor = [], 1.0
         for position, (node, linear) in reversed(list(enumerate(parts))):
             factors.append((node.name, factor))
+            if node.name in self.inner:
+                factors += [(part.name, up(factor * growth)) for part, _, growth in self.inner[node.name].parts]
             if linear is not None and position > 0:
                 factor = up(factor * schur_test(linear, self.device))
         return factors
