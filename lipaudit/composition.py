@@ -120,7 +120,7 @@ def compose(
         pairs = pairwise(head, ledger)
     total = ledger.so_far[logits.step]
     network = NetworkBound(
-        layers=tuple(ledger.lines),
+        layers=tuple(ledger.lines_to(logits.step)),
         log10=log10_up(total),
         pairwise=pairs,
         input_shape=graph.input_shape,

@@ -61,6 +61,8 @@ class Graph:
     """Where the model leaves its own dtype for another, which the graph does not show."""
     notes: tuple[str, ...] = ()
     """What was fixed at its present value, for people: weights that are computed, constants that Python reads."""
+    rounded: tuple[str, ...] = ()
+    """Operations that the model writes out in others, which round otherwise (piecewise.py)."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""

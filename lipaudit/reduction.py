@@ -3,8 +3,9 @@
 Note [Dependence]
     An operation depends on the network input if one of its arguments does, unless it reads no more of that argument
     than its shape and type (`zeros_like`): then it is a constant. What depends on the input must be a floating-point
-    tensor: an index, a mask or a number taken from it makes the network jump, and nothing bounds a jump. The one
-    exception is an output that nobody reads, such as the indices of a max pool.
+    tensor: an index, a mask or a number taken from it makes the network jump, and nothing bounds a jump. Exceptions are
+    an output that nobody reads, such as the indices of a max pool, and the masks of functions that do not jump, which
+    `piecewise.py` puts together.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 
 from lipaudit.errors import CaptureError
 from lipaudit.graph import Graph, Node, Ref, refs_in
+from lipaudit.piecewise import rewritten
 
 IDENTITY = {
     "aten.alias.default", "aten.clone.default", "aten.detach.default", "aten.contiguous.default",
@@ -95,10 +97,14 @@ def reduce(
     value = reading.values.get(getattr(results[0], "name", ""))
     if not isinstance(value, Ref) or value.name == "input":
         raise CaptureError("expected logits that depend on the input, got a constant or the input itself")
-    nodes = _live(reading.nodes, value.name)
+    masks = [name for name, kind in reading.kinds.items() if kind == torch.bool]
+    once, output = _computed_once(_live(reading.nodes, value.name), value.name)
+    together = rewritten(once, masks)
+    nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
-    return Graph(named, input_shape, value.name, dtype, tuple(dict.fromkeys(reading.casts)))
+    casts = tuple(dict.fromkeys(reading.casts))
+    return Graph(named, input_shape, output, dtype, casts, rounded=together.rounded)
 
 
 def _live(nodes: list[Node], output: str) -> list[Node]:
@@ -109,6 +115,32 @@ def _live(nodes: list[Node], output: str) -> list[Node]:
             kept.append(node)
             wanted.update(node.refs())
     return kept[::-1]
+
+
+def _computed_once(nodes: list[Node], output: str) -> tuple[list[Node], str]:
+    """The nodes without those that compute what an earlier one did: rules see that both are the same tensor."""
+    kept: list[Node] = []
+    first: dict[Any, str] = {}
+    same: dict[str, str] = {}
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return Ref(same.get(value.name, value.name))
+        return [known(v) for v in value] if isinstance(value, list) else value
+
+    def key(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return (id(value),)  # the same constant, not an equal one
+        return tuple(map(key, value)) if isinstance(value, list) else (type(value), value)
+
+    for node in nodes:
+        node = replace(node, args={name: known(value) for name, value in node.args.items()})
+        what = (node.op, node.output, tuple((name, key(value)) for name, value in node.args.items()))
+        if first.setdefault(what, node.name) == node.name:
+            kept.append(node)
+        else:
+            same[node.name] = first[what]
+    return kept, same.get(output, output)
 
 
 @dataclass(frozen=True)

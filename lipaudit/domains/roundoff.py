@@ -22,6 +22,7 @@ import torch
 from lipaudit.claims import Law
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph import Node, Ref, call
+from lipaudit.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.registry import Registry
 from lipaudit.rounding import TINY, gamma, length_up
 
@@ -181,6 +182,13 @@ def smooth(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> to
     """A library function of one entry errs by a few units in the last place of max(1, |x|, |f(x)|)."""
     del node
     return gamma(_LIBRARY) * (arguments["self"].abs() + output.abs() + 1)
+
+
+@RULES.register(PIECEWISE)
+def in_pieces(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A sum of products and of differences."""
+    del node, output
+    return gamma(2 * len(arguments["points"]) + 8) * sum_of_pieces(arguments)
 
 
 @RULES.register("softplus.default")

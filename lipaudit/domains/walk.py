@@ -15,6 +15,7 @@ import torch
 
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError, UnsupportedOp
 from lipaudit.graph import Graph, Node, Ref
+from lipaudit.piecewise import PIECEWISE
 from lipaudit.registry import Registry
 
 V = TypeVar("V")
@@ -38,7 +39,8 @@ class Rules(Registry[Rule]):
 def check_signature(op: str, function: Rule) -> None:
     """Refuse a rule whose keyword arguments are not exactly those of the operation's schema."""
     name, _, overload = op.rpartition(".")
-    expected = [a.name for a in getattr(getattr(torch.ops.aten, name), overload)._schema.arguments]
+    space = torch.ops.lipaudit if op == PIECEWISE else torch.ops.aten
+    expected = [a.name for a in getattr(getattr(space, name), overload)._schema.arguments]
     parameters = list(inspect.signature(function).parameters.values())[2:]
     names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
     if len(names) == len(parameters) and names != expected:

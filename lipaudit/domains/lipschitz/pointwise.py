@@ -15,6 +15,7 @@ from lipaudit.domains.lipschitz.shape import constants_only
 from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Node
+from lipaudit.piecewise import PIECEWISE, largest_slope
 from lipaudit.rounding import up
 
 SLOPES: dict[str, tuple[float, str]] = {
@@ -58,9 +59,25 @@ def _with_slope(op: str) -> None:
     def rule(node: Node, ledger: Ledger, self: Any, **settings: Any) -> Value:
         """An entry-wise function: its largest slope."""
         constants_only(node, settings, settings)
+        ledger.entering[node.name] = self
+        sign = _sign_kept(node, ledger)
+        if sign is not None and any(_sign_kept(each, ledger) == (sign[0], 1 - sign[1]) for each in ledger.graph.nodes):
+            return ledger.sorted(node, f"signs({sign[0]})", [self], "scale", sign[1], 2)
         return ledger.record(node, "scale", [self], Upper(slope, "pointwise", where))
 
     RULES.rule(op)(rule)
+
+
+def _sign_kept(node: Node, ledger: Ledger) -> tuple[str, int] | None:
+    """Of what the node keeps one sign, and which: 0 positive, 1 negative. (x+, x-) moves no farther than x."""
+    low, high = (0, None) if node.op == "relu.default" else (node.args.get("min"), node.args.get("max"))
+    if node.op not in ("relu.default", "clamp.default", "clamp_min.default", "clamp_max.default"):
+        return None
+    if (low, high) not in ((0, None), (None, 0)):
+        return None
+    name, part = node.args["self"].name, int(low is None)
+    source = ledger.node(name)
+    return (source.args["self"].name, 1 - part) if source and source.op == "neg.default" else (name, part)
 
 
 for _op in SLOPES:
@@ -101,6 +118,13 @@ def prelu(node: Node, ledger: Ledger, self: Any, weight: Any) -> Value:
     return ledger.record(node, "scale", [self], Upper(slope, "pointwise", "slope 1 or the weight"))
 
 
+@RULES.rule(PIECEWISE)
+def in_pieces(node: Node, ledger: Ledger, self: Any, points: Any, steps: Any, slope: Any, offset: Any) -> Value:
+    """A continuous function of straight pieces: its steepest one."""
+    del points, offset
+    return ledger.record(node, "scale", [self], Upper(largest_slope(slope, steps), "pointwise", "the steepest piece"))
+
+
 @RULES.rule("rrelu.default")
 def random_leaky_relu(
     node: Node, ledger: Ledger, self: Any, lower: Any, upper: Any, training: bool, generator: Any
@@ -136,6 +160,7 @@ def celu(node: Node, ledger: Ledger, self: Any, alpha: Any) -> Value:
 @RULES.rule("softplus.default")
 def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: float) -> Value:
     """Softplus without its threshold: slope below 1. What torch drops beyond the threshold counts as rounding."""
+    ledger.entering[node.name] = self
     if beta <= 0 or threshold < 0:
         raise UnsupportedOp(f"expected softplus with beta > 0 and threshold >= 0, got {beta} and {threshold}")
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope below 1"))

@@ -151,7 +151,7 @@ _ONE_WINDOW = Upper(1.0, "max-pool", "one window per output")
 def extremum(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool) -> Value:
     """The maximum over axes moves by at most the largest movement: 1."""
     del dim, keepdim
-    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+    return _extreme(node, ledger, self)
 
 
 @RULES.rule("max.dim", "min.dim")
@@ -159,13 +159,13 @@ def extremum_along(node: Node, ledger: Ledger, self: Any, dim: int, keepdim: boo
     """The maximum along an axis moves by at most the largest movement: 1."""
     del dim, keepdim
     _refuse_indices(node, 0)
-    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+    return _extreme(node, ledger, self)
 
 
 @RULES.rule("max.default", "min.default")
 def extremum_of_all(node: Node, ledger: Ledger, self: Any) -> Value:
     """The maximum of all entries moves by at most the largest movement: 1."""
-    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+    return _extreme(node, ledger, self)
 
 
 @RULES.rule("aminmax.default")
@@ -173,7 +173,33 @@ def extrema(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool) -> V
     """The minimum and the maximum along an axis each move by at most the largest movement: 1."""
     del dim, keepdim
     _refuse_indices(node, 0, 1)
-    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+    return _extreme(node, ledger, self)
+
+
+_EXTREMA = {
+    "amax.default": 0, "max.dim": 0, "max.default": 0, "amin.default": 1, "min.dim": 1, "min.default": 1,
+    "aminmax.default": None,
+}  # fmt: skip
+"""Which end of the sorted entries: the first are the largest. Both of them have the smallest as their output 0."""
+
+
+def _extreme(node: Node, ledger: Ledger, value: Value) -> Value:
+    """One end of the entries along some axes, and a piece of the sorted tensor where the other end is read too."""
+    whole, axes, end = _end(node, ledger)
+    ends = {_end(each, ledger) for each in ledger.graph.nodes if each.op in _EXTREMA}
+    if math.prod(ledger.shape_of(node, "self")) < 2 * math.prod(node.shape) or (whole, axes, 1 - end) not in ends:
+        return ledger.record(node, "scale", [value], _ONE_WINDOW)
+    fork = f"sorted({whole}; {', '.join(map(str, sorted(axes)))})"
+    return ledger.sorted(node, fork, [value], "scale", end, 2)
+
+
+def _end(node: Node, ledger: Ledger) -> tuple[str, frozenset[int], int]:
+    """What the node reads, along which axes, and which end of it; see `_EXTREMA`."""
+    count, dim = len(ledger.shape_of(node, "self")), node.args.get("dim")
+    given = [dim] if isinstance(dim, int) else dim
+    axes = frozenset(axis % count for axis in given) if given else frozenset(range(count))
+    end = _EXTREMA[node.op]
+    return node.args["self"].name, axes, 1 - (node.output or 0) if end is None else end
 
 
 @RULES.rule("linalg_vector_norm.default")
