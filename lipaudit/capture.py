@@ -29,9 +29,9 @@ from lipaudit.errors import CaptureError
 from lipaudit.formatting import clean
 from lipaudit.graph import Graph, evaluate
 from lipaudit.reduction import fold_shapes, reduce
+from lipaudit.replay import Replay
 from lipaudit.snapshot import State, computes_weights, fix_parametrized
 from lipaudit.trials import answer, first_calls, first_line, hold
-from lipaudit.watching import Replay
 
 _MOST_ENTRIES = 2**31
 """Of an input: more would not fit into memory, whatever the network."""
@@ -70,10 +70,10 @@ def capture(
         _check_modes(frozen, probe)
         computing = plain_copy(frozen) if computes_weights(frozen) else None
         fixed = fix_parametrized(frozen)
-        watch, first = first_calls(frozen, probe[:1])
+        watch, answers = first_calls(frozen, probe[:1])
         program = _export(frozen, probe[:1], Replay(watch.constants))
         graph = reduce(program, input_shape, like.dtype, prefix=_prefix(frozen))
-        hold(graph, frozen, watch, (probe[:1], first), (low, high), probes)
+        hold(graph, frozen, watch, probe[:1], answers, (low, high), probes)
         if computing is not None:
             _check_weights(graph, computing, fixed, probe)
     notes = {"snapshot of parametrised weights": fixed, "read at capture": list(watch.read)}

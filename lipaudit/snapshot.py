@@ -50,6 +50,8 @@ def fix_parametrized(model: nn.Module) -> list[str]:
     """
     fixed = []
     for prefix, module in list(model.named_modules()):
+        if "parametrizations" in prefix.split("."):
+            continue  # goes with the weight that it computes
         values = {}
         if is_parametrized(module):
             values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
@@ -69,7 +71,9 @@ def fix_parametrized(model: nn.Module) -> list[str]:
 class State:
     """Everything that can be reached from a model, see Note [Hidden state]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, entries: bool = True) -> None:
+        """`entries`: also those of tensors, which takes the time."""
+        self.entries = entries
         self.tokens: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.generators: set[str] = set()
@@ -99,7 +103,7 @@ class State:
         self._seen[id(value)] = value
         if isinstance(value, torch.Tensor):
             self.tensors[place] = value
-            self.tokens[place] = _token(value)
+            self.tokens[place] = _token(value) if self.entries else None
         elif isinstance(value, np.ndarray):
             self.tokens[place] = (value.shape, zlib.crc32(np.ascontiguousarray(value).tobytes()))
         elif isinstance(value, (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)):

@@ -46,15 +46,15 @@ _TOGETHER = 8
 """Images given by the user that run at a time."""
 
 
-def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, torch.Tensor]:
+def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, list[torch.Tensor]]:
     """Three calls with the batch `probe` of one: plain logits, nothing looked at, nothing random, nothing kept.
 
-    Gives what was seen, and the answer to the first call. Raises `CaptureError` for the first thing that is wrong.
+    Gives what was seen, and the answers. Raises `CaptureError` for the first thing that is wrong.
     """
-    before, watch = State(model), Watch(model)
+    before, watch = State(model, entries=False), Watch(model)
     first = answer(model, probe, watch.run)
     _check_logits(first, probe)
-    after = State(model)
+    after = State(model, entries=False)
     _check_generators(before, after, watch)
     _check_seen(watch)
     kept = {place: tensor for place, tensor in after.tensors.items() if watch.depends([tensor])}
@@ -65,13 +65,13 @@ def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, torch.Ten
         states.append(State(model))
         if not bool(torch.isfinite(answers[-1]).all()):
             raise _written(kept)
-    _check_generators(after, states[-1], watch)
+    _check_generators(after, State(model, entries=False), watch)
     changed = [place for place in states[0].changes(states[1]) if place not in kept]
     if changed:
         raise _written(changed)
     if not _repeated(model, probe, *answers):
         raise CaptureError("expected the same answer twice, got two different ones; the model is random in eval mode")
-    return watch, first
+    return watch, [first, *answers]
 
 
 def answer(model: nn.Module, inputs: torch.Tensor, run: Callable[..., Any] | None = None) -> Any:
@@ -163,19 +163,20 @@ def hold(
     graph: Graph,
     model: nn.Module,
     watch: Watch,
-    first: tuple[torch.Tensor, torch.Tensor],
+    probe: torch.Tensor,
+    answers: list[torch.Tensor],
     domain: tuple[float, float],
     images: torch.Tensor | None = None,
 ) -> None:
     """The graph computes what the model computes: in every way to call it, at the ends of the domain, on `images`.
 
-    `first` is the batch of one with which `first_calls` was made, and the first answer.
+    `answers` are those of `first_calls` for `probe`.
     """
-    trial, before = _Trial(graph, model, watch), State(model)
-    like = first[0]
-    trial.alone(like[0])
-    if not trial.same(like[0], first[1][0]):
-        raise _written(["what the first call left"])
+    trial, before = _Trial(graph, model, watch), State(model, entries=False)
+    trial.alone(probe[0], answers[-1][0])
+    if not trial.same(probe[0], answers[0][0]):
+        raise _written(["something that the next one reads"])
+    like = probe
     probes = [batch.to(like) for batch in _probes(graph.input_shape, domain)]
     for batch in [*probes, *(() if images is None else images.to(like).split(_TOGETHER))]:
         trial.together(batch)
@@ -187,7 +188,7 @@ def hold(
     if like.dtype != torch.float64:
         trial.otherwise("for an input in float64", sample, torch.no_grad, torch.Tensor.double)
     trial.otherwise("in inference mode", sample, torch.inference_mode)  # last: what it caches allows no gradients
-    _check_generators(before, State(model), watch)
+    _check_generators(before, State(model, entries=False), watch)
 
 
 def _probes(shape: tuple[int, ...], domain: tuple[float, float]) -> list[torch.Tensor]:
@@ -224,9 +225,9 @@ class _Trial:
                 self.alone(image)
                 raise _mixed("another answer than it has alone")
 
-    def alone(self, image: torch.Tensor) -> None:
-        """The graph computes what the model computes."""
-        got = self.watched(image[None])[0]
+    def alone(self, image: torch.Tensor, got: torch.Tensor | None = None) -> None:
+        """The graph computes what the model computes; `got` if that is known."""
+        got = self.watched(image[None])[0] if got is None else got
         if not self.same(image, got):
             raise CaptureError(
                 f"expected the captured graph to compute what the model computes, got logits that differ by "

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import _thread
 import concurrent.futures
-import contextlib
 import datetime
-import itertools
+import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -36,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lipaudit.reduction import SHAPE_ONLY, innermost, is_random
+from lipaudit.replay import masks_in, name_of, tensors_in, without_masks
 
 METADATA = frozenset(
     {
@@ -83,12 +83,16 @@ _OUTSIDE: dict[Any, str] = {
 """C functions that tell a model more than its input, and what about."""
 
 _OUTSIDE_PYTHON = {
-    os._Environ.__getitem__.__code__: "the environment",
-    concurrent.futures.ThreadPoolExecutor.submit.__code__: "another thread",
-    concurrent.futures.ProcessPoolExecutor.submit.__code__: "another process",
+    id(os._Environ.__getitem__.__code__): "the environment",
+    id(concurrent.futures.ThreadPoolExecutor.submit.__code__): "another thread",
+    id(concurrent.futures.ProcessPoolExecutor.submit.__code__): "another process",
 }
+"""The same in Python, by the address of their code."""
 
 _CLOCKS = frozenset({"now", "utcnow", "today"})
+
+_SUSPECT = _MEMORY | _CLOCKS | {function.__name__ for function in _OUTSIDE}
+"""Names of C functions that are worth a look: there are very many calls."""
 
 _SILENT = frozenset({"logging", "warnings", "tqdm", "torch"})
 """Packages that ask for the time and the like for themselves. For the rest of the standard library, it is the code
@@ -101,8 +105,9 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
         tensors = [*model.named_parameters(), *model.named_buffers()]
-        self._tensors = {part: name for name, tensor in tensors for part in _parts(tensor)}
-        self._storages: set[StorageWeakRef] = set()
+        self._tensors = {part._cdata: name for name, tensor in tensors for part in _parts(tensor)}
+        self._storages: dict[int, StorageWeakRef] = {}
+        """By address: which is not given to another storage as long as somebody refers to this one."""
         self.looked: list[str] = []
         """What was asked of values that depend on the input, and where; for an error message."""
         self.outside: list[str] = []
@@ -130,37 +135,38 @@ class Watch:
 
     def depends(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether one of them has entries that depend on the input of a run."""
-        return any(reference in self._storages for tensor in tensors for reference in _parts(tensor))
+        return any(part._cdata in self._storages for tensor in tensors for part in _parts(tensor))
 
     def _mark(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:
-            self._storages.update(_parts(tensor))
+            for part in _parts(tensor):
+                if part._cdata not in self._storages:
+                    self._storages[part._cdata] = StorageWeakRef(part)
 
     def operation(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that was dispatched."""
-        if torch.Tag.nondeterministic_seeded in op.tags and is_random(op, _named(op, args, kwargs)):
+        facts = _facts(op)
+        if facts.random and is_random(op, _named(op, args, kwargs)):
             self.random.append(f"{op} in {self._place()}")
         if not self.depends(tensors_in(args)) and not (kwargs and self.depends(tensors_in(kwargs.values()))):
             return op(*args, **kwargs)
-        named = _named(op, args, kwargs)
-        ignored = SHAPE_ONLY.get(str(op))
-        if ignored is not None and not self.depends(tensors_in(v for name, v in named.items() if name != ignored)):
-            return op(*args, **kwargs)
-        if self._decides(op, args, kwargs):
+        if facts.ignored is not None:
+            named = _named(op, args, kwargs).items()
+            if not self.depends(tensors_in(value for name, value in named if name != facts.ignored)):
+                return op(*args, **kwargs)
+        if facts.shaping and self._decides(op, args, kwargs):
             self._look("item" if op is torch.ops.aten._local_scalar_dense.default else str(op).removeprefix("aten."))
         result = op(*args, **kwargs)
         self._mark(tensors_in([result]))
-        for argument in op._schema.arguments:  # what is written to depends on the input from now on
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self._mark(tensors_in([named.get(argument.name)]))
+        if facts.written:  # what is written to depends on the input from now on
+            named = _named(op, args, kwargs)
+            self._mark(tensors_in(named.get(name) for name in facts.written))
         return result
 
     def _decides(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the operation hands values to Python, as a number or in the shape of its result."""
         if torch.Tag.data_dependent_output in op.tags:
             return True
-        if torch.Tag.dynamic_output_shape not in op.tags:
-            return False
         place = _SHAPED_BY.get(str(op))
         deciding = tensors_in([*args, *kwargs.values()] if place is None else [args[place]])
         if "index.Tensor" in str(op):
@@ -170,9 +176,9 @@ class Watch:
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function of torch that was called from Python."""
         result = function(*args, **kwargs)
-        name = _name(function)
-        if name == "__getitem__" and (masks := _masks(args[1])) and not self.depends(masks):
-            self._read(name, _without_masks(args[1]), masks)
+        name = name_of(function)
+        if name == "__getitem__" and (masks := masks_in(args[1])) and not self.depends(masks):
+            self._read(name, without_masks(args[1]), masks)
         plain = isinstance(result, torch.Tensor) and name not in _SPECIAL
         if plain or name in METADATA or (name.startswith("is_") and name not in LOOKING):
             return result
@@ -190,7 +196,8 @@ class Watch:
     def _read(self, name: str, result: Any, tensors: list[torch.Tensor]) -> None:
         # torch.export takes the entries of a list one by one.
         self.constants += [("item", leaf) for leaf in tree_leaves(result)] if name == "tolist" else [(name, result)]
-        names = [self._tensors[part] for tensor in tensors for part in _parts(tensor) if part in self._tensors]
+        parts = [part._cdata for tensor in tensors for part in _parts(tensor)]
+        names = [self._tensors[part] for part in parts if part in self._tensors]
         self.read |= dict.fromkeys(names or [self._place()])
 
     def _look(self, name: str) -> None:
@@ -211,18 +218,20 @@ class Watch:
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call":
+            if argument.__name__ not in _SUSPECT:
+                return
             itself = getattr(argument, "__self__", None)
             if isinstance(itself, torch.Tensor):
                 if argument.__name__ in _MEMORY and _own(frame) and self.depends([itself]):
                     self._look(argument.__name__)
                 return
-            kind = _OUTSIDE.get(argument)
+            kind = _OUTSIDE.get(argument)  # by name alone, it may be something else
             if kind is None and argument.__name__ in _CLOCKS and _is_date(itself):
                 kind = "the time"
             if kind is not None:
                 self._ask(kind, frame)
-        elif event == "call" and frame.f_code in _OUTSIDE_PYTHON and frame.f_back is not None:
-            self._ask(_OUTSIDE_PYTHON[frame.f_code], frame.f_back)
+        elif event == "call" and id(frame.f_code) in _OUTSIDE_PYTHON and frame.f_back is not None:
+            self._ask(_OUTSIDE_PYTHON[id(frame.f_code)], frame.f_back)
 
     def _ask(self, kind: str, frame: FrameType) -> None:
         caller: FrameType | None = frame
@@ -258,101 +267,49 @@ class _Calls(TorchFunctionMode):
         return self.watch.call(func, args, kwargs or {})
 
 
-class Replay(TorchFunctionMode):
-    """Answers what the model reads of its constants with what it read in a watched run, in the same order.
-
-    torch.export has no entries to show; the graph that comes out is held against the model like any other.
-    """
-
-    def __init__(self, constants: list[tuple[str, Any]]) -> None:
-        super().__init__()
-        self.constants = constants
-        self._names = {name for name, _ in constants} | {"tolist"}
-        self._next = iter(constants)
-
-    @contextlib.contextmanager
-    def inside(self, model: nn.Module) -> Iterator[None]:
-        """While the model runs, and each time from the first answer: below the modes of torch.export."""
-
-        def begin(*_: object) -> None:
-            self._next = iter(self.constants)
-            self.__enter__()
-
-        def end(*_: object) -> None:
-            self.__exit__(None, None, None)
-
-        hooks = [model.register_forward_pre_hook(begin, prepend=True)] if self.constants else []
-        hooks += [model.register_forward_hook(end, always_call=True)] if self.constants else []
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        name, kwargs = _name(func), kwargs or {}
-        if name not in self._names or (name == "__getitem__" and not _masks(args[1])):
-            return func(*args, **kwargs)
-        if name == "tolist":
-            entries = [one for _, one in itertools.islice(self._next, args[0].numel())]
-            return np.array(entries, dtype=object).reshape(args[0].shape).tolist()
-        expected, result = next(self._next, ("", None))
-        if expected != name:
-            return func(*args, **kwargs)
-        return func(args[0], result) if name == "__getitem__" else result
-
-
-def _masks(index: Any) -> list[torch.Tensor]:
-    """The masks among the indices of a tensor."""
-    return [tensor for tensor in tensors_in([index]) if tensor.dtype in (torch.bool, torch.uint8)]
-
-
-def _without_masks(index: Any) -> Any:
-    """The same index with the places where masks are true, in the axes that they stand for."""
-    places: list[Any] = []
-    for one in index if isinstance(index, tuple) else (index,):
-        mask = isinstance(one, torch.Tensor) and one.dtype in (torch.bool, torch.uint8)
-        places += one.nonzero(as_tuple=True) if mask else [one]
-    return tuple(places)
-
-
-def _parts(tensor: torch.Tensor) -> list[StorageWeakRef]:
+def _parts(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     """The storages that hold its entries."""
     if tensor.layout != torch.strided:
         held = (tensor.indices(), tensor.values()) if tensor.layout == torch.sparse_coo else ()
-        return [reference for part in held for reference in _parts(part)]
+        return [storage for part in held for storage in _parts(part)]
     with torch._C.DisableTorchFunction():
         try:
-            return [StorageWeakRef(tensor.untyped_storage())]
+            return [tensor.untyped_storage()]
         except (NotImplementedError, RuntimeError):  # wrappers, such as those of torch.func, have none of their own
             return []
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What matters of an operation."""
+
+    random: bool
+    shaping: bool
+    """It may hand values to Python, as a number or as a shape."""
+    ignored: str | None
+    """The argument of which it reads no more than the shape; see reduction.py, Note [Dependence]."""
+    written: tuple[str, ...]
+
+
+@functools.cache
+def _facts(op: Any) -> _Facts:
+    tags = set(op.tags)
+    written = (a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    return _Facts(
+        torch.Tag.nondeterministic_seeded in tags,
+        bool(tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}),
+        SHAPE_ONLY.get(str(op)),
+        tuple(written),
+    )
 
 
 def _named(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return {a.name: value for a, value in zip(op._schema.arguments, args, strict=False)} | kwargs
 
 
-def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors in there, also in lists and dictionaries."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
-        elif isinstance(value, dict):
-            yield from tensors_in(value.values())
-
-
 def _tells(leaf: Any) -> bool:
     """Whether a result may hold entries of a tensor in another form."""
     return not isinstance(leaf, (torch.Tensor, *_PLAIN)) and type(leaf).__module__ not in ("torch.utils.hooks", "torch")
-
-
-def _name(function: Any) -> str:
-    """Of a function or a property of torch."""
-    name = getattr(function, "__name__", str(function))
-    return getattr(getattr(function, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name
 
 
 def _module(frame: FrameType) -> str:

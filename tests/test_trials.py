@@ -23,6 +23,7 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.utils import parametrize
 
 from lipaudit import trials
 from lipaudit.capture import capture
@@ -423,3 +424,74 @@ def test_the_ends_of_the_domain_and_real_images_are_held_against_the_graph(monke
     for image in ([-1.0] * 6, [255.0] * 6, [127.0] * 6, [-1.0, 255.0] * 3, [255.0, -1.0] * 3, [77.0] * 6):
         assert image in seen
     assert seen.count([77.0] * 6) == 9
+
+
+class Doubled(nn.Module):
+    """A parametrisation: twice the weight, with something done beside."""
+
+    def __init__(self, beside: Callable[[Doubled], None] = lambda _: None) -> None:
+        super().__init__()
+        self.beside = beside
+        self.register_buffer("state", torch.ones(()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        self.beside(self)
+        return 2 * weight * self.state
+
+
+def parametrised(beside: Callable[[Doubled], None] = lambda _: None, *, twice: bool = False) -> Net:
+    net = Net(lambda net, x: net.body(x))
+    if twice:
+        inner = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6))
+        net.body[0] = inner
+    parametrize.register_parametrization(net.body[0], "weight", Doubled(beside), unsafe=True)
+    return net.eval()
+
+
+def test_computed_weights_are_those_that_run_now_and_the_graph_says_so() -> None:
+    def written(part: Doubled) -> None:
+        part.state.set_(torch.ones(()))
+
+    for model in (parametrised(), parametrised(written), parametrised(twice=True)):
+        graph = capture(model, (6,))
+        assert [node.op for node in graph.nodes] == ["linear.default", "relu.default", "linear.default"]
+        assert torch.equal(graph.nodes[0].args["weight"], model.body[0].weight.detach())
+        assert graph.notes == ("snapshot of parametrised weights: body.0.weight",)
+        assert parametrize.is_parametrized(model.body[0])
+
+
+@pytest.mark.parametrize("beside", [lambda part: part.state.mul_(1.001), lambda part: part.state.copy_(torch.rand(()))])
+def test_computed_weights_that_move_are_refused(beside: Callable[[Doubled], None]) -> None:
+    with torch.no_grad(), pytest.raises(CaptureError, match=r"others at each call from the parametrisation of body\.0"):
+        capture(parametrised(beside), (6,))
+
+
+class KeepsItsParts(nn.Sequential):
+    """As some published models: parts stay in train mode."""
+
+    def train(self, mode: bool = True) -> KeepsItsParts:
+        self.training = mode
+        return self
+
+
+@pytest.mark.parametrize(
+    ("part", "matters"),
+    [
+        (nn.Linear(4, 4), False),
+        (nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.GELU()), False),
+        (nn.Dropout(0.0), False),
+        (nn.Dropout(0.01), True),
+        (nn.BatchNorm1d(4), True),
+        (nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.AlphaDropout(0.5))), True),
+        (nn.RReLU(), True),
+    ],
+)
+def test_parts_in_train_mode_pass_if_it_makes_no_difference(part: nn.Module, matters: bool) -> None:
+    torch.manual_seed(0)
+    model = KeepsItsParts(nn.Linear(6, 4), part, nn.Linear(4, 3)).eval()
+    assert part.training
+    if matters:
+        with pytest.raises(CaptureError, match="in train mode"):
+            capture(model, (6,))
+    else:
+        assert capture(model, (6,)).output
