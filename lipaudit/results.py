@@ -360,8 +360,13 @@ class Audit:
         """Share of all audited samples that are correct with `radius > eps`."""
         return sum(self.samples.certified(eps)) / max(1, len(self.samples.radius))
 
-    def robust_accuracy(self, eps: float) -> float:
-        """Share of all audited samples that are correct and that no attack changed within `eps`."""
+    def robust_accuracy(self, eps: float) -> float | None:
+        """Share of all audited samples that are correct and that no attack changed within `eps`.
+
+        None where no attack was run although there was something to attack: then it is unknown.
+        """
+        if any(self.samples.correct()) and not any(self.samples.attacked):
+            return None
         return sum(self.samples.unbroken(eps)) / max(1, len(self.samples.label))
 
     def to_json(self) -> str:
