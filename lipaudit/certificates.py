@@ -32,7 +32,7 @@ from lipaudit.domains.precise import precisely
 from lipaudit.domains.roundoff import LAWS, local_error
 from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph import Node, call, evaluate
-from lipaudit.held import Held, refuse
+from lipaudit.held import Held, differs_in_double, refuse
 from lipaudit.inputs import check_inputs, check_labels, with_labels
 from lipaudit.journal import Journal
 from lipaudit.local import BUDGET, LocalRadii, confirmed, local_radii
@@ -60,7 +60,8 @@ class Certificates:
     promise: Promise = "R"
     """What the radii are about (lipaudit/promises.py)."""
     why_not: str = ""
-    """Why no radius is certified under this promise; empty if one is, or could be."""
+    """Why no radius is certified under this promise, or why local ones that were asked for are missing; empty if all
+    are there, or could be."""
     others: Mapping[Promise, Promised] = field(default_factory=dict)
     """The radii under other promises that were asked for."""
 
@@ -114,10 +115,14 @@ def certify(
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
     asked = () if promise == "R" else (promise,)
     found = certify_with(composition, points, answers, promises=asked, progress=progress)
-    if method != "global":
-        budget = BUDGET if method == "best" else None
-        found = with_local_radii(found, composition, points, budget=budget, together=method == "thorough")[0]
-    return under(found, promise)
+    if method == "global":
+        return under(found, promise)
+    budget, together = BUDGET if method == "best" else None, method == "thorough"
+    found, local = with_local_radii(found, composition, points, budget=budget, together=together, progress=progress)
+    found = under(found, promise)
+    if method == "best" or not local.why_not:
+        return found
+    return replace(found, why_not=found.why_not or f"local radii, {local.tried} tried: {local.why_not}")
 
 
 def certify_with(
@@ -142,6 +147,8 @@ def certify_with(
         )
     progress.start("certificates", len(inputs))
     error_of, execution = ErrorRecursion(composition), Execution(composition, promises)
+    if "D" in promises and not execution.why["D"]:
+        execution.refuse("D", differs_in_double(composition, inputs))
     rows: list[Certificate] = []
     beside: dict[Promise, list[tuple[float, Executed]]] = {promise: [] for promise in promises}
     largest = 0.0
@@ -226,10 +233,12 @@ def with_local_radii(
         for row, radius in zip(certificates.rows, local.radius, strict=True)
     )
     deadline = math.inf if budget is None else time.monotonic() + budget / 2
-    others = {
-        promise: _locally(promised, composition, points, labels, local, deadline, together=together)
-        for promise, promised in certificates.others.items()
-    }
+    others = {}
+    for promise, other in certificates.others.items():
+        task = f"local radii, promise {promise}"
+        others[promise] = _locally(
+            other, composition, points, labels, local, deadline, task, progress or Silent(), together=together
+        )
     return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
 
 
@@ -240,17 +249,24 @@ def _locally(
     labels: Sequence[int],
     local: LocalRadii,
     deadline: float,
+    task: str,
+    progress: Progress,
     *,
     together: bool,
 ) -> Promised:
     """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
     radius, method = promised.radius.copy(), list(promised.method)
-    for row, executed in enumerate(promised.executed):
-        if local.radius[row] > radius[row]:
-            x, label, known = points[row], labels[row], radius[row]
-            found = confirmed(composition, x, label, local.radius[row], executed, known, deadline, together=together)
-            if found > radius[row]:
-                radius[row], method[row] = found, "local"
+    rows = [row for row in range(len(promised.executed)) if local.radius[row] > radius[row]]
+    if not rows:
+        return promised
+    progress.start(task, len(rows))
+    for row in rows:
+        x, label, known, executed = points[row], labels[row], radius[row], promised.executed[row]
+        found = confirmed(composition, x, label, local.radius[row], executed, known, deadline, together=together)
+        if found > radius[row]:
+            radius[row], method[row] = found, "local"
+        progress.advance()
+    progress.finish()
     return replace(promised, radius=radius, method=tuple(method))
 
 

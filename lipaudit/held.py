@@ -12,7 +12,7 @@ Note [Held against the model]
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from warnings import catch_warnings, simplefilter
@@ -20,17 +20,22 @@ from warnings import catch_warnings, simplefilter
 import torch
 from torch import nn
 
+from lipaudit.adapters import bare, plain_copy
 from lipaudit.agreement import Agreement as Comparison
+from lipaudit.capture import capture
 from lipaudit.claims import Agreement, Disagreement
 from lipaudit.composition import Composition, device_of
-from lipaudit.errors import CaptureError
+from lipaudit.errors import CaptureError, LipauditError
 from lipaudit.formatting import clean
-from lipaudit.graph import evaluate, in_dtype
+from lipaudit.graph import Graph, Ref, evaluate, in_dtype
 from lipaudit.rounding import plain_sums
+from lipaudit.snapshot import fix_parametrized
 
 JUDGED_BYTES = 2**28
 """Memory of all float64 values of the samples that are judged at a time."""
 TOGETHER = 256
+COMPUTED = 2.0**-16
+"""Share of a constant by which float64 may compute another one than float32."""
 BESIDE = 1 / 255
 """Size of the noise, in widths of the domain, that takes an image off whatever grid its values lie on."""
 
@@ -95,11 +100,12 @@ class Way:
 
 
 BATCH = Way("in a batch", torch.no_grad)
+ALONE = Way("alone", torch.no_grad, alone=True)
 EVERY = (
     BATCH,
     Way("in another batch, in inference mode", torch.inference_mode, share=2, backwards=True),
     Way("in a batch, with gradients", torch.enable_grad, share=3),
-    Way("alone", torch.no_grad, alone=True),
+    ALONE,
 )
 
 
@@ -226,3 +232,63 @@ def refuse(differences: Sequence[Disagreement]) -> None:
             f"expected the model to compute what its graph computes, but {differences[0].said()}; it does something "
             "else on some inputs, or in some way of running it: take that branch out"
         )
+
+
+def differs_in_double(composition: Composition, points: torch.Tensor) -> str:
+    """Why `model.double()` is another network than the graph with its constants cast to float64; empty if it is that.
+
+    The model may look at its dtype, go back to float32 or take constants from it: so its copy in float64, with the
+    weights that run now, is captured as well, compared operation by operation, and held against the graph at `points`.
+    """
+    graph = composition.graph
+    if graph.dtype == torch.float64:
+        return ""
+    try:
+        twin = plain_copy(bare(composition.model))
+        fix_parametrized(twin)
+        twin = twin.double()
+        other = capture(twin, graph.input_shape, domain=composition.network.domain)
+        why = _unlike(graph, other)
+        if why:
+            return f"model.double() is another network: {why}"
+        inside = Held(replace(composition, model=twin, graph=other))
+        found = inside.look(range(len(points)), points.double(), "image", (BATCH, ALONE))
+    except LipauditError as error:
+        return f"model.double() cannot be audited: {error}"
+    return f"model.double() is another network: {found[0].said()}" if found else ""
+
+
+def _unlike(graph: Graph, other: Graph) -> str:
+    """The first place at which two graphs, the second of the model in float64, are not the same."""
+    if other.casts:
+        return other.casts[0]
+    names = {"input": "input"}
+    for one, two in zip(graph.nodes, other.nodes, strict=False):
+        names[two.name] = one.name
+        if (one.op, one.output, one.shape, one.args.keys()) != (two.op, two.output, two.shape, two.args.keys()):
+            return f"{two.op} ({two.title}, {two.source}) in place of {one.op} ({one.title}, {one.source})"
+        for name, value in one.args.items():
+            if not _same_argument(value, two.args[name], names):
+                return f"another {name} in {one.op} ({one.title}, {one.source})"
+    if len(graph.nodes) != len(other.nodes):
+        return f"{len(other.nodes)} operations in place of {len(graph.nodes)}"
+    return ""
+
+
+def _same_argument(one: Any, other: Any, names: Mapping[str, str]) -> bool:
+    """Whether it is the same in float64: a constant is what it was, or what float64 computes in its place."""
+    if isinstance(one, list):
+        same = isinstance(other, list) and len(one) == len(other)
+        return same and all(_same_argument(a, b, names) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Ref):
+        return isinstance(other, Ref) and names.get(other.name) == one.name
+    if isinstance(one, torch.Tensor):
+        if not isinstance(other, torch.Tensor) or one.shape != other.shape:
+            return False
+        if not one.is_floating_point() or not other.is_floating_point():
+            return torch.equal(one, other)
+        single, double = one.double(), other.double()
+        return bool(((single - double).abs() <= COMPUTED * single.abs()).logical_or(single == double).all())
+    if isinstance(one, torch.dtype) and one.is_floating_point:
+        return other == torch.float64
+    return type(one) is type(other) and (one == other or one != one)

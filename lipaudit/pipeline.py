@@ -176,14 +176,26 @@ def audit(
     against.at_examples(rows, evidence.perturbed[rows], [distance for _, distance in found], limit)
     against.once_more(points, limit)
     clock.mark("attacks")
-    slope, share = _slopes(module, against, points, answers, evidence, threat)
+    slope = share = None
+    if evidence.no_gradient:
+        skipped += (Skip("slopes", evidence.no_gradient, asked=False),)
+        skipped += (Skip("CLEVER", evidence.no_gradient),) if clever else ()
+    else:
+        slope, share = _slopes(module, against, points, answers, evidence, threat)
     clock.mark("slopes")
     worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
     clock.mark("as executed")
     samples = replace(_samples(index, answers, certificates, evidence, executed), image=images)
     estimates = estimates_of(
-        module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
+        module,
+        points.to(device_of(module)),
+        samples,
+        threat,
+        smoothing,
+        clever and not evidence.no_gradient,
+        seed=seed,
+        progress=progress,
     )
     clock.mark("estimates")
     more = {"samples": whole.samples, "mean": mean, "std": std, "smoothing": smoothing, "clever": clever}

@@ -129,6 +129,11 @@ class Execution:
         self.reached = {step: narrow_up(bound) for step, bound in self.ledger.so_far.items()}
         self.ratios = self._ratios()
 
+    def refuse(self, promise: Promise, why: str) -> None:
+        """Gives no such promise, for a reason that its operations do not show."""
+        self.why[promise] = self.why[promise] or why
+        self.forms = {form.dtype: form for each, form in self.formats.items() if not self.why[each]}
+
     def _refused(self, promise: Promise) -> str:
         """Why this promise cannot be given for the network, whatever the input."""
         form = self.formats[promise]

@@ -373,8 +373,13 @@ class Audit:
         size = eps_value(eps) if isinstance(eps, str) else eps
         return sum(self.samples.certified(size)) / max(1, len(self.samples.radius))
 
-    def robust_accuracy(self, eps: float | str) -> float:
-        """Share of all audited samples that are correct and that no attack changed within `eps`."""
+    def robust_accuracy(self, eps: float | str) -> float | None:
+        """Share of all audited samples that are correct and that no attack changed within `eps`, as above.
+
+        None where no attack was run although there was something to attack: then it is unknown.
+        """
+        if any(self.samples.correct()) and not any(self.samples.attacked):
+            return None
         size = eps_value(eps) if isinstance(eps, str) else eps
         return sum(self.samples.unbroken(size)) / max(1, len(self.samples.label))
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import lipaudit
+from lipaudit.capture import capture
 from lipaudit.certificates import certify_with
 from lipaudit.claims import Agreement
 from lipaudit.composition import Composition, compose
@@ -53,13 +54,8 @@ class Otherwise(Honest):
 
 
 def at_number(number: int) -> Callable[[torch.Tensor], bool]:
-    calls = []
-
-    def when(_: torch.Tensor) -> bool:
-        calls.append(None)
-        return len(calls) > number
-
-    return when
+    counter = iter(range(10**6))  # a state that no comparison of a model's parts shows
+    return lambda _: next(counter) > number
 
 
 def on_grid(x: torch.Tensor) -> bool:
@@ -164,6 +160,12 @@ def test_a_model_that_fails_on_some_inputs_is_refused() -> None:
     assert len({each.sample for each in found.differences}) == 20
 
 
+@pytest.fixture
+def fooled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing shows at capture: what comes after it has to see it by itself."""
+    monkeypatch.setattr("lipaudit.composition.capture", lambda _, *shape, **given: capture(Honest(), *shape, **given))
+
+
 def audited(model: nn.Module, **settings: Any) -> Audit:
     given = {"attacks": "none", "local": "off", "eps": (0.5,)} | settings
     return lipaudit.audit(model, IMAGES, Honest()(IMAGES).argmax(1), **given)
@@ -186,13 +188,14 @@ def test_an_honest_audit_says_on_what_the_model_was_held() -> None:
 @pytest.mark.parametrize(
     ("model", "attacks"),
     [
-        (lambda: Otherwise(WHEN["saturated"], negated), "none"),
+        (lambda: Otherwise(WHEN["one image"], negated), "none"),
         # Right where an attack looks: nothing would be broken.
         (lambda: Otherwise(attacked, Fixed()), ("deepfool",)),
         (lambda: Otherwise(at_number(60), negated), ("pgd-at-radius", "deepfool")),
     ],
     ids=["images", "adversarial examples", "later calls"],
 )
+@pytest.mark.usefixtures("fooled")
 def test_an_audit_of_another_function_is_invalid(model: Callable[[], nn.Module], attacks: Any) -> None:
     audit = audited(model(), attacks=attacks)
     assert (audit.verdict.integrity, audit.exit_code, audit.proved) == ("INVALID", 4, ())
@@ -202,6 +205,50 @@ def test_an_audit_of_another_function_is_invalid(model: Callable[[], nn.Module],
     assert "from the graph" in finding(audit).value
 
 
+@pytest.mark.usefixtures("fooled")
 def test_certify_refuses_and_names_the_logit() -> None:
     with pytest.raises(CaptureError, match=r"but logit \d of image 0 is .* from the model in a batch and .* the graph"):
-        lipaudit.certify(Otherwise(WHEN["saturated"], negated), IMAGES, method="global")
+        lipaudit.certify(Otherwise(WHEN["one image"], negated), IMAGES, method="global")
+
+
+class Doubled(Honest):
+    def __init__(self, then: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.then = then
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(self.then(x))
+
+
+DOUBLE: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "as it is": (lambda: Doubled(lambda x: x * 0.5), ""),
+    "computed constant": (lambda: Doubled(lambda x: x * torch.full((1,), 0.3, dtype=x.dtype).exp()), ""),
+    "parametrised": (lambda: Normed(), ""),
+    "back to float32": (lambda: Doubled(lambda x: x.float().to(x.dtype)), "a cast to torch.float32"),
+    "float32 throughout": (lambda: Doubled(lambda x: x.float()), "cannot be audited"),
+    "machine epsilon": (lambda: Doubled(lambda x: x / (1 + torch.finfo(x.dtype).eps)), "another other in "),
+    "its dtype": (lambda: Doubled(lambda x: x if x.dtype == torch.float32 else 1 - x), "another network"),
+    "another constant": (
+        lambda: Doubled(lambda x: x * torch.tensor([1.0 if x.dtype == torch.float32 else 1.1], dtype=x.dtype)),
+        "another other in mul",
+    ),
+    "fewer operations": (lambda: Doubled(lambda x: x * 2 if x.dtype == torch.float32 else x), "another network"),
+}
+
+
+class Normed(Honest):
+    def __init__(self) -> None:
+        super().__init__()
+        nn.utils.parametrizations.weight_norm(self.body[3])
+
+
+@pytest.mark.parametrize("what", DOUBLE)
+def test_float64_is_promised_only_of_the_same_network(what: str) -> None:
+    model, why = DOUBLE[what][0](), DOUBLE[what][1]
+    found = lipaudit.certify(model, IMAGES[:4], method="global", promise="D")
+    if why:
+        assert why in found.why_not
+        assert not found.radius.any()
+    else:
+        assert found.why_not == ""
+        assert found.radius.all()

@@ -43,6 +43,8 @@ class Evidence:
     """Reliability warnings of all attacks, and samples that could not be attacked."""
     distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Of the witnesses of each attack, its closest per broken sample."""
+    no_gradient: str = ""
+    """Why nothing that follows gradients was run; empty if there are some."""
     differences: tuple[Disagreement, ...] = ()
     """Where the network as it runs and the judge do not say the same of what attacks claim."""
 
@@ -134,6 +136,10 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
     flags = list(dict.fromkeys(flag for tally in tallies for flag in tally.flags))
     if ground.outside:
         flags.append(f"{ground.outside} samples lie outside the box and were not attacked")
+    if ground.network.scale != 1:
+        flags.append(f"attacks saw the logits times 2^{round(math.log2(ground.network.scale))}, a size they work with")
+    if ground.apart:
+        flags.append(f"{ground.apart} samples have logits so far apart that cross-entropy has no gradient in float32")
     return Evidence(
         witnesses=witnesses,
         perturbed=ground.points,
@@ -142,6 +148,7 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
         records=tuple(_record(run, tally) for tally in tallies),
         flags=tuple(flags),
         distances={tally.entry.name: tuple(map(float, tally.distance.values())) for tally in tallies},
+        no_gradient=ground.network.no_gradient,
         differences=tuple(each for tally in tallies for each in tally.differences),
     )
 

@@ -120,6 +120,11 @@ def _excuse(run: Run, entry: Attack) -> str:
     if entry.least_side and (len(network.shape) != 3 or min(network.shape[1:]) < entry.least_side):
         sides = "" if entry.least_side == 1 else f" of at least {entry.least_side} × {entry.least_side} pixels"
         return f"needs inputs of shape (channels, height, width){sides}, got {network.raw_shape}"
+    if network.no_gradient and entry.passes(network.classes).backward:
+        return network.no_gradient
+    if entry.fits is not None and not entry.fits(*network.shape[1:]):
+        height, width = network.shape[1:]
+        return f"its squares do not fit on images of {height} × {width} pixels"
     if entry.aim == "eps" and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:

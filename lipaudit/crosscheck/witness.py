@@ -30,6 +30,8 @@ from torch import Tensor, nn
 NOISE = 1e-10
 INWARD_STEPS = 6
 """Steps, at most, by which a witness is moved towards its clean input. Each is a pass of the network as it runs."""
+CANCELLED = 64.0
+"""How many times larger than two logits what they are the rounded sums of is taken to be, at most."""
 WORTHWHILE = 2e-7
 """Share of a distance that a further step has to promise."""
 
@@ -97,6 +99,8 @@ def accepted(judge: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, 
 def height(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Margins in float64, and twice the noise of the dtype of the logits."""
     margin, size = _apart(logits, labels)
+    # Two logits near zero may be what is left of large terms: the others tell how large, but for one that is masked.
+    size = torch.minimum(logits.abs().amax(1), CANCELLED * size)
     return margin.double(), max(16 * torch.finfo(logits.dtype).eps, 4 * NOISE) * size.double()
 
 
