@@ -4,10 +4,13 @@ Note [Exact borders]
     Along the axes that are kept exact, a convolution is a matrix of blocks K_a, and its Gram matrix has the blocks
         (T T^*)[i, i'] = sum of K_a K_b^* over all taps a, b through which the outputs i and i' read the same entry
     of the image, (T^* T)[j, j'] = sum of K_a^* K_b over those that bring the inputs j and j' to the same output. So the
-    products of taps are formed once and added where they belong: nothing is ever as large as the matrix itself.
+    products of taps are formed once and added where they belong: nothing is ever as large as the matrix itself. Where
+    channels are few and taps are many that is slow; then the matrices are written out and multiplied. Their zeros round
+    nothing, so one bound of the error holds for both. Groups and frequencies go in batches either way.
     With all axes exact this is the norm. Larger maps keep the first axis exact and put the others on a twisted torus
     (Note [Parity torus] in `torus.py`, which needs nothing of the other axes), where K_a becomes the symbol K_a(theta)
-    along them; either axis may come first. The guess comes from Lanczos iteration, the proof from Cholesky.
+    along them; either axis may come first. The guess comes from a few eigenvalues or, for large matrices, from Lanczos
+    iteration, the proof from Cholesky of every one of them.
 
 Tight: exact, or off by about half of what the torus is off by. Source: our own.
 """
@@ -154,7 +157,8 @@ def _norm(batch: _BorderedGrams, guess: float) -> float:
 def _proved(batch: _BorderedGrams, numbers: torch.Tensor, guess: float) -> float:
     """A rho for which Cholesky of rho I - G completes for all: by eigenvalues if small, else from the guess upwards."""
     if batch.shape[-1] <= _EIGENVALUES:
-        some = numbers[:: _SAMPLE if len(numbers) > _SAMPLE else len(numbers)]
+        most = max(1, min(len(numbers) // _SAMPLE, _MATRIX_ENTRIES // batch.shape[-1] ** 2))
+        some = numbers[:: -(-len(numbers) // most)]
         return prove(batch, numbers, largest_eigenvalue(batch, some, quickly=True) * (1 + 1e-10))
     for slack in _SLACKS:
         rho = max(guess**2 * (1 + slack), TINY)
