@@ -175,9 +175,12 @@ def check_fit(data: LoadedData, model: ModelFacts) -> None:
     """Refuse images of another shape than the network takes, and labels that it has no class for."""
     shape = tuple(data.inputs.shape[1:])
     if shape != model.input_shape:
+        turned = sorted(shape) == sorted(model.input_shape)
+        remedy = (
+            "--input-shape is channels,height,width" if turned else "choose a data set and a model that belong together"
+        )
         raise LoadError(
-            f"{data.facts.name} has images of shape {shape}, {model.name} takes {model.input_shape}; "
-            "choose a data set and a model that belong together"
+            f"{data.facts.name} has images of shape {shape}, {model.name} takes {model.input_shape}; {remedy}"
         )
     if data.facts.class_names and len(data.facts.class_names) != model.classes:
         raise LoadError(

@@ -42,7 +42,8 @@ def within(points: torch.Tensor, box: Box) -> torch.Tensor:
 def doubt_of(points: torch.Tensor) -> str:
     """What a user should know of inputs whose range nobody stated; empty for those that may be meant so."""
     low, high = float(points.min()), float(points.max())
-    scale = _scale(low, high)
+    images = points.ndim > 2 or points[0].numel() >= 64  # flat ones of 8 × 8 pixels or more
+    scale = _scale(low, high) if images else ""
     return scale and (
         f"inputs go from {low:.3g} to {high:.3g}, and most networks take pixels from 0 to 1: divide them by {scale}, "
         f"or say that it is meant so by domain=(0, {scale})"

@@ -343,6 +343,9 @@ def test_pixels_of_whole_levels_are_refused_or_warned_of(top: int) -> None:
         lipaudit.audit(body(), images(2) * top, [0, 1], attacks="none", local="off")
     lipaudit.certify(body(), images(2) * top, method="global", domain=(0, top))
     lipaudit.certify(body(), images(2) * 4 - 2, method="global")
+    lipaudit.certify(nn.Linear(3, 2).eval(), torch.tensor([[40.0, 180.0, 2.0]]), method="global")  # no image
+    with pytest.warns(UserWarning, match="divide them by"):
+        lipaudit.certify(nn.Linear(64, 2).eval(), torch.rand(1, 64) * top, method="global")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])

@@ -375,6 +375,14 @@ def test_a_pair_is_found_however_it_is_written() -> None:
     assert (loaded.facts.name, loaded.facts.classes) == ("resnet18", 10)
 
 
+def test_a_module_without_its_factory_is_told_the_colon(user_module: Write) -> None:
+    name = user_module(SMALL)
+
+    assert f"did you mean {name}:FACTORY?" in refusal(name)
+    assert f"did you mean {name}:seeded?" in refusal(f"{name}.seeded")
+    assert "without ()" in refusal(f"{name}:seeded()", input_shape=SHAPE)
+
+
 @pytest.mark.parametrize(
     ("name", "says"),
     [

@@ -129,9 +129,10 @@ def _read_torch(path: Path) -> object:
     while True:
         listed: list[Any] = [(_stand_in(name, form), name) for name, form in forms.items()]
         try:
-            with warnings.catch_warnings(), torch.serialization.safe_globals(listed):
+            # Opened here: of a path, torch would look at the ending.
+            with warnings.catch_warnings(), torch.serialization.safe_globals(listed), path.open("rb") as stream:
                 warnings.simplefilter("ignore")  # what matters in them comes back as an error
-                return torch.load(path, map_location="cpu", weights_only=True)
+                return torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:
             name, form = _wanted(error)
             if forms.get(name) is form or not (name in forms or _is_kept(name)) or len(own) >= MOST_NAMES:

@@ -213,8 +213,12 @@ def _unknown(name: str, known: Sequence[str]) -> LoadError:
     spelled = {letters(each): each for each in reversed(known)}
     close = difflib.get_close_matches(letters(name), list(spelled), n=3)
     module, dot, factory = name.rpartition(".")
+    head = name.partition(".")[0]
+    own = head.isidentifier() and any(Path(place).is_file() for place in (f"{head}.py", f"{head}/__init__.py"))
     hint = "expected a name, or package.module:factory"
-    if close:
+    if own:
+        hint = f"did you mean {module}:{factory}?" if dot else f"did you mean {name}:FACTORY?"
+    elif close:
         hint = f"did you mean {', '.join(spelled[each] for each in close)}?"
     elif dot and name.replace(".", "").isidentifier():
         hint = f"did you mean {module}:{factory}?"

@@ -267,6 +267,8 @@ RIGHT: dict[str, Callable[[Path], Act]] = {
     "legacy": file(stored, _use_new_zipfile_serialization=False),
     "safetensors with metadata": tensors,
     "any suffix": file(stored, ".bin"),
+    "the suffix of another format": file(stored, ".safetensors"),
+    "safetensors by another name": raw(lambda: bytes_of("safetensors")),
     "prefix module.": file(partial(prefixed, "module.")),
     "prefix _orig_mod.": file(partial(prefixed, "_orig_mod.")),
     "both prefixes": file(partial(prefixed, "_orig_mod.", "module.")),
