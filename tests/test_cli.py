@@ -284,7 +284,7 @@ USAGE: dict[str, tuple[Sequence[str], str]] = {
     "eps text": (["--eps", "small"], "'small'"),
     "eps nan": (["--eps", "nan"], "'nan'"),
     "eps infinite": (["--eps", "inf"], "'inf'"),
-    "eps empty": (["--eps", ""], "--eps ''"),
+    "eps empty": (["--eps", ""], "--eps: expected eps above 0, a budget such as 36/255 or 0.5, got ''"),
     "one bad eps of several": (["--eps", "0.5,x"], "'x'"),
     "attack": (["--attacks", "apgd-ce,nonsense"], "nonsense"),
     "device": (["--device", "tpu"], "cuda"),
@@ -467,18 +467,18 @@ def test_reports_can_be_read_by_others(tmp_path: Path) -> None:
 
 
 def test_report_writes_formats_of_other_tools(call: Call, tmp_path: Path) -> None:
-    audit = audits.strong(40)
+    audit = audits.filed(audits.strong(40))
     (tmp_path / "result.json").write_text(audit.to_json())
 
     assert call("report", "result.json", "-o", "Mine.json", "--format", "robustbench").code == 0
     assert call("report", "result.json", "-o", "-", "--format", "huggingface").out.startswith("model-index:")
     assert json.loads((tmp_path / "Mine.json").read_text())["eps"] == audit.threat.eps[0]
-    (tmp_path / "invalid.json").write_text(audits.invalid(40).to_json())
+    (tmp_path / "invalid.json").write_text(audits.filed(audits.invalid(40)).to_json())
     assert "nothing to publish" in refused(call("report", "invalid.json", "-o", "-", "--format", "huggingface"))
 
 
 def test_report_writes_the_same_page_again(call: Call, tmp_path: Path) -> None:
-    audit = audits.vacuous(40)
+    audit = audits.filed(audits.vacuous(40))
     (tmp_path / "result.json").write_text(audit.to_json())
 
     assert call("report", "result.json", "-o", "page.html").code == 0
