@@ -130,6 +130,8 @@ def network_captured(audit: Audit) -> Finding | None:
     )
     if audit.bound is None:
         return None
+    if audit.bound.notes:
+        why += f" Fixed as it was then: {'; '.join(audit.bound.notes)}."
     return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", "", why)
 
 
