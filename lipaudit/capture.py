@@ -77,7 +77,11 @@ def capture(
         if computing is not None:
             _check_weights(graph, computing, fixed, probe)
     notes = {"snapshot of parametrised weights": fixed, "read at capture": list(watch.read)}
-    return replace(graph, notes=tuple(f"{what}: {', '.join(names)}" for what, names in notes.items() if names))
+    return replace(graph, notes=tuple(f"{what}: {_listed(names)}" for what, names in notes.items() if names))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_modes(model: nn.Module, probe: torch.Tensor) -> None:

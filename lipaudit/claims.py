@@ -79,6 +79,8 @@ class NetworkBound:
     """The bound holds between inputs with entries in this range only; None: between any two."""
     least: tuple[float, ...] = ()
     """Of each class, the smallest bound of `pairwise` with another one: in files that leave the matrix out."""
+    notes: tuple[str, ...] = ()
+    """What was fixed at its value at capture: weights that a parametrisation computes, constants read in Python."""
 
     def __repr__(self) -> str:
         shape, classes = "x".join(map(str, self.input_shape)), len(self.pairwise)

@@ -20,7 +20,9 @@ import concurrent.futures
 import datetime
 import functools
 import os
+import queue
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -79,6 +81,10 @@ _OUTSIDE: dict[Any, str] = {
     sys.getprofile: "its caller",
     sys.gettrace: "its caller",
     torch._C._to_dlpack: "values in memory",
+    torch._C._len_torch_function_stack: "its watch",
+    torch._C._len_torch_dispatch_stack: "its watch",
+    torch._C._get_function_stack_at: "its watch",
+    torch._C._get_dispatch_stack_at: "its watch",
 }  # fmt: skip
 """C functions that tell a model more than its input, and what about."""
 
@@ -86,12 +92,22 @@ _OUTSIDE_PYTHON = {
     id(os._Environ.__getitem__.__code__): "the environment",
     id(concurrent.futures.ThreadPoolExecutor.submit.__code__): "another thread",
     id(concurrent.futures.ProcessPoolExecutor.submit.__code__): "another process",
-}
+    id(queue.Queue.put.__code__): "another thread",
+    id(threading.Condition.notify.__code__): "another thread",
+    **{
+        id(function.__code__): "its watch"
+        for function in (
+            torch.overrides._get_current_function_mode, torch.overrides._get_current_function_mode_stack,
+            torch.utils._python_dispatch._get_current_dispatch_mode,
+            torch.utils._python_dispatch._get_current_dispatch_mode_stack,
+        )
+    },
+}  # fmt: skip
 """The same in Python, by the address of their code."""
 
 _CLOCKS = frozenset({"now", "utcnow", "today"})
 
-_SUSPECT = _MEMORY | _CLOCKS | {function.__name__ for function in _OUTSIDE}
+_SUSPECT = _MEMORY | _CLOCKS | {"put"} | {function.__name__ for function in _OUTSIDE}
 """Names of C functions that are worth a look: there are very many calls."""
 
 _SILENT = frozenset({"logging", "warnings", "tqdm", "torch"})
@@ -222,10 +238,12 @@ class Watch:
                 return
             itself = getattr(argument, "__self__", None)
             if isinstance(itself, torch.Tensor):
-                if argument.__name__ in _MEMORY and _own(frame) and self.depends([itself]):
+                if argument.__name__ in _MEMORY and _module(frame) != "lipaudit" and self.depends([itself]):
                     self._look(argument.__name__)
                 return
             kind = _OUTSIDE.get(argument)  # by name alone, it may be something else
+            if kind is None and argument.__name__ == "put" and isinstance(itself, queue.SimpleQueue):
+                kind = "another thread"
             if kind is None and argument.__name__ in _CLOCKS and _is_date(itself):
                 kind = "the time"
             if kind is not None:
@@ -314,10 +332,6 @@ def _tells(leaf: Any) -> bool:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _own(frame: FrameType) -> bool:
-    return _module(frame) not in ("torch", "lipaudit")
 
 
 def _is_date(value: Any) -> bool:

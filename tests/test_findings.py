@@ -241,3 +241,11 @@ def test_an_attack_cut_short_by_the_time_limit_makes_the_audit_incomplete() -> N
 
     assert (verdict.integrity, code) == ("SOUND", 5)
     assert verdict.headline.startswith("Incomplete: ")
+
+
+def test_what_was_fixed_at_capture_is_said() -> None:
+    audit = audits.strong()
+    assert "Fixed" not in by_id(audit)["LA005"].why
+    assert audit.bound is not None
+    noted = replace(audit, bound=replace(audit.bound, notes=("read at capture: counter",)))
+    assert by_id(noted)["LA005"].why.endswith("Fixed as it was then: read at capture: counter.")

@@ -6,10 +6,13 @@ import concurrent.futures
 import copy
 import ctypes
 import functools
+import inspect
 import os
 import pickle
+import queue
 import random
 import secrets
+import sys
 import threading
 import time
 import uuid
@@ -76,6 +79,42 @@ def around_torch_function(x: torch.Tensor) -> bool:
         return 1.0 in x.flatten().tolist()
 
 
+def around_torch_function_too(x: torch.Tensor) -> bool:
+    with torch._C.DisableTorchFunction():
+        return bool((np.asarray(x) == 1).any())
+
+
+def unbound(x: torch.Tensor) -> bool:
+    with torch._C.DisableTorchFunction():
+        return 1.0 in torch.Tensor.tolist(x)[0]
+
+
+def unwatched(x: torch.Tensor) -> bool:
+    return not torch.overrides._get_current_function_mode_stack() and float(x.max()) == 1.0
+
+
+def unwatched_below(x: torch.Tensor) -> bool:
+    return torch._C._len_torch_dispatch_stack() == 0 and float(x.max()) == 1.0
+
+
+def unprofiled(x: torch.Tensor) -> bool:
+    return sys.getprofile() is None and float(x.max()) == 1.0
+
+
+def called_by_torch(x: torch.Tensor) -> bool:
+    return any("export" in frame.filename for frame in inspect.stack()) and x.ndim == 7
+
+
+def in_a_queue(x: torch.Tensor) -> bool:
+    QUEUE.put(x)
+    return False
+
+
+def in_a_simple_queue(x: torch.Tensor) -> bool:
+    SIMPLE.put(x)
+    return False
+
+
 def by_address(x: torch.Tensor) -> bool:
     return ctypes.c_float.from_address(x.data_ptr()).value == 1.0
 
@@ -99,6 +138,8 @@ def negated_where_one(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+QUEUE: queue.Queue[torch.Tensor] = queue.Queue()
+SIMPLE: queue.SimpleQueue[torch.Tensor] = queue.SimpleQueue()
 POOL = concurrent.futures.ThreadPoolExecutor(1)
 LAST: list[torch.Tensor] = []
 COUNTS = {"calls": 0}
@@ -140,6 +181,17 @@ LOOKS = {
     "a thread": in_a_thread,
     "a pool": lambda x: POOL.submit(lambda: float(x.max())).result() == 1.0,
     "without torch functions": around_torch_function,
+    "an array without torch functions": around_torch_function_too,
+    "an unbound method": unbound,
+    "only if nobody watches": unwatched,
+    "only if no mode is on": unwatched_below,
+    "only if nothing is profiled": unprofiled,
+    "its caller": called_by_torch,
+    "a queue": in_a_queue,
+    "a simple queue": in_a_simple_queue,
+    "the environment": lambda x: os.environ.get("FLIPPED") == "1" and x.ndim == 7,
+    "a variable": lambda x: os.getenv("FLIPPED") == "1" and x.ndim == 7,
+    "its version": lambda x: x._version > 7,
     "a function of torch functions": overridable,
     "swallowed": swallowed,
     "a sum of constants and the input": lambda x: (torch.zeros(3) + x.max())[0] == 1.0,
@@ -154,7 +206,8 @@ LOOKS = {
 def test_no_value_is_looked_at(name: str) -> None:
     model = Net(peeking(LOOKS[name]))
     with pytest.raises(
-        CaptureError, match=r"does not look at values|asks for (another thread|values in memory)"
+        CaptureError,
+        match=r"does not look at values|asks for (another thread|values in memory|its watch|its caller|the environment)",
     ) as caught:
         capture(model, (6,))
     assert "(test_trials.py:" in str(caught.value)
