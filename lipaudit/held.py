@@ -11,14 +11,15 @@ Note [Held against the model]
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
-from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lipaudit.adapters import bare, plain_copy
 from lipaudit.agreement import Agreement as Comparison
@@ -27,7 +28,7 @@ from lipaudit.claims import Agreement, Disagreement
 from lipaudit.composition import Composition, device_of
 from lipaudit.errors import CaptureError, LipauditError
 from lipaudit.formatting import clean
-from lipaudit.graph import Graph, Ref, evaluate, in_dtype
+from lipaudit.graph import Graph, Node, Ref, call, evaluate, in_dtype
 from lipaudit.rounding import plain_sums
 from lipaudit.snapshot import fix_parametrized
 
@@ -73,10 +74,9 @@ class ExactNetwork(nn.Module):
 
     def _mapped(self, x: torch.Tensor) -> torch.Tensor | None:
         """The logits by `torch.vmap`; None if it does not know an operation, or computes something else."""
-        with catch_warnings():
-            simplefilter("ignore")  # where it has no rule, it loops over the samples, and says so
+        with _without_fallback(), sdpa_kernel(SDPBackend.MATH):
             try:
-                logits = torch.vmap(lambda sample: evaluate(self.graph, sample))(x)
+                logits = torch.vmap(lambda sample: evaluate(self.graph, sample, run=_known))(x)
             except Exception:  # noqa: BLE001  (whatever it says of what it does not know: one after the other, then)
                 return None
         if not self.agrees:
@@ -84,6 +84,29 @@ class ExactNetwork(nn.Module):
             exact = Comparison(replace(self.graph, dtype=torch.float64))
             self.agrees = bool(exact.same(x[:1], logits[:1], alone).all())
         return logits if self.agrees else None
+
+
+def _known(node: Node, arguments: dict[str, Any]) -> torch.Tensor:
+    """The operation in terms that `torch.vmap` knows: batch norm is differences, products and sums."""
+    if node.op != "_native_batch_norm_legit_no_training.default":
+        return call(node, arguments)
+    x, weight, bias = arguments["input"], arguments["weight"], arguments["bias"]
+    shape = (1, -1, *(1,) * (x.ndim - 2))
+    scale = (arguments["running_var"] + arguments["eps"]).rsqrt()
+    scale = scale if weight is None else scale * weight
+    output = (x - arguments["running_mean"].reshape(shape)) * scale.reshape(shape)
+    return output if bias is None else output + bias.reshape(shape)
+
+
+@contextlib.contextmanager
+def _without_fallback() -> Iterator[None]:
+    """Where `torch.vmap` has no rule, it raises: else it loops over the samples, and writes so to the screen."""
+    before = torch._C._functorch._is_vmap_fallback_enabled()
+    torch._C._functorch._set_vmap_fallback_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from lipaudit.certificates import certify_with
 from lipaudit.claims import Agreement
 from lipaudit.composition import Composition, compose
 from lipaudit.errors import CaptureError
-from lipaudit.held import Held
+from lipaudit.held import ExactNetwork, Held
 from lipaudit.report.json import from_json
 from lipaudit.results import Audit, Finding
 
@@ -252,3 +252,31 @@ def test_float64_is_promised_only_of_the_same_network(what: str) -> None:
     else:
         assert found.why_not == ""
         assert found.radius.all()
+
+
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda affine: (nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6, affine=affine), nn.ReLU(), nn.Flatten()),
+        lambda affine: (nn.Flatten(), nn.BatchNorm1d(36, affine=affine)),
+        lambda _: (nn.Flatten(0, 1), nn.TransformerEncoderLayer(6, 2, 8, batch_first=True), nn.Flatten()),
+        lambda _: (nn.Upsample(scale_factor=2, mode="nearest-exact"), nn.Flatten()),
+        lambda _: (nn.GroupNorm(1, 1), nn.MaxPool2d(2), nn.Upsample(scale_factor=2), nn.Flatten()),
+    ],
+    ids=["batch norm", "flat batch norm", "attention", "nearest-exact", "group norm"],
+)
+def test_many_are_judged_as_one_is_and_nothing_is_written_to_the_screen(layers, affine: bool, capfd) -> None:
+    torch.manual_seed(3)
+    model = nn.Sequential(*layers(affine), nn.LazyLinear(3)).eval()
+    model(IMAGES[:1])
+    for norm in (part for part in model.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))):
+        norm.running_mean.normal_(1e3, 1)
+        norm.running_var.uniform_(0.5, 2)
+    judge = ExactNetwork(replace(composed(False), graph=capture(model, (1, 6, 6))))
+    x = IMAGES.double()
+    with torch.no_grad():
+        alone = torch.cat([judge(one[None]) for one in x])
+        torch.testing.assert_close(judge(x), alone, rtol=1e-11, atol=1e-11)
+    assert capfd.readouterr() == ("", "")
+    assert (judge.together > 1) == (not isinstance(model[0], nn.Upsample))
