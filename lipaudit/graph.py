@@ -59,6 +59,8 @@ class Graph:
     """The model's own, in which it is executed."""
     casts: tuple[str, ...] = ()
     """Where the model leaves its own dtype for another, which the graph does not show."""
+    rewritten: tuple[str, ...] = ()
+    """What the model computes by one kernel and the graph by several others, which may round differently."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""

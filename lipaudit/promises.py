@@ -134,6 +134,8 @@ class Execution:
         form = self.formats[promise]
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
+        if self.graph.rewritten:
+            return f"{self.graph.rewritten[0]} has no proved error in {form.name}"
         for node in self.graph.nodes:
             for value in _tensors(node):
                 if value.dtype != self.graph.dtype:
