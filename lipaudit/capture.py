@@ -46,9 +46,9 @@ SAME = 1e-4
 _MOST_ENTRIES = 2**31
 """Of an input: more would not fit into memory, whatever the network."""
 
-HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default"}
-"""They prefer numbers to NaN, or move it away from entries that depended on it: a path through them may stay hidden,
-and shows only where it changes the numbers."""
+HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default", "kthvalue.default"}
+"""They prefer numbers to NaN, or move it away from entries that depended on it (as do nanmean and nansum, which are
+read as mean and sum): a path through them may stay hidden, and shows only where it changes the numbers."""
 
 
 def capture(model: nn.Module, input_shape: tuple[int, ...]) -> Graph:

@@ -44,20 +44,30 @@ def lowered(
     """
     whole: set[Any] = set()
     table: dict[Any, Decomposition] = {}
-    lower = program
+    lower, others = program, []
     while new := [fx for fx in _unknown(lower, shape_only, known) if fx.target not in table and fx.target not in whole]:
         found = {fx.target: decomposition(fx.target) for fx in new}
         stuck = [fx for fx in new if found[fx.target] is None]
-        if stuck:
-            # What led here stays whole, and all the rest is tried again.
-            whole |= {fx.target for fx in stuck} | _origins(program, stuck)
-            table, lower = {}, program
-            continue
-        table |= {target: how for target, how in found.items() if how is not None}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            lower = program.run_decompositions(dict(table))
-    return lower, [fx for fx in _unknown(program, shape_only, known) if fx.target in table and not _same(fx.target)]
+        if not stuck:
+            table |= {target: how for target, how in found.items() if how is not None}
+            try:
+                lower = _decomposed(program, table)
+                others += [fx for fx in new if not _same(fx.target)]
+                continue
+            except Exception:  # noqa: BLE001  (whatever a decomposition does that torch.export does not allow)
+                stuck = new
+        # What led here stays whole, and all the rest is tried again.
+        whole |= {fx.target for fx in stuck} | _origins(program, stuck)
+        table, lower, others = {}, program, []
+    return lower, others
+
+
+def _decomposed(
+    program: torch.export.ExportedProgram, table: Mapping[Any, Decomposition]
+) -> torch.export.ExportedProgram:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return program.run_decompositions(dict(table))
 
 
 def _unknown(
@@ -93,8 +103,9 @@ def _argument(fx: torch.fx.Node, name: str) -> Any:
 
 
 def _origins(program: torch.export.ExportedProgram, nodes: list[torch.fx.Node]) -> set[Any]:
-    """The operations of the program that these nodes of a lowered one come from; all of it where that is not known."""
+    """The operations of the program that nodes of a lowered one come from; all of it where that is not known."""
     targets = {fx.name: fx.target for fx in program.graph.nodes if fx.op == "call_function"}
+    nodes = [fx for fx in nodes if targets.get(fx.name) is not fx.target]
     names = [(fx.meta.get("from_node") or [None])[-1] for fx in nodes]
     found = {targets.get(getattr(source, "name", None)) for source in names}
     return set(targets.values()) if None in found else found
@@ -102,18 +113,16 @@ def _origins(program: torch.export.ExportedProgram, nodes: list[torch.fx.Node]) 
 
 def decomposition(target: Any) -> Decomposition | None:
     """What computes the operation by other operations of aten; None if nothing does."""
-    if target in SPELLINGS:
-        return SPELLINGS[target]
+    if target in SPELLINGS or target in REWRITINGS:
+        return SPELLINGS.get(target, REWRITINGS.get(target))
     if target._can_decompose():
         return lambda *args, **kwargs: target._op_dk(_COMPOSITE, *args, **kwargs)
-    if target in REWRITINGS:
-        return REWRITINGS[target]
     return torch._decomp.get_decompositions([target]).get(target)
 
 
 def _same(target: Any) -> bool:
     """Whether what the operation is replaced by runs the same kernels."""
-    return target in SPELLINGS or target._can_decompose()
+    return target not in REWRITINGS and (target in SPELLINGS or target._can_decompose())
 
 
 SPELLINGS: dict[Any, Decomposition] = {}
@@ -233,6 +242,17 @@ def _batch_norm_no_update(
 def _lerp(self: Any, end: Any, weight: Any) -> Any:
     """Torch has it as a + w (b - a), where each branch would count twice."""
     return self * (1 - weight) + end * weight
+
+
+@_register(REWRITINGS, "nanmean.default")
+def _mean_of_numbers(self: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    """Of finite numbers, which is what the network is about, the mean: it counts those that are no NaN."""
+    return ATEN.mean.dim(self, dim, keepdim, dtype=dtype)
+
+
+@_register(REWRITINGS, "nansum.default")
+def _sum_of_numbers(self: Any, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Any:
+    return ATEN.sum.dim_IntList(self, dim, keepdim, dtype=dtype)
 
 
 @_register(REWRITINGS, "var_mean.correction")
