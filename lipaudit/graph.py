@@ -63,6 +63,8 @@ class Graph:
     """What was fixed at its present value, for people: weights that are computed, constants that Python reads."""
     rounded: tuple[str, ...] = ()
     """Operations that the model writes out in others, which round otherwise (piecewise.py)."""
+    rewritten: tuple[str, ...] = ()
+    """What the model computes by one kernel and the graph by several others, which may round differently."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""

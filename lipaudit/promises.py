@@ -141,6 +141,8 @@ class Execution:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
         if self.graph.rounded:
             return f"rounding is not proved for a function written in several operations: {self.graph.rounded[0]}"
+        if self.graph.rewritten:
+            return f"{self.graph.rewritten[0]} has no proved error in {form.name}"
         for node in self.graph.nodes:
             for value in _tensors(node):
                 if value.dtype != self.graph.dtype:

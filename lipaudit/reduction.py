@@ -20,6 +20,7 @@ import torch
 
 from lipaudit.errors import CaptureError
 from lipaudit.graph import Graph, Node, Ref, refs_in
+from lipaudit.lowering import OF_DTYPE, lowered
 from lipaudit.piecewise import rewritten
 
 IDENTITY = {
@@ -82,6 +83,7 @@ def reduce(
     `prefix` is taken off the names of layers. Raises `CaptureError` for what is random, and for numbers, integers
     or truth values that depend on the input, with layer and source line.
     """
+    program, others = lowered(program, SHAPE_ONLY, {*IDENTITY, *COPIES})
     signature = program.graph_signature
     reading = _Reading(dtype, fold, _lifted_tensors(program))
     results = [
@@ -103,8 +105,8 @@ def reduce(
     nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
-    casts = tuple(dict.fromkeys(reading.casts))
-    return Graph(named, input_shape, output, dtype, casts, rounded=together.rounded)
+    casts, several = tuple(dict.fromkeys(reading.casts)), tuple(f"{_name(fx.target)} in {_where(fx)}" for fx in others)
+    return Graph(named, input_shape, output, dtype, casts, rounded=together.rounded, rewritten=several)
 
 
 def _live(nodes: list[Node], output: str) -> list[Node]:
@@ -160,8 +162,8 @@ class _Reading:
     values: dict[str, Any]
     """fx node name -> `Ref`, constant, or `_Several`."""
     nodes: list[Node] = field(default_factory=list)
-    kinds: dict[str, torch.dtype] = field(default_factory=dict)
-    """Nodes that are not floating-point."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Nodes that are not floating-point: what they are, and what computes them."""
     casts: list[str] = field(default_factory=list)
     """Where floating-point tensors are of another type than the model's own."""
 
@@ -201,25 +203,17 @@ class _Reading:
         source = fx.args[[a.name for a in fx.target._schema.arguments].index(COPIES[op])]
         if source.meta["val"].shape != fx.meta["val"].shape:
             return None
-        got = fx.meta["val"].dtype
-        if torch.finfo(got).eps > torch.finfo(self.dtype).eps:
-            raise CaptureError(
-                f"expected {self.dtype} throughout, got a cast to {got} in {_where(fx)}; turn autocast off, or give "
-                "the whole model in that type"
-            )
-        if got != self.dtype:
-            self.casts.append(f"a cast to {got} in {_where(fx)}")
+        self._check_cast(fx, fx.meta["val"].dtype)
         return arguments[COPIES[op]]
 
     def refuse_steps(self, nodes: list[Node]) -> None:
         """Refuse integers and truth values that the logits depend on."""
         for node in nodes:
             if node.name in self.kinds:
-                kind = str(self.kinds[node.name]).removeprefix("torch.")
                 where = f"{node.layer or 'the model'} ({node.source or 'source unknown'})"
                 raise CaptureError(
-                    f"expected floating-point tensors throughout, got {kind} values computed from the input by "
-                    f"{node.op} in {where}; what hangs on them jumps and has no Lipschitz bound"
+                    f"expected floating-point tensors throughout, got {self.kinds[node.name]} in {where}; what hangs "
+                    "on them jumps and has no Lipschitz bound"
                 )
 
     def _append(self, fx: torch.fx.Node, call: torch.fx.Node, arguments: Mapping[str, Any], output: int | None) -> Ref:
@@ -230,13 +224,36 @@ class _Reading:
                 "control flow on values cannot be certified"
             )
         if not (val.is_floating_point() or val.is_complex()):
-            self.kinds[fx.name] = val.dtype
+            kind = str(val.dtype).removeprefix("torch.")
+            self.kinds[fx.name] = f"{kind} values computed from the input by {_called(call)}"
         elif val.dtype != self.dtype:
             self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
-        op = str(call.target).removeprefix("aten.")
-        shape = tuple(val.shape)
+        arguments = self._in_own_dtype(call, arguments)
+        op, shape = _name(call.target), tuple(val.shape)
         self.nodes.append(Node(fx.name, op, call.target, arguments, output, shape, _layer(call), _source(call)))
         return Ref(fx.name)
+
+    def _in_own_dtype(self, fx: torch.fx.Node, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with what hangs on the dtype resolved: Note [Constants of a dtype] in lowering.py.
+
+        A default is a number from here on; a cast to the model's own dtype, or to a finer one, is taken out.
+        """
+        if _name(fx.target) in OF_DTYPE:
+            return OF_DTYPE[_name(fx.target)](arguments, fx.meta["val"])
+        asked = arguments.get("dtype")
+        if isinstance(asked, torch.dtype) and asked.is_floating_point:
+            self._check_cast(fx, asked)
+            return {**arguments, "dtype": None}
+        return arguments
+
+    def _check_cast(self, fx: torch.fx.Node, got: torch.dtype) -> None:
+        if torch.finfo(got).eps > torch.finfo(self.dtype).eps:
+            raise CaptureError(
+                f"expected {self.dtype} throughout, got a cast to {got} in {_where(fx)}; turn autocast off, or give "
+                "the whole model in that type"
+            )
+        if got != self.dtype:
+            self.casts.append(f"a cast to {got} in {_where(fx)}")
 
     def _by_schema(self, fx: torch.fx.Node) -> dict[str, Any]:
         """Arguments by schema name, defaults filled in, fx nodes replaced by what they stand for."""
@@ -291,6 +308,18 @@ def _opaque(fx: torch.fx.Node) -> str:
     user = next(iter(fx.users))
     held = getattr(fx.meta.get("val"), "script_class_name", "") or type(fx.meta.get("val")).__name__
     return f"{held} for {user.target} in {_where(user)}; take it out of forward"
+
+
+def _name(target: Any) -> str:
+    return str(target).removeprefix("aten.")
+
+
+def _called(fx: torch.fx.Node) -> str:
+    """The operation, and the one that the model calls if torch made several of it."""
+    origins = fx.meta.get("from_node") or ()
+    names = [_name(getattr(origin, "target", "")) for origin in origins[-1:]]
+    own = _name(fx.target)
+    return f"{own}, a part of {names[0]}," if names and names[0] not in ("", own) else own
 
 
 def _where(fx: torch.fx.Node) -> str:

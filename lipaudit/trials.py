@@ -38,7 +38,7 @@ from lipaudit.reduction import innermost
 from lipaudit.snapshot import State
 from lipaudit.watching import Watch
 
-HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default"}
+HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default", "kthvalue.default"}
 """They prefer numbers to NaN, or move it away from entries that depended on it: a path through them may stay hidden,
 and shows only where it changes the numbers."""
 

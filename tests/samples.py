@@ -264,6 +264,48 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "threshold.default": lambda: pointwise(lambda x: F.threshold(x, 0.3, 0.3)),
     "topk.default": lambda: image(lambda x: x.topk(2, 2).values),
     "sort.default": lambda: image(lambda x: torch.sort(x.view(len(x), 1, 2, 6, 6), dim=2).values),
+    "hypot.default": lambda: image(lambda x: torch.hypot(2 * x - 1, torch.hypot(x[:, :1] - 0.5, torch.tensor(0.1)))),
+    "logaddexp.default": lambda: image(lambda x: torch.logaddexp(3 * x, torch.logaddexp(x[:, :1], torch.tensor(0.5)))),
+    "logaddexp2.default": lambda: image(lambda x: torch.logaddexp2(3 * x, x.flip(1))),
+    "median.dim": lambda: image(lambda x: x.median(2).values),
+    "median.default": lambda: image(lambda x: torch.stack([one.median().view(1) for one in x])),
+    "kthvalue.default": lambda: image(lambda x: x.kthvalue(2, 3).values),
+    "cummax.default": lambda: image(lambda x: x.cummax(2).values),
+    "cummin.default": lambda: image(lambda x: x.cummin(3).values),
+    "cdist.default": lambda: image(lambda x: torch.cat([torch.cdist(x, wave(x, 3, 6), p=p) for p in (1.0, 2.0)], 2)),
+    "_cdist_forward.default": lambda: image(lambda x: torch.ops.aten._cdist_forward(wave(x, 3, 6), x, 2.0, None)),
+    "scatter.src": lambda: Net(
+        lambda x: x.scatter(1, torch.tensor([[5, 0, 3]]).expand(len(x), 3), torch.relu(3 * x[:, :3])), VECTOR
+    ),
+    "scatter.value": lambda: Net(lambda x: x.scatter(1, torch.tensor([[5, 0]]).expand(len(x), 2), 0.5), VECTOR),
+    "scatter_add.default": lambda: Net(
+        lambda x: x.scatter_add(1, torch.tensor([[5, 0, 5, 5]]).expand(len(x), 4), torch.relu(3 * x[:, :4])), VECTOR
+    ),
+    "index_copy.default": lambda: image(lambda x: x.index_copy(2, torch.tensor([4, 1]), torch.sin(4 * x[:, :, :2]))),
+    "index_fill.int_Scalar": lambda: image(lambda x: x.index_fill(2, torch.tensor([4, 1]), 0.5)),
+    "index_add.default": lambda: image(
+        lambda x: x.index_add(2, torch.tensor([4, 1, 4]), torch.sin(4 * x[:, :, :3]), alpha=-2)
+    ),
+    "index_put.default": lambda: image(
+        lambda x: (
+            torch.ops.aten.index_put(x, [None, None, torch.tensor([4, 1])], torch.sin(4 * x[:, :, :2]))
+            + torch.ops.aten.index_put(x, [None, None, torch.tensor([4, 4])], x[:, :, :1], True)
+        )
+    ),
+    "_unsafe_index_put.default": lambda: image(
+        lambda x: torch.ops.aten._unsafe_index_put(x, [None, torch.tensor([1])], torch.relu(2 * x[:, :1]))
+    ),
+    "grid_sampler_2d.default": lambda: image(
+        lambda x: (
+            F.grid_sample(x, wave(x, 1, 4, 5, 2).expand(len(x), 4, 5, 2), align_corners=False)
+            + F.grid_sample(
+                x, wave(x, 1, 4, 5, 2).expand(len(x), 4, 5, 2) * 1.3, "nearest", "reflection", align_corners=True
+            )
+        )
+    ),
+    "grid_sampler_3d.default": lambda: Net(
+        lambda x: F.grid_sample(x, wave(x, 1, 2, 3, 2, 3).expand(len(x), 2, 3, 2, 3), align_corners=True), VOLUME
+    ),
     "softmax.int": lambda: pointwise(lambda x: torch.softmax(x, 1)),
 }
 """Operation -> a network in eval mode that contains it (possibly under the name that the export gives it)."""

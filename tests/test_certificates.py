@@ -160,7 +160,7 @@ def test_the_float_margin_is_not_above_the_exact_one_less_the_error() -> None:
 
 
 def test_the_jump_of_softplus_at_its_threshold_is_not_certified_away() -> None:
-    """torch's softplus falls by 2e-9 at 20: a margin smaller than that proves nothing near it."""
+    """torch's softplus falls by 2e-9 at 20: above the rounding of float64, far below that of float32."""
     head = classifier([[1.0], [0.0]]).double()
     head.bias.data = torch.tensor([0.0, 20 + 1e-9], dtype=torch.float64)
     model = nn.Sequential(nn.Softplus(), head).eval()
@@ -168,7 +168,11 @@ def test_the_jump_of_softplus_at_its_threshold_is_not_certified_away() -> None:
 
     below, above = model(x)[0], model(x + 1e-12)[0]
     assert below[0] - below[1] > 0 > above[0] - above[1]
-    assert lipaudit.certify(model, x).radius[0] == 0.0
+    with pytest.raises(NotLipschitz, match=r"softplus with threshold 20 jumps by 2.1e-09 where it becomes x"):
+        lipaudit.certify(model, x)
+    model[0].threshold = 40
+    assert 0 < lipaudit.certify(model, x).radius[0] < 2e-9
+    assert lipaudit.bound(model.float(), (1,)).value == 1.0
 
 
 class Gated(nn.Module):

@@ -52,7 +52,9 @@ EXACT = frozenset(
         "masked_fill.Tensor", "slice_scatter.default", "select_scatter.default", "maximum.default", "minimum.default",
         "max.other", "min.other", "fmax.default", "fmin.default", "clamp.Tensor", "clamp_min.Tensor",
         "clamp_max.Tensor", "max.dim", "min.dim", "max.default", "min.default", "aminmax.default", "topk.default",
-        "max_pool2d_with_indices.default", "max_pool3d_with_indices.default", "threshold.default",
+        "max_pool2d_with_indices.default", "max_pool3d_with_indices.default", "threshold.default", "median.default",
+        "median.dim", "kthvalue.default", "cummax.default", "cummin.default", "scatter.src", "scatter.value",
+        "index_copy.default", "index_fill.int_Scalar",
     }
 )  # fmt: skip
 """Operations that only select, move, compare or change signs."""

@@ -95,7 +95,36 @@ def running(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> t
     return _gamma(terms + 3) * absolute(node, arguments)
 
 
+@RULES.register("index_put.default", "_unsafe_index_put.default", "scatter_add.default", "index_add.default")
+def placed(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """At most all terms are added in one place; what is only replaced is exact."""
+    if arguments.get("accumulate") is False:
+        return torch.zeros_like(output)
+    size = {**arguments, **({"alpha": abs(arguments["alpha"])} if "alpha" in arguments else {})}
+    terms = max(value.numel() for name, value in arguments.items() if name in ("values", "src", "source"))
+    return _gamma(terms + 8) * absolute(node, size)
+
+
+@RULES.register("cdist.default", "_cdist_forward.default")
+def distances(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """Differences are rounded relatively; a product of matrices is off by gamma(d) (|x| + |y|)^2 before the root."""
+    del node
+    x, y = arguments["x1"], arguments["x2"]
+    error = _gamma(x.shape[-1] + 64) * output.abs()
+    if not by_products(arguments["p"], arguments["compute_mode"], x, y):
+        return error
+    squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
+    wrong = 2 * _gamma(x.shape[-1] + 64) * squares
+    return torch.minimum(wrong.sqrt(), wrong / output.abs().clamp_min(1e-290)) + error
+
+
+def by_products(p: float, mode: int | None, x: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether Euclidean distances may be computed as |x|^2 - 2 x.y + |y|^2: for more than 25 points, or on demand."""
+    return p == 2 and mode != 2 and (mode == 1 or max(x.shape[-2], y.shape[-2]) > 25)
+
+
 @RULES.register(
+    "grid_sampler_2d.default", "grid_sampler_3d.default",
     "upsample_linear1d.vec", "upsample_linear1d.default", "upsample_bilinear2d.vec", "upsample_trilinear3d.vec",
     "upsample_trilinear3d.default", "upsample_bicubic2d.vec", "_upsample_bilinear2d_aa.vec",
     "_upsample_bilinear2d_aa.default", "_upsample_bicubic2d_aa.vec", "_upsample_bicubic2d_aa.default",

@@ -204,6 +204,12 @@ def _has_counterpart(node: Node, ledger: Ledger, part: int) -> bool:
     return any(_LARGER_FIRST.get(each.op) == 1 - part and sorted(each.refs()) == refs for each in ledger.graph.nodes)
 
 
+@RULES.rule("hypot.default", "logaddexp.default", "logaddexp2.default")
+def smooth_extreme(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
+    """Their gradient in both operands has length at most 1: root of the sum of squares; a constant does not move."""
+    return _extreme_of(node, ledger, {"self": self, "other": other})
+
+
 @RULES.rule("clamp.Tensor")
 def clamp(node: Node, ledger: Ledger, self: Any, min: Any, max: Any) -> Value:
     """Clamping moves by at most the largest movement of the value and its limits; constant limits do not move."""

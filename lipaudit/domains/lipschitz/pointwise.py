@@ -6,6 +6,7 @@ The constants of the smooth ones are the maxima of their derivatives, rounded up
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph import Node
 from lipaudit.piecewise import PIECEWISE, largest_slope
-from lipaudit.rounding import up
+from lipaudit.rounding import UNIT, up
 
 SLOPES: dict[str, tuple[float, str]] = {
     "relu.default": (1.0, "slope 0 or 1"),
@@ -159,10 +160,16 @@ def celu(node: Node, ledger: Ledger, self: Any, alpha: Any) -> Value:
 
 @RULES.rule("softplus.default")
 def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: float) -> Value:
-    """Softplus without its threshold: slope below 1. What torch drops beyond the threshold counts as rounding."""
+    """Softplus: slope below 1, if what torch drops beyond the threshold is below the rounding of float64."""
     ledger.entering[node.name] = self
     if beta <= 0 or threshold < 0:
         raise UnsupportedOp(f"expected softplus with beta > 0 and threshold >= 0, got {beta} and {threshold}")
+    dropped = math.log1p(math.exp(-threshold))
+    if not dropped <= UNIT * threshold:
+        raise NotLipschitz(
+            f"softplus with threshold {threshold:g} jumps by {dropped / beta:.2g} where it becomes x, more than "
+            f"{str(ledger.graph.dtype).removeprefix('torch.')} rounds: no Lipschitz bound exists; give it threshold=40"
+        )
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope below 1"))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.shape import MAX_POOLS, linear_call, root
 from lipaudit.domains.lipschitz.value import RULES, Ledger, Value
@@ -162,10 +164,42 @@ def extremum_along(node: Node, ledger: Ledger, self: Any, dim: int, keepdim: boo
     return _extreme(node, ledger, self)
 
 
+@RULES.rule("median.dim")
+def median_along(node: Node, ledger: Ledger, self: Any, dim: int, keepdim: bool) -> Value:
+    """The median is an entry of the sorted vector, which is 1-Lipschitz."""
+    del dim, keepdim
+    _refuse_indices(node, 0)
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("kthvalue.default")
+def order_statistic(node: Node, ledger: Ledger, self: Any, k: int, dim: int, keepdim: bool) -> Value:
+    """The k-th smallest entry is one of the sorted vector, which is 1-Lipschitz."""
+    del k, dim, keepdim
+    _refuse_indices(node, 0)
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("cummax.default", "cummin.default")
+def running_extremum(node: Node, ledger: Ledger, self: Any, dim: int) -> Value:
+    """Running maxima of n entries: each moves by at most the largest movement before it, together by sqrt(n) times."""
+    _refuse_indices(node, 0)
+    count = node.shape[dim] if node.shape else 1
+    return ledger.record(
+        node, "scale", [self], Upper(root(count), "max-pool", f"an entry is the largest {count} times")
+    )
+
+
 @RULES.rule("max.default", "min.default")
 def extremum_of_all(node: Node, ledger: Ledger, self: Any) -> Value:
     """The maximum of all entries moves by at most the largest movement: 1."""
     return _extreme(node, ledger, self)
+
+
+@RULES.rule("median.default")
+def median_of_all(node: Node, ledger: Ledger, self: Any) -> Value:
+    """The median of all entries moves by at most the largest movement: 1."""
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
 
 
 @RULES.rule("aminmax.default")
@@ -223,6 +257,24 @@ def _norm(node: Node, ledger: Ledger, value: Value, order: Any) -> Value:
     bound = root(count) if order == 1 else 1.0
     because = f"reverse triangle inequality, order {order} of {count} entries"
     return ledger.record(node, "scale", [value], Upper(bound, "norm", because))
+
+
+@RULES.rule("cdist.default", "_cdist_forward.default")
+def distances(node: Node, ledger: Ledger, x1: Any, x2: Any, p: float, compute_mode: Any) -> Value:
+    """Distances to n constant points: each moves by at most the movement of its point, together by sqrt(n) times."""
+    del compute_mode
+    if isinstance(x1, Value) and isinstance(x2, Value):
+        raise UnsupportedOp(f"expected {node.op} to constant points, got two sets that depend on the input")
+    operand, points = ("x1", x2) if isinstance(x1, Value) else ("x2", x1)
+    if p not in (1, 2):  # that of order inf hides a NaN
+        raise UnsupportedOp(f"expected distances of order 1 or 2, got {p}")
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError("expected points of finite numbers, got NaN or inf")
+    shape = ledger.shape_of(node, operand)
+    before = math.prod(node.shape[:-2]) // max(1, math.prod(shape[:-2]))  # batches that share the points
+    count = points.shape[-2] * before * (shape[-1] if p == 1 else 1)
+    because = f"reverse triangle inequality, order {p:g}, to {points.shape[-2]} points"
+    return ledger.record(node, "scale", [x1 if operand == "x1" else x2], Upper(root(count), "norm", because))
 
 
 @RULES.rule("cumsum.default")
