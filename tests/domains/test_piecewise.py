@@ -23,7 +23,7 @@ Pair = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class Between(nn.Module):
-    """x -> W f(V x + b)."""
+    """x -> W f(V x + b), with entries moved in between, so that the layers are bounded one by one."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Between(nn.Module):
         self.last = nn.Linear(function(torch.zeros(1, 8)).shape[1], 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.function(self.first(x)))
+        return self.last(self.function(self.first(x)).flip(1))
 
     def product(self) -> float:
         first, last = (lipaudit.dense_norm(layer.weight.detach()) for layer in (self.first, self.last))
