@@ -151,10 +151,12 @@ def _entrywise(node: Node, shape: tuple[int, ...]) -> bool:
 
 def _of_one(node: Node, functions: _Functions) -> Node | None:
     """The node as a function of one tensor: a leaky ReLU where it is one, else in pieces; None if nothing is gained."""
-    lines = [_line(cells) for cells in functions.cells()]
+    partitions = list(functions.cells())
+    lines = [_line(cells) for cells in partitions]
     steepest = max(abs(slope) for line in lines for _, slope, _ in line)
     apart = functions.steepest_apart()
-    if float(steepest) >= apart * (1 - 1e-12) or (apart < math.inf and max(map(len, lines)) == 1):
+    linear = apart < math.inf and max(map(len, partitions)) == 1  # which branches.py sees to
+    if float(steepest) >= apart * (1 - 1e-12) or linear:
         return None
     operand = Ref(functions.operands[0])
     rectifiers = {_rectifies(line) for line in lines}

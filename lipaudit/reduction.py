@@ -99,7 +99,7 @@ def reduce(
     value = reading.values.get(getattr(results[0], "name", ""))
     if not isinstance(value, Ref) or value.name == "input":
         raise CaptureError("expected logits that depend on the input, got a constant or the input itself")
-    masks = [name for name, kind in reading.kinds.items() if kind == torch.bool]
+    masks = [name for name, kind in reading.kinds.items() if kind.startswith("bool ")]
     once, output = _computed_once(_live(reading.nodes, value.name), value.name)
     together = rewritten(once, masks)
     nodes = _live(together.nodes, output)
