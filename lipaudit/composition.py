@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -209,7 +211,7 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
         rows = maps[0].weight
         relative = maps[0].relative_error
     else:
-        rows = torch.func.vmap(lambda one: _row(maps, one), chunk_size=_ROWS_AT_ONCE)(_basis(maps, classes))
+        rows = torch.cat(list(_rows_of(maps, classes)))
         relative = None
     if relative == 0.0:
         return rows, [0.0] * classes
@@ -217,10 +219,17 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
     positive = [linear.absolute() for linear in maps]
     count = sum(linear.terms + 2 for linear in maps)
     error = gamma(2 * count) + 1.01 * sum(linear.relative_error for linear in maps)
-    ones = _basis(maps, classes).split(_ROWS_AT_ONCE)
-    parts = (torch.func.vmap(lambda one: _row(positive, one))(some) for some in ones)
-    sizes = [length_up(row) for part in parts for row in part]
+    sizes = [length_up(row) for part in _rows_of(positive, classes) for row in part]
     return rows, [size * error * (1 + 1e-6) for size in sizes]
+
+
+def _rows_of(maps: list[LinearMap], classes: int) -> Iterator[torch.Tensor]:
+    """The rows of the matrix of the chain, some at a time."""
+    for some in _basis(maps, classes).split(_ROWS_AT_ONCE):
+        with warnings.catch_warnings():  # what vmap knows no rule for it does row by row, and says so each time
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            rows = torch.func.vmap(lambda one: _row(maps, one))(some)
+        yield rows
 
 
 def _row(maps: list[LinearMap], one: torch.Tensor) -> torch.Tensor:

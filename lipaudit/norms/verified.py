@@ -32,6 +32,9 @@ _CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
 _ESTIMATE_STEPS = 8
 _LARGE_SIDE = 256
 _LANCZOS_STEPS = 28
+_HUGE_SIDE = 1024
+_MOST_STEPS = 400
+"""For matrices of a larger side than that, whose eigenvalues take minutes."""
 
 
 class Batch(Protocol):
@@ -143,11 +146,14 @@ def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = F
 
 def _by_lanczos(gram: torch.Tensor) -> float | None:
     """An eigenvalue near the top, by Lanczos iteration kept orthogonal; None if it takes too many steps."""
-    basis = gram.new_empty(_LANCZOS_STEPS + 1, len(gram))
+    huge = len(gram) > _HUGE_SIDE
+    # An eigenvalue errs by the square of the residual over the gap: 1e-7 is plenty where few steps are not the point.
+    steps, small = (_MOST_STEPS, 1e-7) if huge else (_LANCZOS_STEPS, 1e-10)
+    basis = gram.new_empty(steps + 1, len(gram))
     basis[0] = _start(len(gram), gram[None])[0, :, 0]
     basis[0] /= torch.linalg.vector_norm(basis[0])
-    tridiagonal = torch.zeros(_LANCZOS_STEPS + 1, _LANCZOS_STEPS + 1, dtype=torch.float64)
-    for step in range(_LANCZOS_STEPS):
+    tridiagonal = torch.zeros(steps + 1, steps + 1, dtype=torch.float64)
+    for step in range(steps):
         new = gram @ basis[step]
         tridiagonal[step, step] = float(torch.vdot(basis[step], new).real)
         for _ in range(2):  # twice is enough
@@ -155,7 +161,7 @@ def _by_lanczos(gram: torch.Tensor) -> float | None:
         beta = float(torch.linalg.vector_norm(new))
         if step % 4 == 3 or beta == 0.0:
             values, vectors = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
-            if beta * float(vectors[-1, -1].abs()) <= 1e-10 * float(values[-1]):
+            if beta * float(vectors[-1, -1].abs()) <= small * float(values[-1]):
                 return float(values[-1])
         basis[step + 1] = new / beta
         tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = beta
