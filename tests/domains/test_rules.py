@@ -123,7 +123,6 @@ def test_products_and_quotients_of_activations_need_a_domain(function: Callable)
         lambda x: nn.functional.threshold(x, 0.1, 0.0),
         lambda x: nn.functional.softplus(x, threshold=0.1),
         lambda x: nn.functional.softplus(x, beta=100.0, threshold=1.0),
-        nn.functional.hardshrink,
     ],
 )
 def test_what_jumps_is_refused_with_that_reason(function: Callable) -> None:
