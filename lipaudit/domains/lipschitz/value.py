@@ -111,6 +111,8 @@ class Ledger:
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
     entering: dict[str, Value] = field(default_factory=dict)
     """By node, for functions of one entry that nowhere fall: what they read, with its pending maps."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """By node, for maps inside of a block that is bounded at once: what is proved of the norm."""
     _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
@@ -267,7 +269,9 @@ class Ledger:
         """
         step = self.settle(value).step
         self._grown[node.name] = grown
-        return Value(self._write(node, "scale", [step], upper, self.so_far[step], kind="upper", parts=parts))
+        ops = dict.fromkeys(_spoken(part.op) for part, _ in parts)
+        bound = self.so_far[step]
+        return Value(self._write(node, "scale", [step], upper, bound, kind="upper", parts=parts, op=" + ".join(ops)))
 
     def lines_to(self, step: str) -> list[LayerBound]:
         """The lines that the bound of this step rests on: not those of blocks that a better argument bounds."""
@@ -316,6 +320,7 @@ class Ledger:
         kind: str,
         parts: tuple[tuple[Node, LinearMap | None], ...] = (),
         part: bool = False,
+        op: str = "",
         **measured: object,
     ) -> str:
         parts = parts or ((node, None),)
@@ -326,7 +331,7 @@ class Ledger:
         names = list(dict.fromkeys(part.title for part, _ in parts))
         line = LayerBound(
             name=" + ".join(names),
-            op=" + ".join(_spoken(part.op) for part, _ in parts),
+            op=op or " + ".join(_spoken(part.op) for part, _ in parts),
             upper=upper,
             law=law,
             inputs=tuple(steps),
