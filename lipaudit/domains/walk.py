@@ -57,8 +57,9 @@ def walk(
 ) -> V:
     """The abstract value of the logits, from `start` for the network input; others are freed after their last reader.
 
-    `after` sees each node with its value; where `instead` has a value for a node, it counts instead of the rule's. Raises `UnsupportedOp` naming every operation without a rule; an error raised
-    by a rule is given the layer and the source line here, once.
+    `after` sees each node with its value; where `instead` has a value for a node, it counts instead of the rule's.
+    Raises `UnsupportedOp` naming every operation without a rule; an error raised by a rule is given the layer and the
+    source line here, once.
     """
     refuse_unknown(graph, rules)
     values: dict[str, V] = {"input": start}

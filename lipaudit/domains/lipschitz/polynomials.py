@@ -4,23 +4,19 @@ Note [Polynomials]
     x + N x + N(N x) / 2 + ... is p(N) x for one polynomial p, whatever the order in which a network computes it. Let N
     be a convolution of stride 1 that pads as far as its kernel reaches, by zeros or around the border, or a square
     matrix. Then its transpose is the convolution of the flipped kernel K'[j, i, -a] = K[i, j, a] with the same padding
-    (what a zero padding cuts off, it cuts off of both), so the kernel of N' = (N - N^T) / 2 is (K - K') / 2. N' is skew,
-    so normal, with the spectrum in i [-rho, rho], rho = ||N|| >= ||N'||, and
+    (what a zero padding cuts off, it cuts off of both), so the kernel of N' = (N - N^T) / 2 is (K - K') / 2. N' is
+    skew, so normal, with the spectrum in i [-rho, rho], rho = ||N|| >= ||N'||, and
         ||p(N')|| = max |p(i t)| over its spectrum <= max |p(i t)|, |t| <= rho.
     With E = N - N', N^k - N'^k is a sum of k products of E with k - 1 factors of norm rho at most:
         ||p(N)|| <= max |p(i t)| + sum_k |c_k| k rho^(k-1) ||E||.
     Likewise (N + N^T) / 2 and max |p(t)| for symmetric kernels. The bound is never above sum_k |c_k| rho^k, what the
     sum of the branches has. The coefficients c_k are fractions, without rounding.
-    The largest value of a polynomial over an interval is at most the largest of its Bernstein coefficients there, and
-    they come close to it where the interval is halved (integers, rounded up).
     Source: Singla and Feizi, ICML 2021 (SOC, where the series is infinite); with p and E made explicit here.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -28,6 +24,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.bernstein import float_up, largest_value, square_on_axis, sum_up
 from lipaudit.claims import Upper
 from lipaudit.domains.lipschitz.value import INPUT, RULES, Ledger, Value
 from lipaudit.errors import LipauditError
@@ -85,18 +82,16 @@ class Block:
         rho = float(norm_bound(self.operator, method)[0])
         square = Fraction(rho) ** 2
         if self.skew:
-            largest = up(math.sqrt(max(0.0, largest_value(_squared(self.coefficients), Fraction(0), square))))
+            largest = up(math.sqrt(max(0.0, largest_value(square_on_axis(self.coefficients), Fraction(0), square))))
         else:
             ends = (Fraction(-rho), Fraction(rho))
             negative = tuple(-c for c in self.coefficients)
             largest = max(largest_value(p, *ends) for p in (self.coefficients, negative))
         slope = tuple(k * abs(c) for k, c in enumerate(self.coefficients))[1:]
-        added = up(self.rest * _sum_up(slope, rho)) if self.rest else 0.0
+        added = up(self.rest * sum_up(slope, rho)) if self.rest else 0.0
         kind, variable = ("skew", "p(i t)") if self.skew else ("symmetric", "p(t)")
-        because = (
-            f"p(N), N {kind}: |{variable}| <= {largest:.9g} for |t| <= {rho:.6g}, and {added:.2g} for what N is off"
-        )
-        value = min(up(largest + added), _sum_up(self.coefficients, rho))
+        because = f"p(N), N {kind}: |{variable}| <= {largest:.9g} for |t| <= {rho:.6g}, {added:.2g} for what N is off"
+        value = min(up(largest + added), sum_up(self.coefficients, rho))
         return Upper(value, "polynomial", because), rho
 
 
@@ -121,7 +116,7 @@ def polynomials(ledger: Ledger) -> Callable[[Node, Mapping[str, Any]], Value | N
         upper, rho = block.bound(ledger.method)
         parts = tuple((each, block.maps[each.name]) for each in block.nodes)
         ledger.norms.update({each.name: rho for each in block.nodes if each.op in _MAPS})
-        grown = [(each.name, _sum_up(block.gains[each.name], rho)) for each in reversed(block.nodes)]
+        grown = [(each.name, sum_up(block.gains[each.name], rho)) for each in reversed(block.nodes)]
         return ledger.replaced(node, value, upper, parts, grown)
 
     return instead
@@ -161,6 +156,7 @@ class _Maps(Ledger):
     seen: LinearMap | None = None
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
+        del node
         self.seen = linear
         return value
 
@@ -340,16 +336,15 @@ def _fraction(number: Any) -> Fraction | None:
 
 
 def _finite(shift: Any) -> bool:
-    if isinstance(shift, torch.Tensor):
-        return not shift.is_complex() and bool(torch.isfinite(shift).all())
-    return isinstance(shift, (int, float)) and math.isfinite(shift)
+    shift = torch.as_tensor(shift)
+    return not shift.is_complex() and bool(torch.isfinite(shift).all())
 
 
 def _stretch(shape: Sequence[int], factor: Fraction, ledger: Ledger) -> LinearMap:
     """How far the output follows each operand; the sum of operands is no map of one of them."""
     if factor <= 1:
         return Identity(tuple(shape))
-    return Scale(torch.full((), _float_up(factor), dtype=torch.float64, device=ledger.device), tuple(shape))
+    return Scale(torch.full((), float_up(factor), dtype=torch.float64, device=ledger.device), tuple(shape))
 
 
 def _added(summands: Sequence[tuple[_Term, Fraction]]) -> _Term | None:
@@ -371,15 +366,9 @@ def _plus(a: Coefficients, b: Coefficients) -> Coefficients:
 
 
 def _equal(a: Conv | Dense, b: Conv | Dense) -> bool:
-    if type(a) is not type(b) or a.weight.shape != b.weight.shape or _geometry(a) != _geometry(b):
-        return False
-    return a.weight is b.weight or torch.equal(a.weight, b.weight)
-
-
-def _geometry(linear: Conv | Dense) -> tuple[Any, ...]:
-    if isinstance(linear, Dense):
-        return linear.input_shape
-    return linear.input_size, linear.padding, linear.dilation, linear.groups, linear.padding_mode
+    keys = [key for key in vars(a) if key != "weight"]
+    same = type(a) is type(b) and all(getattr(a, key) == getattr(b, key) for key in keys)
+    return same and (a.weight is b.weight or torch.equal(a.weight, b.weight))
 
 
 def _flipped(linear: Conv | Dense) -> torch.Tensor | None:
@@ -411,70 +400,3 @@ def _off_normal(linear: Conv | Dense) -> tuple[bool, float] | None:
         rests[skew] = up(schur_test(replace(linear, weight=half, relative_error=2 * UNIT), half.device) + TINY)
     skew = rests[True] <= rests[False]
     return (skew, rests[skew]) if rests[skew] <= _NORMAL * size else None
-
-
-def _squared(p: Coefficients) -> Coefficients:
-    """The coefficients of |p(i t)|^2 in t^2."""
-    even, odd = ([c * (-1) ** k for k, c in enumerate(p[start::2])] for start in (0, 1))
-    whole = [Fraction(0)] * (len(p) + 1)
-    for part, shift in ((even, 0), (odd, 1)):
-        for j, a in enumerate(part):
-            for k, b in enumerate(part):
-                whole[j + k + shift] += a * b
-    return tuple(whole[: len(p)])
-
-
-def _sum_up(coefficients: Sequence[Fraction], rho: float) -> float:
-    """sum |c_k| rho^k, rounded up."""
-    total = 0.0
-    for c in reversed(coefficients):
-        total = up(up(total * rho) + _float_up(abs(c))) if c or total else 0.0
-    return total
-
-
-def _float_up(number: Fraction) -> float:
-    try:
-        return up(float(number))
-    except OverflowError:
-        return math.inf if number > 0 else -sys.float_info.max
-
-
-_BITS, _SPLITS, _CLOSE = 160, 400, 1e-10
-
-
-def largest_value(p: Sequence[Fraction], low: Fraction, high: Fraction) -> float:
-    """An upper bound of p over [low, high], close to its largest value there; see Note [Polynomials]."""
-    shifted = list(p)
-    for first in range(len(shifted)):  # p(low + s)
-        for k in range(len(shifted) - 2, first - 1, -1):
-            shifted[k] += low * shifted[k + 1]
-    degree, width = len(shifted) - 1, high - low
-    scaled = [c * width**k / math.comb(degree, k) for k, c in enumerate(shifted)]
-    exact = [sum(math.comb(i, j) * scaled[j] for j in range(i + 1)) for i in range(degree + 1)]
-    size = max(map(abs, exact), default=Fraction(0))
-    if not size:
-        return 0.0
-    unit = size / 2**_BITS
-    waiting = [_queued([math.ceil(b / unit) for b in exact])]
-    reached = max(waiting[0][1][0], waiting[0][1][-1])
-    for _ in range(_SPLITS):
-        if -waiting[0][0] <= reached + _CLOSE * abs(reached):
-            break
-        for half in _halves(heapq.heappop(waiting)[1]):
-            reached = max(reached, half[0], half[-1])
-            heapq.heappush(waiting, _queued(half))
-    return _float_up(-waiting[0][0] * unit)
-
-
-def _queued(bernstein: list[int]) -> tuple[int, list[int]]:
-    return -max(bernstein), bernstein
-
-
-def _halves(bernstein: list[int]) -> tuple[list[int], list[int]]:
-    """The Bernstein coefficients over both halves of the interval, rounded up (de Casteljau)."""
-    left, right, row = [bernstein[0]], [bernstein[-1]], bernstein
-    while len(row) > 1:
-        row = [-(-(a + b) // 2) for a, b in zip(row, row[1:], strict=False)]
-        left.append(row[0])
-        right.append(row[-1])
-    return left, right[::-1]
