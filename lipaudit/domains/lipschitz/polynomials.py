@@ -73,7 +73,6 @@ class Block:
     rest: float
     """||E||, see Note [Polynomials]."""
     maps: Mapping[str, LinearMap]
-    """What each node does to one operand."""
     gains: Mapping[str, Coefficients]
     """By node: the polynomial of N that an error there passes through until the end."""
 
@@ -96,10 +95,7 @@ class Block:
 
 
 def polynomials(ledger: Ledger) -> Callable[[Node, Mapping[str, Any]], Value | None]:
-    """What stands for the value of a node of a block, from its arguments; None for other nodes.
-
-    The nodes of a block hand on what enters it, and the last one bounds the whole of it.
-    """
+    """What stands for the value of a node: of a block, what enters it, until the last one bounds it; else None."""
     ends: dict[str, Block] = {}
     inner: set[str] = set()
     for block in blocks(ledger):
