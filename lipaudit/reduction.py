@@ -104,7 +104,8 @@ def reduce(
     nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
-    return Graph(named, input_shape, output, dtype, tuple(dict.fromkeys(reading.casts)), together.rounded)
+    strange = frozenset(node.name for node in named if node.name in reading.complexes)
+    return Graph(named, input_shape, output, dtype, tuple(dict.fromkeys(reading.casts)), strange, together.rounded)
 
 
 def _live(nodes: list[Node], output: str) -> list[Node]:
@@ -162,6 +163,7 @@ class _Reading:
     nodes: list[Node] = field(default_factory=list)
     kinds: dict[str, torch.dtype] = field(default_factory=dict)
     """Nodes that are not floating-point."""
+    complexes: set[str] = field(default_factory=set)
     casts: list[str] = field(default_factory=list)
     """Where floating-point tensors are of another type than the model's own."""
 
@@ -231,6 +233,12 @@ class _Reading:
             )
         if not (val.is_floating_point() or val.is_complex()):
             self.kinds[fx.name] = val.dtype
+        elif val.is_complex() and val.dtype == self.dtype.to_complex():
+            self.complexes.add(fx.name)
+        elif val.is_complex():
+            raise CaptureError(
+                f"expected {self.dtype.to_complex()} throughout, got {val.dtype} from {call.target} in {_where(fx)}"
+            )
         elif val.dtype != self.dtype:
             self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
         op = str(call.target).removeprefix("aten.")

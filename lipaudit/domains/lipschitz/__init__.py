@@ -3,8 +3,10 @@
 from lipaudit.domains import roundoff_bounded, roundoff_linear
 from lipaudit.domains.lipschitz import (
     attention,
+    blocks,
     bounded,
     contraction,
+    fourier,
     joining,
     linear,
     magnitudes,
@@ -29,8 +31,10 @@ __all__ = [
     "Ledger",
     "Value",
     "attention",
+    "blocks",
     "bounded",
     "contraction",
+    "fourier",
     "joining",
     "linear",
     "magnitudes",
