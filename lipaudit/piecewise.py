@@ -19,13 +19,28 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
 import torch
 
+from lipaudit.cells import (
+    MASKED,
+    OPERATIONS,
+    PER_CHANNEL,
+    SELECTING,
+    SUMS,
+    Cell,
+    Form,
+    Inequality,
+    NotPiecewise,
+    Undecided,
+    constant,
+    continuous,
+    possible,
+)
 from lipaudit.graph import Node, Ref, refs_in
 
 _DEEPEST = 40
@@ -33,7 +48,6 @@ _DEEPEST = 40
 _MOST_CELLS = 64
 _MOST_CLASSES = 4096
 """Sets of constants in one function, such as the thresholds of its channels."""
-_MOST_INEQUALITIES = 200
 
 _LIBRARY = torch.library.Library("lipaudit", "FRAGMENT")
 _LIBRARY.define("piecewise(Tensor self, Tensor points, Tensor steps, Tensor slope, Tensor offset) -> Tensor")
@@ -63,28 +77,6 @@ def sum_of_pieces(arguments: Mapping[str, Any]) -> torch.Tensor:
     return size
 
 
-class _NotPiecewise(Exception):
-    """The node is no function of straight pieces of these operands, or one that is too large to look into."""
-
-
-Form = tuple[Fraction, ...]
-"""c_1 z_1 + ... + c_k z_k + c: its coefficients, the constant last."""
-Inequality = tuple[Form, bool]
-"""form > 0 if True, form >= 0 if not."""
-
-
-@dataclass(frozen=True)
-class _Cell:
-    inside: tuple[Inequality, ...]
-    form: Form
-
-    def open(self) -> list[Inequality]:
-        return [(form, True) for form, _ in self.inside]
-
-    def closed(self) -> list[Inequality]:
-        return [(form, False) for form, _ in self.inside]
-
-
 @dataclass(frozen=True)
 class Rewritten:
     """The nodes of a graph with functions of straight pieces in one operation each; unread nodes are left in."""
@@ -94,21 +86,21 @@ class Rewritten:
     """Operations whose written form rounds otherwise than the one in its place: layer, source and what it is now."""
 
 
-def rewritten(nodes: Sequence[Node], masks: Iterable[str]) -> Rewritten:
-    """See Note [Pieces of a plane]; `masks` are the names of nodes of truth values."""
-    masks, written = set(masks), {node.name: node for node in nodes}
-    better = dict(written)
+def rewritten(nodes: Sequence[Node], masks: Iterable[str], complexes: Collection[str] = ()) -> Rewritten:
+    """See Note [Pieces of a plane]; `masks` are the names of nodes of truth values, `complexes` are left alone."""
+    masks, written = set(masks), {node.name: node for node in nodes if node.name not in complexes}
+    better = {node.name: node for node in nodes}
     rounded = []
-    for node in nodes:
+    for node in written.values():
         for operands, cone in _cuts(node, written, masks) if node.name not in masks and _meets(node, written) else ():
             try:
                 functions = _Functions(operands, cone)
                 found = _of_one(node, functions) if len(operands) == 1 else _of_two(node, functions)
-            except _NotPiecewise:
+            except NotPiecewise:
                 continue
             if found is not None:
                 better[node.name] = found
-                products = [part for part in cone if part.op not in _SELECTING and not _masks(part, masks)]
+                products = [part for part in cone if part.op not in SELECTING and not _masks(part, masks)]
                 if found.op == "leaky_relu.default" and [part.op[:4] for part in products] == ["mul."]:
                     products = []  # its slope is charged with a rounding of its own
                 if products:
@@ -124,9 +116,9 @@ def _masks(node: Node, masks: set[str]) -> bool:
 
 def _meets(node: Node, nodes: Mapping[str, Node]) -> bool:
     """Whether paths of the graph meet here or just before: else the node is no more than the sum of its parts."""
-    while node.op in _OPERATIONS and len(refs := node.refs()) == 1 and refs[0] in nodes:
+    while node.op in OPERATIONS and len(refs := node.refs()) == 1 and refs[0] in nodes:
         node = nodes[refs[0]]
-    return node.op in _OPERATIONS and len(refs) > 1
+    return node.op in OPERATIONS and len(refs) > 1
 
 
 def _cuts(node: Node, nodes: Mapping[str, Node], masks: set[str]) -> Iterator[tuple[list[str], list[Node]]]:
@@ -151,7 +143,7 @@ def _cuts(node: Node, nodes: Mapping[str, Node], masks: set[str]) -> Iterator[tu
 
 
 def _entrywise(node: Node, shape: tuple[int, ...]) -> bool:
-    return node.op in _OPERATIONS and tuple(node.shape) == tuple(shape) and bool(node.refs())
+    return node.op in OPERATIONS and tuple(node.shape) == tuple(shape) and bool(node.refs())
 
 
 # Functions of one entry -----------------------------------------------------------------------------------------------
@@ -161,7 +153,8 @@ def _of_one(node: Node, functions: _Functions) -> Node | None:
     """The node as a function of one tensor: a leaky ReLU where it is one, else in pieces; None if nothing is gained."""
     lines = [_line(cells) for cells in functions.cells()]
     steepest = max(abs(slope) for line in lines for _, slope, _ in line)
-    if float(steepest) >= functions.steepest_apart() * (1 - 1e-12):
+    apart = functions.steepest_apart()
+    if float(steepest) >= apart * (1 - 1e-12) or (apart < math.inf and max(map(len, lines)) == 1):
         return None
     operand = Ref(functions.operands[0])
     rectifiers = {_rectifies(line) for line in lines}
@@ -196,11 +189,11 @@ Line = list[tuple[Fraction | None, Fraction, Fraction]]
 """Pieces from left to right: where it begins (None: nowhere), slope and constant."""
 
 
-def _line(cells: Sequence[_Cell]) -> Line:
+def _line(cells: Sequence[Cell]) -> Line:
     """The pieces of a continuous function of one number."""
     pieces: list[tuple[Fraction | None, Fraction, Fraction]] = []
     for cell in cells:
-        if _possible(cell.open(), 1):
+        if possible(cell.open(), 1):
             lows = [-form[1] / form[0] for form, _ in cell.inside if form[0] > 0]
             pieces.append((max(lows, default=None), *cell.form))
     pieces.sort(key=lambda piece: (piece[0] is not None, piece[0] or Fraction(0)))
@@ -232,7 +225,7 @@ def largest_slope(slope: torch.Tensor, steps: torch.Tensor) -> float:
 def _exactly(number: Fraction) -> float:
     value = float(number)
     if Fraction(value) != number:
-        raise _NotPiecewise
+        raise NotPiecewise
     return value
 
 
@@ -253,14 +246,14 @@ def _of_two(node: Node, functions: _Functions) -> Node | None:
     return replace(node, op=f"{name}.default", target=target, args=args, output=None)
 
 
-def _extreme(cells: Sequence[_Cell]) -> str | None:
-    full = [cell for cell in cells if _possible(cell.open(), 2)]
+def _extreme(cells: Sequence[Cell]) -> str | None:
+    full = [cell for cell in cells if possible(cell.open(), 2)]
     if {cell.form for cell in full} != {_FIRST, _SECOND}:
         return None
     for name, sign in (("maximum", 1), ("minimum", -1)):
         # No cell has a point where the other operand is the more extreme one.
         others = [(sign if cell.form == _SECOND else -sign, cell) for cell in full]
-        if not any(_possible([*cell.open(), ((Fraction(s), Fraction(-s), _NONE), True)], 2) for s, cell in others):
+        if not any(possible([*cell.open(), ((Fraction(s), Fraction(-s), _NONE), True)], 2) for s, cell in others):
             return name
     return None
 
@@ -282,7 +275,7 @@ class _Functions:
         for (name, key), tensor in tensors.items():
             shape = cone[-1].shape
             node = next(part for part in cone if part.name == name)
-            if node.op in _PER_CHANNEL and key == "weight" and tensor.ndim == 1 and len(shape) > 1:
+            if node.op in PER_CHANNEL and key == "weight" and tensor.ndim == 1 and len(shape) > 1:
                 tensors[name, key] = tensor.reshape(-1, *(1,) * (len(shape) - 2))
         shapes = [tuple(tensor.shape) for tensor in tensors.values()]
         try:
@@ -291,23 +284,23 @@ class _Functions:
         except RuntimeError:
             fits = False
         if not fits:
-            raise _NotPiecewise
+            raise NotPiecewise
         self._keys = list(tensors)
         flat = [tensor.detach().cpu().double().expand(self.constants_shape).reshape(-1) for tensor in tensors.values()]
         self._classes, self._which = (
             torch.stack(flat, 1).unique(dim=0, return_inverse=True) if flat else (torch.zeros(1, 0), None)
         )
         if len(self._classes) > _MOST_CLASSES or not bool(torch.isfinite(self._classes).all()):
-            raise _NotPiecewise
+            raise NotPiecewise
         self._device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 
-    def cells(self) -> Iterator[list[_Cell]]:
+    def cells(self) -> Iterator[list[Cell]]:
         """The cells of each class of constants, of which the function is continuous."""
         for row in self._classes.tolist():
             constants = dict(zip(self._keys, map(Fraction, row), strict=True))
             cells = list(self._partition(constants))
-            if not _continuous(cells, len(self.operands)):
-                raise _NotPiecewise
+            if not continuous(cells, len(self.operands)):
+                raise NotPiecewise
             yield cells
 
     def steepest_apart(self) -> float:
@@ -324,7 +317,7 @@ class _Functions:
         chosen = by_class[0] if self._which is None else by_class[self._which].reshape(self.constants_shape)
         return chosen.to(self._device)
 
-    def _partition(self, constants: Mapping[tuple[str, str], Fraction]) -> Iterator[_Cell]:
+    def _partition(self, constants: Mapping[tuple[str, str], Fraction]) -> Iterator[Cell]:
         waiting: list[tuple[Inequality, ...]] = [()]
         answers: dict[tuple[Inequality, ...], tuple[tuple[Form, int], ...]] = {(): ()}
         done = 0
@@ -332,19 +325,19 @@ class _Functions:
             inside = waiting.pop()
             signs = answers.pop(inside)
             try:
-                yield _Cell(inside, self._run(constants, dict(signs)))
+                yield Cell(inside, self._run(constants, dict(signs)))
                 done += 1
-            except _Undecided as undecided:
+            except Undecided as undecided:
                 form = undecided.form
                 minus = tuple(-c for c in form)
                 parts = {1: ((form, True),), -1: ((minus, True),), 0: ((form, False), (minus, False))}
                 for sign, more in parts.items():
                     cell = (*inside, *more)
-                    if _possible(cell, len(self.operands)):
+                    if possible(cell, len(self.operands)):
                         waiting.append(cell)
                         answers[cell] = (*signs, (form, sign))
             if done + len(waiting) > _MOST_CELLS:
-                raise _NotPiecewise
+                raise NotPiecewise
 
     def _run(self, constants: Mapping[tuple[str, str], Fraction], signs: Mapping[Form, int]) -> Form:
         count = len(self.operands)
@@ -361,7 +354,7 @@ class _Functions:
                 return signs[key]
             if minus in signs:
                 return -signs[minus]
-            raise _Undecided(key)
+            raise Undecided(key)
 
         for node in self.cone:
             arguments: dict[str, Any] = {}
@@ -369,217 +362,18 @@ class _Functions:
                 if isinstance(value, Ref):
                     arguments[key] = values[value.name]
                 elif isinstance(value, torch.Tensor):
-                    arguments[key] = _constant(constants[node.name, key], count)
+                    arguments[key] = constant(constants[node.name, key], count)
                 elif isinstance(value, (bool, int, float)):
                     try:
-                        arguments[key] = _constant(Fraction(value), count)
+                        arguments[key] = constant(Fraction(value), count)
                     except (OverflowError, ValueError) as error:  # NaN and inf
-                        raise _NotPiecewise from error
+                        raise NotPiecewise from error
                 elif value is None:
                     arguments[key] = None
                 elif refs_in(value) or isinstance(value, (list, tuple)):
-                    raise _NotPiecewise
-            values[node.name] = _OPERATIONS[node.op](arguments, sign)
+                    raise NotPiecewise
+            values[node.name] = OPERATIONS[node.op](arguments, sign)
         return values[self.cone[-1].name]
-
-
-class _Undecided(Exception):
-    def __init__(self, form: Form) -> None:
-        self.form = form
-
-
-def _constant(number: Fraction, count: int) -> Form:
-    return (Fraction(0),) * count + (number,)
-
-
-def _continuous(cells: Sequence[_Cell], count: int) -> bool:
-    for one, other in itertools.combinations(cells, 2):
-        gap = tuple(a - b for a, b in zip(one.form, other.form, strict=True))
-        if any(gap):
-            both = [*one.closed(), *other.closed()]
-            minus = tuple(-c for c in gap)
-            if _possible([*both, (gap, True)], count) or _possible([*both, (minus, True)], count):
-                return False
-    return True
-
-
-def _possible(inequalities: Iterable[Inequality], count: int) -> bool:
-    """Whether some point fulfils all of them (Fourier-Motzkin elimination); True where there are too many to tell."""
-    left = set(inequalities)
-    for k in range(count):
-        above = [(form, strict) for form, strict in left if form[k] > 0]
-        below = [(form, strict) for form, strict in left if form[k] < 0]
-        left = {(form, strict) for form, strict in left if form[k] == 0}
-        for (up, strict), (down, too) in itertools.product(above, below):
-            left.add((tuple(a * -down[k] + b * up[k] for a, b in zip(up, down, strict=True)), strict or too))
-        if len(left) > _MOST_INEQUALITIES:
-            return True
-    return all(form[-1] > 0 or (form[-1] == 0 and not strict) for form, strict in left)
-
-
-# Operations -----------------------------------------------------------------------------------------------------------
-
-Arguments = Mapping[str, Any]
-Sign = Callable[[Form], int]
-
-
-def _plus(x: Form, y: Form, factor: Fraction = Fraction(1)) -> Form:
-    return tuple(a + factor * b for a, b in zip(x, y, strict=True))
-
-
-def _fixed(x: Form) -> Fraction:
-    """A number that does not depend on the operands."""
-    if any(x[:-1]):
-        raise _NotPiecewise
-    return x[-1]
-
-
-def _times(x: Form, factor: Fraction) -> Form:
-    return tuple(factor * c for c in x)
-
-
-def _sum(sign: int, *, reverse: bool = False) -> Callable[[Arguments, Sign], Form]:
-    def add(a: Arguments, _: Sign) -> Form:
-        alpha = sign * (_fixed(a["alpha"]) if a.get("alpha") is not None else 1)
-        x, y = (a["other"], a["self"]) if reverse else (a["self"], a["other"])
-        return _plus(x, y, Fraction(alpha))
-
-    return add
-
-
-def _product(a: Arguments, _: Sign) -> Form:
-    x, y = a["self"], a["other"]
-    return _times(y, x[-1]) if not any(x[:-1]) else _times(x, _fixed(y))
-
-
-def _quotient(a: Arguments, _: Sign) -> Form:
-    divisor = _fixed(a["other"])
-    if divisor == 0:
-        raise _NotPiecewise
-    return _times(a["self"], 1 / divisor)
-
-
-def _larger(x: Form, y: Form, sign: Sign) -> Form:
-    return x if sign(_plus(x, y, Fraction(-1))) >= 0 else y
-
-
-def _smaller(x: Form, y: Form, sign: Sign) -> Form:
-    return x if sign(_plus(x, y, Fraction(-1))) <= 0 else y
-
-
-def _clamped(low: str, high: str) -> Callable[[Arguments, Sign], Form]:
-    def clamp(a: Arguments, sign: Sign) -> Form:
-        value: Form = a["self"]
-        if a.get(low) is not None:
-            value = _larger(value, a[low], sign)
-        return _smaller(value, a[high], sign) if a.get(high) is not None else value  # as torch: the upper limit wins
-
-    return clamp
-
-
-def _relu6(a: Arguments, sign: Sign) -> Form:
-    count = len(a["self"]) - 1
-    return _smaller(_larger(a["self"], _constant(Fraction(0), count), sign), _constant(Fraction(6), count), sign)
-
-
-def _leaky(key: str) -> Callable[[Arguments, Sign], Form]:
-    return lambda a, sign: a["self"] if sign(a["self"]) >= 0 else _times(a["self"], _fixed(a[key]))
-
-
-def _threshold(a: Arguments, sign: Sign) -> Form:
-    return a["self"] if sign(_plus(a["self"], a["threshold"], Fraction(-1))) > 0 else a["value"]
-
-
-def _absolute(a: Arguments, sign: Sign) -> Form:
-    return a["self"] if sign(a["self"]) >= 0 else _times(a["self"], Fraction(-1))
-
-
-def _truth(x: Form, value: bool) -> Form:
-    return _constant(Fraction(int(value)), len(x) - 1)
-
-
-def _compare(holds: Callable[[int], bool]) -> Callable[[Arguments, Sign], Form]:
-    return lambda a, sign: _truth(a["self"], holds(sign(_plus(a["self"], a["other"], Fraction(-1)))))
-
-
-def _logical(holds: Callable[[bool, bool], bool]) -> Callable[[Arguments, Sign], Form]:
-    return lambda a, _: _truth(a["self"], holds(_fixed(a["self"]) != 0, _fixed(a["other"]) != 0))
-
-
-def _steps(a: Arguments, sign: Sign) -> Form:
-    where = sign(a["self"])
-    return a["values"] if where == 0 else _truth(a["self"], where > 0)
-
-
-def _signum(a: Arguments, sign: Sign) -> Form:
-    return _constant(Fraction(sign(a["self"])), len(a["self"]) - 1)
-
-
-def _where(a: Arguments, _: Sign) -> Form:
-    return a["self"] if _fixed(a["condition"]) != 0 else a["other"]
-
-
-def _filled(a: Arguments, _: Sign) -> Form:
-    return a["value"] if _fixed(a["mask"]) != 0 else a["self"]
-
-
-_PER_CHANNEL = {"prelu.default", "_prelu_kernel.default"}
-
-_SUMS = ("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Tensor", "rsub.Scalar")
-_PRODUCTS = ("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")
-_MASKED = {
-    "where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar", "masked_fill.Scalar", "masked_fill.Tensor",
-}  # fmt: skip
-_SELECTING = _MASKED | {
-    "neg.default", "abs.default", "relu.default", "relu6.default", "hardtanh.default", "clamp.default", "clamp.Tensor",
-    "clamp_min.default", "clamp_min.Tensor", "clamp_max.default", "clamp_max.Tensor", "threshold.default",
-    "maximum.default", "max.other", "fmax.default", "minimum.default", "min.other", "fmin.default",
-}  # fmt: skip
-"""Operations that select or change signs: nothing is rounded."""
-
-_OPERATIONS: dict[str, Callable[[Arguments, Sign], Form]] = {
-    **dict.fromkeys(("add.Tensor", "add.Scalar"), _sum(1)),
-    **dict.fromkeys(("sub.Tensor", "sub.Scalar"), _sum(-1)),
-    **dict.fromkeys(("rsub.Tensor", "rsub.Scalar"), _sum(-1, reverse=True)),
-    **dict.fromkeys(("mul.Tensor", "mul.Scalar"), _product),
-    **dict.fromkeys(("div.Tensor", "div.Scalar"), _quotient),
-    "neg.default": lambda a, _: _times(a["self"], Fraction(-1)),
-    "abs.default": _absolute,
-    "relu.default": lambda a, sign: a["self"] if sign(a["self"]) >= 0 else _times(a["self"], Fraction(0)),
-    "relu6.default": _relu6,
-    "hardtanh.default": _clamped("min_val", "max_val"),
-    **dict.fromkeys(("clamp.default", "clamp.Tensor"), _clamped("min", "max")),
-    **dict.fromkeys(("clamp_min.default", "clamp_min.Tensor"), _clamped("min", "max")),
-    **dict.fromkeys(("clamp_max.default", "clamp_max.Tensor"), _clamped("min", "max")),
-    "leaky_relu.default": _leaky("negative_slope"),
-    **dict.fromkeys(_PER_CHANNEL, _leaky("weight")),
-    "threshold.default": _threshold,
-    **dict.fromkeys(
-        ("maximum.default", "max.other", "fmax.default"), lambda a, sign: _larger(a["self"], a["other"], sign)
-    ),
-    **dict.fromkeys(
-        ("minimum.default", "min.other", "fmin.default"), lambda a, sign: _smaller(a["self"], a["other"], sign)
-    ),
-    **dict.fromkeys(("sign.default", "sgn.default"), _signum),
-    "heaviside.default": _steps,
-    **{
-        f"{name}.{kind}": _compare(holds)
-        for kind in ("Scalar", "Tensor")
-        for name, holds in {
-            "gt": lambda s: s > 0, "ge": lambda s: s >= 0, "lt": lambda s: s < 0, "le": lambda s: s <= 0,
-            "eq": lambda s: s == 0, "ne": lambda s: s != 0,
-        }.items()
-    },
-    **dict.fromkeys(("logical_and.default", "bitwise_and.Tensor", "__and__.Tensor"), _logical(lambda p, q: p and q)),
-    **dict.fromkeys(("logical_or.default", "bitwise_or.Tensor", "__or__.Tensor"), _logical(lambda p, q: p or q)),
-    **dict.fromkeys(("logical_xor.default", "bitwise_xor.Tensor", "__xor__.Tensor"), _logical(lambda p, q: p != q)),
-    **dict.fromkeys(
-        ("logical_not.default", "bitwise_not.default"), lambda a, _: _truth(a["self"], _fixed(a["self"]) == 0)
-    ),
-    **dict.fromkeys(("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar"), _where),
-    **dict.fromkeys(("masked_fill.Scalar", "masked_fill.Tensor"), _filled),
-}  # fmt: skip
-"""What each operation does to affine forms, given the signs of forms."""
 
 
 def _largest(node: Node) -> float:
@@ -591,11 +385,11 @@ def _largest(node: Node) -> float:
 
 
 _SLOPES: dict[str, Callable[[Node, Sequence[float]], float]] = {
-    **dict.fromkeys(_SUMS, lambda _, found: sum(found)),
+    **dict.fromkeys(SUMS, lambda _, found: sum(found)),
     **dict.fromkeys(
         ("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar"), lambda node, found: found[0] * _largest(node)
     ),
-    **dict.fromkeys(("leaky_relu.default", *_PER_CHANNEL), lambda node, found: found[0] * max(1.0, _largest(node))),
-    **dict.fromkeys(_SELECTING - _MASKED, lambda _, found: math.hypot(*found)),
+    **dict.fromkeys(("leaky_relu.default", *PER_CHANNEL), lambda node, found: found[0] * max(1.0, _largest(node))),
+    **dict.fromkeys(SELECTING - MASKED, lambda _, found: math.hypot(*found)),
 }
 """How steep a node is at most, from how steep what it reads is: as the rules have it, or less."""

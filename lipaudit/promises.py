@@ -122,10 +122,9 @@ class Execution:
         self.growth = self.ledger.growth()
         self.lines = {line.step: line for line in self.ledger.lines}
         self.last = self.ledger.settle(self.head).step
-        maps = {
-            node.name: linear for parts in self.ledger.parts.values() for node, linear in parts if linear is not None
-        }
+        maps = {node.name: linear for node, linear in self.ledger.covered() if linear is not None}
         self.steep = {name: schur_test(linear, self.ledger.device) for name, linear in maps.items()}
+        self.steep |= {name: inner.stretch for name, inner in self.ledger.inner.items()}
         self.reached = {step: narrow_up(bound) for step, bound in self.ledger.so_far.items()}
         self.ratios = self._ratios()
 
@@ -141,7 +140,7 @@ class Execution:
                 if value.dtype != self.graph.dtype:
                     return f"the model mixes {value.dtype} with {self.graph.dtype} ({node.title}, {node.source})"
         shapes = {node.name: node.shape for node in self.graph.nodes} | {INPUT: (1, *self.graph.input_shape)}
-        covered = {node.name for parts in self.ledger.parts.values() for node, _ in parts}
+        covered = {node.name for node, _ in self.ledger.covered()}
         for node in self.graph.nodes:
             why = refusal(node, form, shapes)
             if not why and node.op in SIZES and node.name not in covered:

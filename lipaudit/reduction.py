@@ -100,7 +100,7 @@ def reduce(
     masks = [name for name, kind in reading.kinds.items() if kind == torch.bool]
     output = value.name
     once, output = _computed_once(_live(reading.nodes, output), output)
-    together = rewritten(once, masks)
+    together = rewritten(once, masks, reading.complexes)
     nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)

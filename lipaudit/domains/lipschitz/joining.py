@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from lipaudit.claims import Law, Upper
+from lipaudit.domains.lipschitz.branches import centred, one_map
 from lipaudit.domains.lipschitz.patterns import minus_tanh
 from lipaudit.domains.lipschitz.potentials import potential_step
 from lipaudit.domains.lipschitz.products import product
@@ -44,12 +45,21 @@ def add(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
     if minus_tanh(node, ledger):
         return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "x - tanh(x): slope tanh(x)^2"))
     sign = float(alpha) if node.op.startswith("add") else -float(alpha)
-    step = potential_step(node, ledger, {"self": self, "other": other}, sign)
+    step = better_sum(node, ledger, {"self": self, "other": other}, sign)
     if step is not None:
         return step
     left = stretched(node, ledger, self, "self")
     right = stretched(node, ledger, other, "other", abs(float(alpha)))
     return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))
+
+
+def better_sum(node: Node, ledger: Ledger, operands: dict[str, Value], factor: float) -> Value | None:
+    """first + factor second where both have something in common that bounds it better than the sum of their bounds."""
+    if not ledger.looks_back:
+        return None
+    return next(
+        filter(None, (rule(node, ledger, operands, factor) for rule in (one_map, centred, potential_step))), None
+    )
 
 
 @RULES.rule("rsub.Scalar", "rsub.Tensor")
@@ -60,7 +70,7 @@ def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: A
     if not isinstance(other, Value):
         refuse_undefined(other)
         return scale(node, ledger, self, "self", as_factor(-alpha, ledger))
-    step = potential_step(node, ledger, {"other": other, "self": self}, -float(alpha))
+    step = better_sum(node, ledger, {"other": other, "self": self}, -float(alpha))
     if step is not None:
         return step
     left = stretched(node, ledger, other, "other")

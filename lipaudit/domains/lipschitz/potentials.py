@@ -18,26 +18,12 @@ from dataclasses import replace
 import torch
 
 from lipaudit.claims import Upper
+from lipaudit.domains.lipschitz.pairs import MONOTONE
 from lipaudit.domains.lipschitz.value import Ledger, Link, Value, merged
 from lipaudit.graph import Node
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Conv, Dense, LinearMap, Transposed, schur_test
 from lipaudit.rounding import UNIT, up
-
-MONOTONE: dict[str, float] = {
-    **dict.fromkeys(
-        (
-            "relu.default", "relu6.default", "hardtanh.default", "clamp.default", "clamp_min.default",
-            "clamp_max.default", "tanh.default", "atan.default", "asinh.default", "log_sigmoid.default",
-            "softplus.default",
-        ),
-        1.0,
-    ),
-    "sigmoid.default": 0.25,
-    "erf.default": 1.128379168,
-    "hardsigmoid.default": 0.16666666666666669,
-}  # fmt: skip
-"""Functions of one entry that nowhere fall: operation -> the largest slope, as `pointwise.SLOPES` has it."""
 
 
 def potential_step(node: Node, ledger: Ledger, operands: dict[str, Value], sign: float) -> Value | None:
@@ -75,7 +61,7 @@ def _step(node: Node, ledger: Ledger, kept: str, x: Value, moved: str, branch: V
         return None
     parts = [*(part for link in inner for part in link.parts), (bend, None)]
     parts += [*(part for link in branch.chain for part in link.parts), (node, None)]
-    return ledger.replaced(node, x, upper, tuple(parts), _grown(parts, MONOTONE[bend.op], abs(factor), ledger))
+    return ledger.replaced(node, x, upper, tuple(parts), ledger.through(tuple(parts), MONOTONE[bend.op], abs(factor)))
 
 
 def _before(last: str, chain: Sequence[Link], ledger: Ledger) -> Node | None:
@@ -178,14 +164,3 @@ def _with_rows(w: LinearMap, rows: torch.Tensor, error: float) -> LinearMap:
         return Transposed(replace(w.conv, weight=rows.transpose(0, 1), relative_error=error))
     assert isinstance(w, (Dense, Conv))
     return replace(w, weight=rows, relative_error=error)
-
-
-def _grown(
-    parts: Sequence[tuple[Node, LinearMap | None]], beta: float, factor: float, ledger: Ledger
-) -> list[tuple[str, float]]:
-    """How far a rounding error of each part grows until the end of the step, in which V is multiplied by `factor`."""
-    found = [(parts[-1][0].name, 1.0)]
-    for node, linear in reversed(parts[:-1]):
-        found.append((node.name, factor))
-        factor = up(factor * (beta if linear is None else schur_test(linear, ledger.device)))
-    return found

@@ -1,12 +1,4 @@
-"""The abstract value of the Lipschitz domain, and the ledger that the rules write.
-
-Note [Pieces]
-    Slices of one tensor that are processed apart and concatenated again move independently: with S_i disjoint
-    selections and f_i of Lipschitz constant L_i, ||cat f_i(S_i dx)||^2 <= sum L_i^2 ||S_i dx||^2, so the whole has
-    max L_i, not the root of the sum of their squares. So a value remembers of which pieces of which tensors it is a
-    function: `Piece(fork, entries)` says that it depends on the network input only through those entries of the
-    output of node `fork`, and that its bound contains the bound of that output as a factor. Rounding errors of the
-    branches are not pieces of one error; the certificate adds those of a `max` step by root of squares.
+"""The ledger that the rules of the Lipschitz domain write: values are in `pending.py`.
 
 Note [Sorted]
     max(a, b) and min(a, b), entry by entry, are the larger and the smaller halves of the sorted pairs (a, b), and the
@@ -19,15 +11,11 @@ Note [Room for rounding]
     error e, and |x' y' - x y| <= |y'| e_x + |x| e_y has the evaluated y'. So such factors are taken for a range wider
     by a relative ROOM, and hold as long as no error exceeds what was added: the smallest of all these is `room`.
 
-Note [Pending maps]
-    Between two nonlinear operations a network is linear, and the norm of the composite is at most the product of
-    the norms, often far below it (batch norm after a convolution). So a linear operation does not bound anything:
-    it appends its map to the value. Only an operation that needs a number settles the value: neighbouring maps
-    are merged (`maps.merge`), each merged map is bounded, and each bound becomes a line of the ledger.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -37,13 +25,15 @@ from decimal import Decimal
 import torch
 
 from lipaudit.claims import Law, LayerBound, Upper
+from lipaudit.domains.lipschitz.pairs import MONOTONE, pair_bound
+from lipaudit.domains.lipschitz.pending import Inner, Link, Parts, Piece, Value, joined, merged, only_moves
 from lipaudit.domains.ranges import Range, walk_ranges
 from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.graph import Graph, Node
 from lipaudit.norms import norm_bound
-from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge, schur_test
+from lipaudit.norms.maps import Dense, Gather, LinearMap, Scale, schur_test
 from lipaudit.norms.power import lower_bound
 from lipaudit.progress import Progress, Silent
 from lipaudit.rounding import WIDE, log10_up, up, wide, wide_sqrt
@@ -60,36 +50,6 @@ INPUT = "input"
 """The step that stands for the network input."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """A linear operation that has not been bounded yet; `parts` are the nodes that were merged into it."""
-
-    linear: LinearMap
-    parts: tuple[tuple[Node, LinearMap], ...]
-
-    @property
-    def heavy(self) -> bool:
-        return isinstance(self.linear, (Conv, Dense, Transposed))
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Some entries of the output of a node; see Note [Pieces]."""
-
-    fork: str
-    entries: torch.Tensor
-    """Boolean, one for each entry of the output."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor as a function of the network input: a bounded step of the ledger, then linear maps."""
-
-    step: str
-    chain: tuple[Link, ...] = ()
-    pieces: tuple[Piece, ...] = ()
-
-
 @dataclass
 class Ledger:
     """The flat proof: one `LayerBound` per bounded step, in order."""
@@ -103,22 +63,28 @@ class Ledger:
     lines: list[LayerBound] = field(default_factory=list)
     so_far: dict[str, Decimal] = field(default_factory=lambda: {INPUT: Decimal(1)})
     """Lipschitz bound from the network input to each step."""
-    parts: dict[str, tuple[tuple[Node, LinearMap | None], ...]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
     """The operations that each step consists of: where rounding errors arise."""
     domain: tuple[float, float] | None = None
     """The range of the entries of the network input; without it, operations that need one are refused."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
+    looks_back: bool = field(default=True, init=False)
+    """Whether rules may bound several operations at once by a better argument."""
     entering: dict[str, Value] = field(default_factory=dict)
     """By node, for functions of one entry that nowhere fall: what they read, with its pending maps."""
     norms: dict[str, float] = field(default_factory=dict)
     """By node, for maps inside of a block that is bounded at once: what is proved of the norm."""
+    inner: dict[str, Inner] = field(default_factory=dict)
+    """By node, for sums of branches that are one map."""
     _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
     _last_bounded: dict[str, str] = field(default_factory=dict)
     """By node: the last operation that asks for its range."""
     _settled: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _maps: dict[str, tuple[str, Link]] = field(default_factory=dict)
+    """By step, for linear maps: the step before, and the map."""
     _forks: dict[str, Value] = field(default_factory=dict)
     _users: dict[str, int] = field(init=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
@@ -215,11 +181,20 @@ class Ledger:
         """
         return {step: self._grown.get(step) or self.factors(parts) for step, parts in self.parts.items()}
 
+    def covered(self) -> Iterator[tuple[Node, LinearMap | None]]:
+        """The operations whose rounding errors some step counts, with their maps."""
+        for node, linear in itertools.chain.from_iterable(self.parts.values()):
+            yield node, linear
+            if node.name in self.inner:
+                yield from ((part, inner) for part, inner, _ in self.inner[node.name].parts)
+
     def factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
         """The operations of one step, and how far a rounding error of each grows until its end."""
         factors, factor = [], 1.0
         for position, (node, linear) in reversed(list(enumerate(parts))):
             factors.append((node.name, factor))
+            if node.name in self.inner:
+                factors += [(part.name, up(factor * growth)) for part, _, growth in self.inner[node.name].parts]
             if linear is not None and position > 0:
                 factor = up(factor * schur_test(linear, self.device))
         return factors
@@ -237,7 +212,7 @@ class Ledger:
     def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
         """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
         steps = [self.settle(value).step for value in inputs]
-        pieces = _joined([value.pieces for value in inputs])
+        pieces = joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0], pieces=pieces)
         bounds = [self.so_far[step] for step in steps]
@@ -260,7 +235,7 @@ class Ledger:
         node: Node,
         value: Value,
         upper: Upper,
-        parts: tuple[tuple[Node, LinearMap | None], ...],
+        parts: Parts,
         grown: list[tuple[str, float]],
     ) -> Value | None:
         """The value after a whole block of the graph that ends in the node, bounded at once by a better argument.
@@ -292,9 +267,21 @@ class Ledger:
         if only_moves(link):
             return step
         began = time.perf_counter()
+        self._maps[link.parts[-1][0].name] = step, link
+        pair = self._pair(link)
         upper, candidates = norm_bound(link.linear, self.method)
-        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
         node = link.parts[-1][0]
+        if pair is not None:
+            before, parts, both, grown = pair
+            if WIDE.multiply(wide(both.value), self.so_far[before]) < WIDE.multiply(
+                wide(upper.value), self.so_far[step]
+            ):
+                self._grown[node.name] = grown
+                return self._write(
+                    node, "scale", [before], both, self.so_far[before], kind="upper", parts=parts,
+                    seconds=time.perf_counter() - began,
+                )  # fmt: skip
+        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
         exact = upper.method in ("svd-verified", "diagonal", "isometry") or "(exact)" in upper.because
         return self._write(
             node,
@@ -309,6 +296,34 @@ class Ledger:
             seconds=time.perf_counter() - began,
         )
 
+    def _pair(self, link: Link) -> tuple[str, Parts, Upper, list[tuple[str, float]]] | None:
+        """The step before a dense layer, an activation and this one, all of these, and their bound (pairs.py)."""
+        read = link.parts[0][0].refs()
+        bend = self.node(read[0]) if len(read) == 1 and self.looks_back else None
+        if bend is None or bend.name not in self.entering or bend.op not in MONOTONE:
+            return None
+        before, first = self._maps.get(self.settle(self.entering[bend.name]).step, ("", None))
+        if first is None or not isinstance(first.linear, Dense) or not isinstance(link.linear, Dense):
+            return None
+        guesses = [linear for _, linear in (*first.parts[::-1], *link.parts) if isinstance(linear, Scale)]
+        upper = pair_bound(first.linear, link.linear, MONOTONE[bend.op], guesses)
+        if upper is None:
+            return None
+        parts = (*first.parts, (bend, None), *link.parts)
+        return before, parts, upper, self.through(parts, MONOTONE[bend.op])
+
+    def through(self, parts: Parts, slope: float, last: float = 1.0) -> list[tuple[str, float]]:
+        """How far a rounding error of each part grows until the end, through maps and an activation of that slope.
+
+        Where the last part is a sum, `last` is what it multiplies the parts before it by.
+        """
+        found, factor = [], 1.0
+        for node, linear in reversed(parts):
+            found.append((node.name, factor))
+            through = (last if node is parts[-1][0] else slope) if linear is None else schur_test(linear, self.device)
+            factor = up(factor * through)
+        return found
+
     def _write(
         self,
         node: Node,
@@ -318,7 +333,7 @@ class Ledger:
         total: Decimal,
         *,
         kind: str,
-        parts: tuple[tuple[Node, LinearMap | None], ...] = (),
+        parts: Parts = (),
         part: bool = False,
         op: str = "",
         **measured: object,
@@ -349,32 +364,6 @@ class Ledger:
         return step_name
 
 
-def only_moves(link: Link) -> bool:
-    """Whether the map is an isometry that rounds nothing: it needs no line."""
-    isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
-    return isometric and all(node.op in EXACT for node, _ in link.parts)
-
-
-def _joined(pieces: Sequence[tuple[Piece, ...]]) -> tuple[Piece, ...]:
-    """What is common to all: the forks of which each is a function, with the entries of any."""
-    forks = [{piece.fork: piece.entries for piece in some} for some in pieces]
-    common = [name for name in forks[0] if all(name in fork for fork in forks)] if forks else []
-    return tuple(Piece(name, torch.stack([fork[name] for fork in forks]).any(0)) for name in common)
-
-
 def _spoken(op: str) -> str:
     """`_native_batch_norm_legit_no_training.default` is batch_norm to everybody."""
     return op.split(".")[0].removeprefix("_native_").removesuffix("_legit_no_training")
-
-
-def merged(chain: Sequence[Link]) -> list[Link]:
-    """Neighbouring maps put together where their composite is a map of a known kind."""
-    links: list[Link] = []
-    for link in chain:
-        together = merge(links[-1].linear, link.linear) if links else None
-        if together is None:
-            links.append(link)
-        else:
-            links[-1] = Link(together, (*links[-1].parts, *link.parts))
-    # A scaling that could not go backwards may still go forwards: scale, then (conv merged with its batch norm).
-    return links if len(links) == len(chain) else merged(links)

@@ -96,6 +96,7 @@ class LocalLedger(Ledger):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.looks_back = False  # forms go through the operations one by one
         self._uppers = {line.step: line.upper.value for line in self.whole.lines}
         if len(self._uppers) != len(self.whole.lines):
             raise NotLipschitz("expected one bound per step for a local certificate, got a step that has two")
@@ -128,7 +129,7 @@ class LocalLedger(Ledger):
             name = link.parts[-1][0].name
             if name in self._alone:
                 upper, growth = self._alone[name]
-            elif name in self._uppers:
+            elif name in self._uppers and _names(self.whole.parts[name]) == _names(link.parts):
                 upper, growth = self._uppers[name], self._growth[name]
             elif only_moves(link):
                 continue
@@ -188,9 +189,6 @@ class LocalLedger(Ledger):
     def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
         del fork, part, parts  # a form tells by itself what moves with what
         return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
-
-    def replaced(self, node: Node, value: Value, upper: Upper, parts: Any, grown: Any) -> None:
-        del node, value, upper, parts, grown  # forms go through the operations one by one
 
     def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
         del argument, number
@@ -358,6 +356,10 @@ class LocalLedger(Ledger):
         far = form.reach + sum(each.remainder for each in forms) + lost
         form = replace(form, step=step(rest.abs() + rounding, far))
         return form, lost
+
+
+def _names(parts: Sequence[tuple[Node, LinearMap | None]]) -> list[str]:
+    return [node.name for node, _ in parts]
 
 
 def _without_rule(node: Node) -> NotLipschitz:
