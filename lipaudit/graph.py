@@ -133,7 +133,12 @@ def call(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
     positional = [arguments[a.name] for a in schema if not a.kwarg_only]
     keywords = {a.name: arguments[a.name] for a in schema if a.kwarg_only and a.name in arguments}
     result = node.target(*positional, **keywords)
-    return result if node.output is None else result[node.output]
+    return resolved(result if node.output is None else result[node.output])
+
+
+def resolved(result: Any) -> Any:
+    """Conjugates written out: torch puts them off, and some operations refuse what is put off."""
+    return result.resolve_conj() if isinstance(result, torch.Tensor) and result.is_complex() else result
 
 
 def refs_in(value: Any) -> list[Ref]:

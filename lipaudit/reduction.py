@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lipaudit.errors import CaptureError
-from lipaudit.graph import Graph, Node, Ref, refs_in
+from lipaudit.graph import Graph, Node, Ref, refs_in, resolved
 from lipaudit.piecewise import rewritten
 
 IDENTITY = {
@@ -58,7 +58,7 @@ def fold_values(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
         return torch.zeros(val.shape, dtype=val.dtype, device=val.device)
 
     arguments = torch.fx.map_arg(fx.args, lookup)
-    return fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup))
+    return resolved(fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup)))
 
 
 def fold_shapes(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:

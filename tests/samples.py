@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import samples_bounded
+import samples_fourier
 import torch
 from torch import nn
 from torch.nn import functional
@@ -265,6 +266,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "topk.default": lambda: image(lambda x: x.topk(2, 2).values),
     "sort.default": lambda: image(lambda x: torch.sort(x.view(len(x), 1, 2, 6, 6), dim=2).values),
     "softmax.int": lambda: pointwise(lambda x: torch.softmax(x, 1)),
+    **{op: lambda f=f: Net(f, samples_fourier.SHAPE) for op, f in samples_fourier.FUNCTIONS.items()},
 }
 """Operation -> a network in eval mode that contains it (possibly under the name that the export gives it)."""
 NETWORKS |= samples_bounded.networks(Net)
