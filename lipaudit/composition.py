@@ -24,6 +24,7 @@ from lipaudit.adapters import as_module, domain_of
 from lipaudit.capture import capture
 from lipaudit.claims import NetworkBound
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.value import INPUT, Link, merged
 from lipaudit.domains.walk import walk
 from lipaudit.errors import CaptureError
@@ -117,7 +118,7 @@ def compose(
     progress.start("layer bounds", len(graph.nodes))
     ledger = Ledger(graph, device, method=method, progress=progress, domain=domain)
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger)
+        head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger))
         logits = ledger.settle(head)
         pairs = pairwise(head, ledger)
     total = ledger.so_far[logits.step]

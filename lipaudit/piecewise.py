@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -86,12 +86,12 @@ class Rewritten:
     """Operations whose written form rounds otherwise than the one in its place: layer, source and what it is now."""
 
 
-def rewritten(nodes: Sequence[Node], masks: Iterable[str]) -> Rewritten:
-    """See Note [Pieces of a plane]; `masks` are the names of nodes of truth values."""
-    masks, written = set(masks), {node.name: node for node in nodes}
-    better = dict(written)
+def rewritten(nodes: Sequence[Node], masks: Iterable[str], complexes: Collection[str] = ()) -> Rewritten:
+    """See Note [Pieces of a plane]; `masks` are the names of nodes of truth values, `complexes` are left alone."""
+    masks, written = set(masks), {node.name: node for node in nodes if node.name not in complexes}
+    better = {node.name: node for node in nodes}
     rounded = []
-    for node in nodes:
+    for node in written.values():
         for operands, cone in _cuts(node, written, masks) if node.name not in masks and _meets(node, written) else ():
             try:
                 functions = _Functions(operands, cone)

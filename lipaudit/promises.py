@@ -245,7 +245,8 @@ class _Off:
         if step is not None:
             self.moved[node.name] = execution.reached[step], self.error_of(step)
             return
-        stretch = execution.steep.get(node.name, 1.0 if len(refs) == 1 else math.inf)
+        steep = execution.steep.get(node.name, 1.0 if len(refs) == 1 else math.inf)
+        stretch = execution.ledger.norms.get(node.name, steep)
         self.moved[node.name] = slope * stretch * _SLACK, error.times(stretch * _SLACK).plus(added)
 
     def _added(self, node: Node, size: Size, reach: Affine, norm: float, most: float) -> Affine:

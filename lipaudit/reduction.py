@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lipaudit.errors import CaptureError
-from lipaudit.graph import Graph, Node, Ref, refs_in
+from lipaudit.graph import Graph, Node, Ref, refs_in, resolved
 from lipaudit.lowering import OF_DTYPE, lowered
 from lipaudit.piecewise import rewritten
 
@@ -59,7 +59,7 @@ def fold_values(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
         return torch.zeros(val.shape, dtype=val.dtype, device=val.device)
 
     arguments = torch.fx.map_arg(fx.args, lookup)
-    return fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup))
+    return resolved(fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup)))
 
 
 def fold_shapes(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
@@ -101,12 +101,20 @@ def reduce(
         raise CaptureError("expected logits that depend on the input, got a constant or the input itself")
     masks = [name for name, kind in reading.kinds.items() if kind.startswith("bool ")]
     once, output = _computed_once(_live(reading.nodes, value.name), value.name)
-    together = rewritten(once, masks)
+    together = rewritten(once, masks, reading.complexes)
     nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
-    casts, several = tuple(dict.fromkeys(reading.casts)), tuple(f"{_name(fx.target)} in {_where(fx)}" for fx in others)
-    return Graph(named, input_shape, output, dtype, casts, rounded=together.rounded, rewritten=several)
+    return Graph(
+        named,
+        input_shape,
+        output,
+        dtype,
+        casts=tuple(dict.fromkeys(reading.casts)),
+        complexes=frozenset(node.name for node in named if node.name in reading.complexes),
+        rounded=together.rounded,
+        rewritten=tuple(f"{_name(fx.target)} in {_where(fx)}" for fx in others),
+    )
 
 
 def _live(nodes: list[Node], output: str) -> list[Node]:
@@ -164,6 +172,7 @@ class _Reading:
     nodes: list[Node] = field(default_factory=list)
     kinds: dict[str, str] = field(default_factory=dict)
     """Nodes that are not floating-point: what they are, and what computes them."""
+    complexes: set[str] = field(default_factory=set)
     casts: list[str] = field(default_factory=list)
     """Where floating-point tensors are of another type than the model's own."""
 
@@ -226,6 +235,12 @@ class _Reading:
         if not (val.is_floating_point() or val.is_complex()):
             kind = str(val.dtype).removeprefix("torch.")
             self.kinds[fx.name] = f"{kind} values computed from the input by {_called(call)}"
+        elif val.is_complex() and val.dtype == self.dtype.to_complex():
+            self.complexes.add(fx.name)
+        elif val.is_complex():
+            raise CaptureError(
+                f"expected {self.dtype.to_complex()} throughout, got {val.dtype} from {call.target} in {_where(fx)}"
+            )
         elif val.dtype != self.dtype:
             self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
         arguments = self._in_own_dtype(call, arguments)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import samples_bounded
+import samples_fourier
 import torch
 from torch import nn
 from torch.nn import functional
@@ -307,6 +308,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         lambda x: F.grid_sample(x, wave(x, 1, 2, 3, 2, 3).expand(len(x), 2, 3, 2, 3), align_corners=True), VOLUME
     ),
     "softmax.int": lambda: pointwise(lambda x: torch.softmax(x, 1)),
+    **{op: lambda f=f: Net(f, samples_fourier.SHAPE) for op, f in samples_fourier.FUNCTIONS.items()},
 }
 """Operation -> a network in eval mode that contains it (possibly under the name that the export gives it)."""
 NETWORKS |= samples_bounded.networks(Net)

@@ -48,7 +48,9 @@ EXACT = frozenset(
         "_upsample_nearest_exact1d.vec", "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact3d.vec",
         "index.Tensor", "_unsafe_index.Tensor", "index_select.default", "gather.default", "take_along_dim.default",
         "diagonal.default",
-        "constant_pad_nd.default", "where.self", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar",
+        "constant_pad_nd.default", "where.self", "_conj.default",
+        "view_as_real.default", "view_as_complex.default", "complex.default", "fft_fftshift.default",
+        "fft_ifftshift.default", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar",
         "masked_fill.Tensor", "slice_scatter.default", "select_scatter.default", "maximum.default", "minimum.default",
         "max.other", "min.other", "fmax.default", "fmin.default", "clamp.Tensor", "clamp_min.Tensor",
         "clamp_max.Tensor", "max.dim", "min.dim", "max.default", "min.default", "aminmax.default", "topk.default",
@@ -79,6 +81,10 @@ def local_error(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) 
     if node.op not in RULES:
         raise UnsupportedOp(f"expected operations with a rounding rule, got {node.op} ({node.source})")
     entries = RULES[node.op](node, arguments, output)
+    if output.is_complex():
+        # Real and imaginary part of n complex products are sums of 2 n real ones each, of at most |x| |y| in all, and
+        # the error has the absolute value of both together: 2 root(2) times that of n real products, and less than 4.
+        entries = 4 * entries
     # The bound itself is computed in float64: a relative 1e-6 covers its own rounding many times over.
     return length_up(entries) * (1 + 1e-6) + TINY
 

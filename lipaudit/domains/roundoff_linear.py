@@ -10,6 +10,7 @@ import torch
 
 from lipaudit.domains import roundoff
 from lipaudit.domains.roundoff import RULES
+from lipaudit.fourier import TRANSFORMS, transform
 from lipaudit.graph import Node, call
 
 _NORM_FLOOR = 1e-140
@@ -26,7 +27,8 @@ def absolute(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
     def positive(value: Any) -> Any:
         if isinstance(value, list):
             return [positive(v) for v in value]
-        return value.abs() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        numbers = isinstance(value, torch.Tensor) and (value.is_floating_point() or value.is_complex())
+        return value.abs() if numbers else value
 
     return call(node, {name: positive(value) for name, value in arguments.items()})
 
@@ -50,6 +52,20 @@ def product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> t
         terms = operands[0].shape[-1]
     del output
     return _gamma(terms + 3) * absolute(node, arguments)
+
+
+@RULES.register(*TRANSFORMS)
+def fourier(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A sum of n products with roots of unity errs by at most gamma(8 n + 64) / 4 times the sum of absolute values.
+
+    That is the direct sum, with roots off by a few units. A fast transform errs by far less: in L2, by eta log2(n)
+    times the output for eta of some 7 u and radix two (Higham, Accuracy and Stability, 2nd ed., theorem 24.2), and by
+    the three transforms of at most 4 n entries that a length with large prime factors takes.
+    """
+    x = arguments["self"]
+    what = transform(node.op, arguments, x.shape)
+    sums = x.abs().sum(what.axes, keepdim=True) * (what.factor * (2 if what.half_before else 1))
+    return (_gamma(8 * what.count + 64) * sums).expand(output.shape)
 
 
 @RULES.register("addmm.default", "baddbmm.default")

@@ -8,7 +8,7 @@ refuses a rule that leaves an argument out, so none is ignored by accident (`del
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -47,11 +47,19 @@ def check_signature(op: str, function: Rule) -> None:
         raise RuleError(f"rule for {op}: expected the arguments {expected}, got {names}")
 
 
-def walk(graph: Graph, rules: Rules, start: V, ledger: Any, after: Callable[[Node, V], None] | None = None) -> V:
+def walk(
+    graph: Graph,
+    rules: Rules,
+    start: V,
+    ledger: Any,
+    after: Callable[[Node, V], None] | None = None,
+    instead: Callable[[Node, Mapping[str, Any]], V | None] | None = None,
+) -> V:
     """The abstract value of the logits, from `start` for the network input; others are freed after their last reader.
 
-    `after` sees each node with its value. Raises `UnsupportedOp` naming every operation without a rule; an error raised
-    by a rule is given the layer and the source line here, once.
+    `after` sees each node with its value; where `instead` has a value for a node, it counts instead of the rule's.
+    Raises `UnsupportedOp` naming every operation without a rule; an error raised by a rule is given the layer and the
+    source line here, once.
     """
     refuse_unknown(graph, rules)
     values: dict[str, V] = {"input": start}
@@ -59,7 +67,8 @@ def walk(graph: Graph, rules: Rules, start: V, ledger: Any, after: Callable[[Nod
     for node in graph.nodes:
         arguments = {name: _lookup(value, values) for name, value in node.args.items()}
         try:
-            values[node.name] = rules[node.op](node, ledger, **arguments)
+            found = None if instead is None else instead(node, arguments)
+            values[node.name] = rules[node.op](node, ledger, **arguments) if found is None else found
             if after is not None:
                 after(node, values[node.name])
         except (NotLipschitz, UnsupportedOp) as error:

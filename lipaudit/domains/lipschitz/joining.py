@@ -88,6 +88,8 @@ def shifted(node: Node, ledger: Ledger, value: Value, operand: str, constant: An
 
 def refuse_undefined(constant: Any) -> None:
     """NaN and +inf have no distances. -inf, in masks of attention, takes an entry out: it does not move any more."""
+    if isinstance(constant, complex) or (isinstance(constant, torch.Tensor) and constant.is_complex()):
+        raise UnsupportedOp("expected a shift of real numbers, got complex ones outside of a Fourier layer")
     entries = constant if isinstance(constant, torch.Tensor) else torch.tensor(float(constant))
     if bool((entries.isnan() | (entries == torch.inf)).any()):
         raise ValueError("expected a shift of finite numbers or -inf, got NaN or inf")

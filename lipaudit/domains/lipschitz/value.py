@@ -73,6 +73,8 @@ class Ledger:
     """Whether rules may bound several operations at once by a better argument."""
     entering: dict[str, Value] = field(default_factory=dict)
     """By node, for functions of one entry that nowhere fall: what they read, with its pending maps."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """By node, for maps inside of a block that is bounded at once: what is proved of the norm."""
     inner: dict[str, Inner] = field(default_factory=dict)
     """By node, for sums of branches that are one map."""
     _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
@@ -242,7 +244,9 @@ class Ledger:
         """
         step = self.settle(value).step
         self._grown[node.name] = grown
-        return Value(self._write(node, "scale", [step], upper, self.so_far[step], kind="upper", parts=parts))
+        ops = dict.fromkeys(_spoken(part.op) for part, _ in parts)
+        bound = self.so_far[step]
+        return Value(self._write(node, "scale", [step], upper, bound, kind="upper", parts=parts, op=" + ".join(ops)))
 
     def lines_to(self, step: str) -> list[LayerBound]:
         """The lines that the bound of this step rests on: not those of blocks that a better argument bounds."""
@@ -331,6 +335,7 @@ class Ledger:
         kind: str,
         parts: Parts = (),
         part: bool = False,
+        op: str = "",
         **measured: object,
     ) -> str:
         parts = parts or ((node, None),)
@@ -341,7 +346,7 @@ class Ledger:
         names = list(dict.fromkeys(part.title for part, _ in parts))
         line = LayerBound(
             name=" + ".join(names),
-            op=" + ".join(_spoken(part.op) for part, _ in parts),
+            op=op or " + ".join(_spoken(part.op) for part, _ in parts),
             upper=upper,
             law=law,
             inputs=tuple(steps),
