@@ -25,9 +25,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import torch
 
 from lipaudit.claims import Law, LayerBound, Upper
@@ -36,6 +38,7 @@ from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.graph import Graph, Node
+from lipaudit.journal import Parts, fingerprint
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge, schur_test
 from lipaudit.norms.power import lower_bound
@@ -101,6 +104,8 @@ class Ledger:
     """The operations that each step consists of: where rounding errors arise."""
     domain: tuple[float, float] | None = None
     """The range of the entries of the network input; without it, operations that need one are refused."""
+    journal: Parts | None = None
+    """Keeps what was found about convolutions and dense maps."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
     _ranges: Iterator[tuple[str, Range]] | None = None
@@ -235,10 +240,8 @@ class Ledger:
         isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
         if isometric and all(node.op in EXACT for node, _ in link.parts):
             return step
-        began = time.perf_counter()
-        upper, candidates = norm_bound(link.linear, self.method)
-        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
         node = link.parts[-1][0]
+        upper, candidates, lower, seconds = self._found(node, link)
         exact = upper.method in ("svd-verified", "diagonal", "isometry") or "(exact)" in upper.because
         return self._write(
             node,
@@ -250,8 +253,39 @@ class Ledger:
             parts=link.parts,
             candidates=candidates,
             lower=lower,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
         )
+
+    def _found(self, node: Node, link: Link) -> tuple[Upper, tuple[Upper, ...], float | None, float]:
+        """The bound of a map, those it was chosen from, a norm measured from below, and the seconds that it all took.
+
+        From the journal where it holds them of the very same map.
+        """
+        keep, part, about = self.journal if link.heavy else None, f"bound-{node.name}", ""
+        if keep is not None:
+            about = fingerprint(keep.version, self.method, self.measure, self.device.type, *_told(link.linear))
+        kept = None if keep is None else keep.get(part, about)
+        if kept is not None:
+            each = zip(kept["value"].tolist(), kept["method"].tolist(), kept["because"].tolist(), strict=True)
+            upper, *candidates = (Upper(*one) for one in each)
+            low = float(kept["lower"])
+            return upper, tuple(candidates), None if math.isnan(low) else low, float(kept["seconds"])
+        began = time.perf_counter()
+        upper, candidates = norm_bound(link.linear, self.method)
+        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
+        seconds = time.perf_counter() - began
+        if keep is not None:
+            every = (upper, *candidates)
+            keep.put(
+                part,
+                about,
+                seconds,
+                value=np.array([one.value for one in every]),
+                method=np.array([one.method for one in every]),
+                because=np.array([one.because for one in every]),
+                lower=np.array(math.nan if lower is None else lower),
+            )
+        return upper, tuple(candidates), lower, seconds
 
     def _write(
         self,
@@ -290,6 +324,18 @@ class Ledger:
         self.so_far[step_name], self.parts[step_name] = bound, () if part else parts
         self.progress.advance(0 if part else len(parts), line.name)
         return step_name
+
+
+def _told(linear: LinearMap) -> list[Any]:
+    """All that a map is made of, for a fingerprint."""
+    found: list[Any] = [type(linear).__name__]
+    for part in fields(linear):
+        value = getattr(linear, part.name)
+        if isinstance(value, torch.Tensor):
+            found.append(value.detach().cpu().numpy())
+        else:
+            found += _told(value) if is_dataclass(value) else [value]
+    return found
 
 
 def _joined(pieces: Sequence[tuple[Piece, ...]]) -> tuple[Piece, ...]:
