@@ -29,9 +29,9 @@ from lipaudit.errors import CaptureError
 from lipaudit.formatting import clean
 from lipaudit.graph import Graph, evaluate
 from lipaudit.reduction import fold_shapes, reduce
+from lipaudit.replay import Replay
 from lipaudit.snapshot import State, computes_weights, fix_parametrized
 from lipaudit.trials import answer, first_calls, first_line, hold
-from lipaudit.watching import Replay
 
 _MOST_ENTRIES = 2**31
 """Of an input: more would not fit into memory, whatever the network."""
@@ -70,14 +70,18 @@ def capture(
         _check_modes(frozen, probe)
         computing = plain_copy(frozen) if computes_weights(frozen) else None
         fixed = fix_parametrized(frozen)
-        watch = first_calls(frozen, probe[:1])
+        watch, answers = first_calls(frozen, probe[:1])
         program = _export(frozen, probe[:1], Replay(watch.constants))
         graph = reduce(program, input_shape, like.dtype, prefix=_prefix(frozen))
-        hold(graph, frozen, watch, (low, high), probes, like)
+        hold(graph, frozen, watch, probe[:1], answers, (low, high), probes)
         if computing is not None:
             _check_weights(graph, computing, fixed, probe)
     notes = {"snapshot of parametrised weights": fixed, "read at capture": list(watch.read)}
-    return replace(graph, notes=tuple(f"{what}: {', '.join(names)}" for what, names in notes.items() if names))
+    return replace(graph, notes=tuple(f"{what}: {_listed(names)}" for what, names in notes.items() if names))
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _check_modes(model: nn.Module, probe: torch.Tensor) -> None:
@@ -185,17 +189,14 @@ def _prefix(model: nn.Module) -> str:
 
 
 def _export(model: nn.Module, example: torch.Tensor, replay: Replay) -> torch.export.ExportedProgram:
-    begin = model.register_forward_pre_hook(replay.begin, prepend=True)
     try:
-        with _quiet(), _without_the_check_for_zeros(), replay:
+        with _quiet(), _without_the_check_for_zeros(), replay.inside(model):
             program = torch.export.export(model, (example,), strict=False).run_decompositions({})
     except Exception as error:  # export raises many private types; the model is what is at fault
         raise CaptureError(
             f"expected a model whose operations do not depend on values, got {type(error).__name__} from "
             f"torch.export: {first_line(error)}; rewrite the branch or loop that it comes from"
         ) from error
-    finally:
-        begin.remove()
     if program.graph_signature.user_inputs_to_mutate:
         raise CaptureError("expected a model that leaves its input alone, got writes to it; clone it first in forward")
     if program.graph_signature.buffers_to_mutate:

@@ -77,6 +77,8 @@ class NetworkBound:
     seconds: float = 0.0
     domain: tuple[float, float] | None = None
     """The bound holds between inputs with entries in this range only; None: between any two."""
+    notes: tuple[str, ...] = ()
+    """What was fixed at its value at capture: weights that a parametrisation computes, constants read in Python."""
 
     @property
     def value(self) -> float:

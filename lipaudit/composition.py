@@ -126,6 +126,7 @@ def compose(
         pairwise=pairs,
         input_shape=graph.input_shape,
         domain=domain if ledger.used_domain else None,
+        notes=graph.notes,
         seconds=time.perf_counter() - began,
     )
     progress.finish(f"L = {network.value:.3g}")

@@ -50,6 +50,8 @@ def fix_parametrized(model: nn.Module) -> list[str]:
     """
     fixed = []
     for prefix, module in list(model.named_modules()):
+        if "parametrizations" in prefix.split("."):
+            continue  # goes with the weight that it computes
         values = {}
         if is_parametrized(module):
             values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
@@ -69,13 +71,16 @@ def fix_parametrized(model: nn.Module) -> list[str]:
 class State:
     """Everything that can be reached from a model, see Note [Hidden state]."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, entries: bool = True) -> None:
+        """`entries`: also those of tensors, which takes the time."""
+        self.entries = entries
         self.tokens: dict[str, Any] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.generators: set[str] = set()
         """Places of generators of random numbers."""
         self._seen: dict[int, Any] = {}
         """Kept, so that no number stands for two objects."""
+        self._classes: set[type] = set()
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of iterators that will no longer be copied
             for name, module in model.named_modules():
@@ -98,7 +103,7 @@ class State:
         self._seen[id(value)] = value
         if isinstance(value, torch.Tensor):
             self.tensors[place] = value
-            self.tokens[place] = _token(value)
+            self.tokens[place] = _token(value) if self.entries else None
         elif isinstance(value, np.ndarray):
             self.tokens[place] = (value.shape, zlib.crc32(np.ascontiguousarray(value).tobytes()))
         elif isinstance(value, (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)):
@@ -132,7 +137,7 @@ class State:
             self._walk([value.func, value.args, value.keywords], place)
         elif isinstance(value, functools._lru_cache_wrapper):
             self.tokens[place] = (value.cache_info().misses, value.cache_info().currsize)
-            self._walk(value.__wrapped__, place)
+            self._walk(value.__wrapped__, f"{place}.__wrapped__")
         elif isinstance(value, types.GeneratorType):
             self.tokens[place] = value.gi_frame and value.gi_frame.f_lasti
         elif isinstance(value, type):
@@ -151,9 +156,9 @@ class State:
 
     def _class(self, kind: type) -> None:
         for base in kind.__mro__:
-            if _foreign(base) or id(base) in self._seen:
+            if _foreign(base) or base in self._classes:
                 continue
-            self._seen[id(base)] = base
+            self._classes.add(base)
             for name, value in list(vars(base).items()):
                 if name not in ("__dict__", "__weakref__", "__doc__", "__annotations__"):
                     inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
@@ -167,7 +172,8 @@ class State:
                 self._walk(cell.cell_contents, f"{place}: {name}")
             except ValueError:  # an empty cell
                 continue
-        self._walk([function.__defaults__, function.__kwdefaults__, function.__dict__], place)
+        for what in ("__defaults__", "__kwdefaults__", "__dict__"):
+            self._walk(getattr(function, what), f"{place}.{what}")
         for name in _names(function.__code__):
             if name in function.__globals__:
                 self._walk(function.__globals__[name], f"global {name}")

@@ -46,15 +46,15 @@ _TOGETHER = 8
 """Images given by the user that run at a time."""
 
 
-def first_calls(model: nn.Module, probe: torch.Tensor) -> Watch:
+def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, list[torch.Tensor]]:
     """Three calls with the batch `probe` of one: plain logits, nothing looked at, nothing random, nothing kept.
 
-    Gives what was seen. Raises `CaptureError` for the first thing that is wrong.
+    Gives what was seen, and the answers. Raises `CaptureError` for the first thing that is wrong.
     """
-    before, watch = State(model), Watch(model)
+    before, watch = State(model, entries=False), Watch(model)
     first = answer(model, probe, watch.run)
     _check_logits(first, probe)
-    after = State(model)
+    after = State(model, entries=False)
     _check_generators(before, after, watch)
     _check_seen(watch)
     kept = {place: tensor for place, tensor in after.tensors.items() if watch.depends([tensor])}
@@ -65,13 +65,13 @@ def first_calls(model: nn.Module, probe: torch.Tensor) -> Watch:
         states.append(State(model))
         if not bool(torch.isfinite(answers[-1]).all()):
             raise _written(kept)
-    _check_generators(after, states[-1], watch)
+    _check_generators(after, State(model, entries=False), watch)
     changed = [place for place in states[0].changes(states[1]) if place not in kept]
     if changed:
         raise _written(changed)
     if not _repeated(model, probe, *answers):
         raise CaptureError("expected the same answer twice, got two different ones; the model is random in eval mode")
-    return watch
+    return watch, [first, *answers]
 
 
 def answer(model: nn.Module, inputs: torch.Tensor, run: Callable[..., Any] | None = None) -> Any:
@@ -163,12 +163,20 @@ def hold(
     graph: Graph,
     model: nn.Module,
     watch: Watch,
+    probe: torch.Tensor,
+    answers: list[torch.Tensor],
     domain: tuple[float, float],
-    images: torch.Tensor | None,
-    like: torch.Tensor,
+    images: torch.Tensor | None = None,
 ) -> None:
-    """The graph computes what the model computes: in every way to call it, at the ends of the domain, on `images`."""
-    trial, before = _Trial(graph, model, watch), State(model)
+    """The graph computes what the model computes: in every way to call it, at the ends of the domain, on `images`.
+
+    `answers` are those of `first_calls` for `probe`.
+    """
+    trial, before = _Trial(graph, model, watch), State(model, entries=False)
+    trial.alone(probe[0], answers[-1][0])
+    if not trial.same(probe[0], answers[0][0]):
+        raise _written(["something that the next one reads"])
+    like = probe
     probes = [batch.to(like) for batch in _probes(graph.input_shape, domain)]
     for batch in [*probes, *(() if images is None else images.to(like).split(_TOGETHER))]:
         trial.together(batch)
@@ -180,7 +188,7 @@ def hold(
     if like.dtype != torch.float64:
         trial.otherwise("for an input in float64", sample, torch.no_grad, torch.Tensor.double)
     trial.otherwise("in inference mode", sample, torch.inference_mode)  # last: what it caches allows no gradients
-    _check_generators(before, State(model), watch)
+    _check_generators(before, State(model, entries=False), watch)
 
 
 def _probes(shape: tuple[int, ...], domain: tuple[float, float]) -> list[torch.Tensor]:
@@ -211,19 +219,19 @@ class _Trial:
 
     def together(self, batch: torch.Tensor) -> None:
         """Images in a batch have the answers that they have alone, which are those of the graph."""
-        got = self._watched(batch)
+        got = self.watched(batch)
         for row, image in enumerate(batch):
-            if len(got) != len(batch) or not self._same(image, got[row]):
+            if len(got) != len(batch) or not self.same(image, got[row]):
                 self.alone(image)
                 raise _mixed("another answer than it has alone")
 
-    def alone(self, image: torch.Tensor) -> None:
-        """The graph computes what the model computes."""
-        got = self._watched(image[None])[0]
-        if not self._same(image, got):
+    def alone(self, image: torch.Tensor, got: torch.Tensor | None = None) -> None:
+        """The graph computes what the model computes; `got` if that is known."""
+        got = self.watched(image[None])[0] if got is None else got
+        if not self.same(image, got):
             raise CaptureError(
                 f"expected the captured graph to compute what the model computes, got logits that differ by "
-                f"{self._share(image, got):.1e} of their size; the model probably branches on how it is called"
+                f"{self.share(image, got):.1e} of their size; the model probably branches on how it is called"
             )
 
     def beside_nan(self, pair: torch.Tensor) -> None:
@@ -232,8 +240,8 @@ class _Trial:
             inputs = torch.full_like(pair, math.nan)
             inputs[place] = sample
             with plain_kernels():
-                got = self._watched(inputs)[place]
-                same = self._same(sample, got)
+                got = self.watched(inputs)[place]
+                same = self.same(sample, got)
             if not bool(torch.isfinite(got).all()):
                 raise _mixed("a path from one to the other")
             if not same:
@@ -250,40 +258,40 @@ class _Trial:
         """Called in another way, it gives the same answer, or none."""
         with context():
             try:
-                got = self._watched(change(image[None].clone()))
+                got = self.watched(change(image[None].clone()))
             except CaptureError as error:
                 if isinstance(error.__cause__, (Exception, SystemExit)):
                     return
                 raise
             got = got.detach()
-        if not self._same(image, got[0].clone()):
+        if not self.same(image, got[0].clone()):
             raise CaptureError(
                 f"expected the same answer {how}, got two different ones; attacks and users would see another function "
                 "than the one that is certified"
             )
 
-    def _watched(self, inputs: torch.Tensor) -> torch.Tensor:
+    def watched(self, inputs: torch.Tensor) -> torch.Tensor:
         got = answer(self.model, inputs, self.watch.run)
         _check_seen(self.watch)
         if not isinstance(got, torch.Tensor) or got.ndim != 2:
             raise _mixed("another kind of answer")
         return got
 
-    def _same(self, image: torch.Tensor, got: torch.Tensor) -> bool:
-        computed = self._expected(image)
+    def same(self, image: torch.Tensor, got: torch.Tensor) -> bool:
+        computed = self.expected(image)
         if got.shape != computed.shape:
             return False
         same = self.agreement.same(image[None], got[None], computed[None])[0].to(got.device)
         return bool((same | (got == computed) | (got.isnan() & computed.isnan())).all())
 
-    def _expected(self, image: torch.Tensor) -> torch.Tensor:
+    def expected(self, image: torch.Tensor) -> torch.Tensor:
         key = image.data_ptr()
         if key not in self.computed:
             self.computed[key] = (image, evaluate(self.graph, image))  # kept, so that nothing else comes to lie there
         return self.computed[key][1]
 
-    def _share(self, image: torch.Tensor, got: torch.Tensor) -> float:
-        computed = self._expected(image)
+    def share(self, image: torch.Tensor, got: torch.Tensor) -> float:
+        computed = self.expected(image)
         if got.shape != computed.shape:
             return math.inf
         return float(((computed - got).abs() / computed.abs().clamp_min(1e-30)).max())

@@ -18,12 +18,16 @@ from __future__ import annotations
 import _thread
 import concurrent.futures
 import datetime
+import functools
 import os
+import queue
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import nn
@@ -33,6 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lipaudit.reduction import SHAPE_ONLY, innermost, is_random
+from lipaudit.replay import masks_in, name_of, tensors_in, without_masks
 
 METADATA = frozenset(
     {
@@ -53,7 +58,10 @@ COPYING = frozenset({"tensor", "as_tensor", "asarray", "new_tensor", "__deepcopy
 LOOKING = frozenset({"apply_", "map_", "map2_", "_version", "is_nonzero"})
 """They hand values to Python whatever comes out."""
 
-_SPECIAL = COPYING | LOOKING | {"tensor_split"}
+_SHAPING = frozenset({"nonzero", "argwhere", "unique", "masked_select"})
+"""The shapes of their results depend on values, which torch.export does not have."""
+
+_SPECIAL = COPYING | LOOKING | _SHAPING | {"tensor_split"}
 
 _SHAPED_BY = {"aten.masked_select.default": 1, "aten.index.Tensor": 1, "aten._unsafe_index.Tensor": 1}
 """Of operations whose shapes depend on values: which argument decides them; of the others, all."""
@@ -72,17 +80,35 @@ _OUTSIDE: dict[Any, str] = {
     sys._getframe: "its caller",
     sys.getprofile: "its caller",
     sys.gettrace: "its caller",
-    torch._C._to_dlpack: "memory",
+    torch._C._to_dlpack: "values in memory",
+    torch._C._len_torch_function_stack: "its watch",
+    torch._C._len_torch_dispatch_stack: "its watch",
+    torch._C._get_function_stack_at: "its watch",
+    torch._C._get_dispatch_stack_at: "its watch",
 }  # fmt: skip
 """C functions that tell a model more than its input, and what about."""
 
 _OUTSIDE_PYTHON = {
-    os._Environ.__getitem__.__code__: "the environment",
-    concurrent.futures.ThreadPoolExecutor.submit.__code__: "another thread",
-    concurrent.futures.ProcessPoolExecutor.submit.__code__: "another process",
-}
+    id(os._Environ.__getitem__.__code__): "the environment",
+    id(concurrent.futures.ThreadPoolExecutor.submit.__code__): "another thread",
+    id(concurrent.futures.ProcessPoolExecutor.submit.__code__): "another process",
+    id(queue.Queue.put.__code__): "another thread",
+    id(threading.Condition.notify.__code__): "another thread",
+    **{
+        id(function.__code__): "its watch"
+        for function in (
+            torch.overrides._get_current_function_mode, torch.overrides._get_current_function_mode_stack,
+            torch.utils._python_dispatch._get_current_dispatch_mode,
+            torch.utils._python_dispatch._get_current_dispatch_mode_stack,
+        )
+    },
+}  # fmt: skip
+"""The same in Python, by the address of their code."""
 
 _CLOCKS = frozenset({"now", "utcnow", "today"})
+
+_SUSPECT = _MEMORY | _CLOCKS | {"put"} | {function.__name__ for function in _OUTSIDE}
+"""Names of C functions that are worth a look: there are very many calls."""
 
 _SILENT = frozenset({"logging", "warnings", "tqdm", "torch"})
 """Packages that ask for the time and the like for themselves. For the rest of the standard library, it is the code
@@ -94,8 +120,10 @@ class Watch:
 
     def __init__(self, model: nn.Module) -> None:
         self._names = {id(module): name for name, module in model.named_modules()}
-        self._tensors = {id(tensor): name for name, tensor in (*model.named_parameters(), *model.named_buffers())}
-        self._storages: set[StorageWeakRef] = set()
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        self._tensors = {part._cdata: name for name, tensor in tensors for part in _parts(tensor)}
+        self._storages: dict[int, StorageWeakRef] = {}
+        """By address: which is not given to another storage as long as somebody refers to this one."""
         self.looked: list[str] = []
         """What was asked of values that depend on the input, and where; for an error message."""
         self.outside: list[str] = []
@@ -123,37 +151,38 @@ class Watch:
 
     def depends(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether one of them has entries that depend on the input of a run."""
-        return any(reference in self._storages for tensor in tensors for reference in _parts(tensor))
+        return any(part._cdata in self._storages for tensor in tensors for part in _parts(tensor))
 
     def _mark(self, tensors: Iterable[torch.Tensor]) -> None:
         for tensor in tensors:
-            self._storages.update(_parts(tensor))
+            for part in _parts(tensor):
+                if part._cdata not in self._storages:
+                    self._storages[part._cdata] = StorageWeakRef(part)
 
     def operation(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that was dispatched."""
-        if torch.Tag.nondeterministic_seeded in op.tags and is_random(op, _named(op, args, kwargs)):
+        facts = _facts(op)
+        if facts.random and is_random(op, _named(op, args, kwargs)):
             self.random.append(f"{op} in {self._place()}")
         if not self.depends(tensors_in(args)) and not (kwargs and self.depends(tensors_in(kwargs.values()))):
             return op(*args, **kwargs)
-        named = _named(op, args, kwargs)
-        ignored = SHAPE_ONLY.get(str(op))
-        if ignored is not None and not self.depends(tensors_in(v for name, v in named.items() if name != ignored)):
-            return op(*args, **kwargs)
-        if self._decides(op, args, kwargs):
+        if facts.ignored is not None:
+            named = _named(op, args, kwargs).items()
+            if not self.depends(tensors_in(value for name, value in named if name != facts.ignored)):
+                return op(*args, **kwargs)
+        if facts.shaping and self._decides(op, args, kwargs):
             self._look("item" if op is torch.ops.aten._local_scalar_dense.default else str(op).removeprefix("aten."))
         result = op(*args, **kwargs)
         self._mark(tensors_in([result]))
-        for argument in op._schema.arguments:  # what is written to depends on the input from now on
-            if argument.alias_info is not None and argument.alias_info.is_write:
-                self._mark(tensors_in([named.get(argument.name)]))
+        if facts.written:  # what is written to depends on the input from now on
+            named = _named(op, args, kwargs)
+            self._mark(tensors_in(named.get(name) for name in facts.written))
         return result
 
     def _decides(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether the operation hands values to Python, as a number or in the shape of its result."""
         if torch.Tag.data_dependent_output in op.tags:
             return True
-        if torch.Tag.dynamic_output_shape not in op.tags:
-            return False
         place = _SHAPED_BY.get(str(op))
         deciding = tensors_in([*args, *kwargs.values()] if place is None else [args[place]])
         if "index.Tensor" in str(op):
@@ -163,7 +192,9 @@ class Watch:
     def call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function of torch that was called from Python."""
         result = function(*args, **kwargs)
-        name = _name(function)
+        name = name_of(function)
+        if name == "__getitem__" and (masks := masks_in(args[1])) and not self.depends(masks):
+            self._read(name, without_masks(args[1]), masks)
         plain = isinstance(result, torch.Tensor) and name not in _SPECIAL
         if plain or name in METADATA or (name.startswith("is_") and name not in LOOKING):
             return result
@@ -174,11 +205,16 @@ class Watch:
             split = name == "tensor_split" and self.depends(tensors_in(given[1:]))
             if numbers or copied or split:
                 self._look(name)
-        elif numbers and (tensors := list(tensors_in(given))):
-            self.constants.append((name, result))
-            names = [self._tensors[id(tensor)] for tensor in tensors if id(tensor) in self._tensors]
-            self.read |= dict.fromkeys(names or [self._place()])
+        elif (numbers or name in _SHAPING) and (tensors := list(tensors_in(given))):
+            self._read(name, result, tensors)
         return result
+
+    def _read(self, name: str, result: Any, tensors: list[torch.Tensor]) -> None:
+        # torch.export takes the entries of a list one by one.
+        self.constants += [("item", leaf) for leaf in tree_leaves(result)] if name == "tolist" else [(name, result)]
+        parts = [part._cdata for tensor in tensors for part in _parts(tensor)]
+        names = [self._tensors[part] for part in parts if part in self._tensors]
+        self.read |= dict.fromkeys(names or [self._place()])
 
     def _look(self, name: str) -> None:
         self.looked.append(f"{name} in {self._place()}")
@@ -188,7 +224,7 @@ class Watch:
         frame: FrameType | None = sys._getframe(1)
         frames, layer = [], None
         while frame is not None:
-            if frame.f_globals.get("__name__", "").partition(".")[0] != "lipaudit":
+            if _module(frame) not in sys.stdlib_module_names | {"lipaudit"}:
                 frames.append((frame.f_code.co_filename, frame.f_lineno))
             itself = frame.f_locals.get("self")
             if layer is None and isinstance(itself, nn.Module):
@@ -198,18 +234,22 @@ class Watch:
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call":
+            if argument.__name__ not in _SUSPECT:
+                return
             itself = getattr(argument, "__self__", None)
             if isinstance(itself, torch.Tensor):
-                if argument.__name__ in _MEMORY and _own(frame) and self.depends([itself]):
+                if argument.__name__ in _MEMORY and _module(frame) != "lipaudit" and self.depends([itself]):
                     self._look(argument.__name__)
                 return
-            kind = _OUTSIDE.get(argument)
+            kind = _OUTSIDE.get(argument)  # by name alone, it may be something else
+            if kind is None and argument.__name__ == "put" and isinstance(itself, queue.SimpleQueue):
+                kind = "another thread"
             if kind is None and argument.__name__ in _CLOCKS and _is_date(itself):
                 kind = "the time"
             if kind is not None:
                 self._ask(kind, frame)
-        elif event == "call" and frame.f_code in _OUTSIDE_PYTHON and frame.f_back is not None:
-            self._ask(_OUTSIDE_PYTHON[frame.f_code], frame.f_back)
+        elif event == "call" and id(frame.f_code) in _OUTSIDE_PYTHON and frame.f_back is not None:
+            self._ask(_OUTSIDE_PYTHON[id(frame.f_code)], frame.f_back)
 
     def _ask(self, kind: str, frame: FrameType) -> None:
         caller: FrameType | None = frame
@@ -245,62 +285,44 @@ class _Calls(TorchFunctionMode):
         return self.watch.call(func, args, kwargs or {})
 
 
-class Replay(TorchFunctionMode):
-    """Answers what the model reads of its constants with what it read in a watched run, in the same order.
-
-    torch.export has no entries to show; the graph that comes out is held against the model like any other.
-    """
-
-    def __init__(self, constants: list[tuple[str, Any]]) -> None:
-        super().__init__()
-        self.constants = constants
-        self._next: Iterator[tuple[str, Any]] = iter(constants)
-
-    def begin(self, *_: object) -> None:
-        """Another run of the model begins; a hook."""
-        self._next = iter(self.constants)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        name = _name(func)
-        if name not in self._names():
-            return func(*args, **(kwargs or {}))
-        expected, result = next(self._next, ("", None))
-        return result if expected == name else func(*args, **(kwargs or {}))
-
-    def _names(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.constants)
-
-    @classmethod
-    def of(cls, watch: Watch) -> Self:
-        return cls(list(watch.constants))
-
-
-def _parts(tensor: torch.Tensor) -> list[StorageWeakRef]:
+def _parts(tensor: torch.Tensor) -> list[torch.UntypedStorage]:
     """The storages that hold its entries."""
     if tensor.layout != torch.strided:
         held = (tensor.indices(), tensor.values()) if tensor.layout == torch.sparse_coo else ()
-        return [reference for part in held for reference in _parts(part)]
+        return [storage for part in held for storage in _parts(part)]
     with torch._C.DisableTorchFunction():
         try:
-            return [StorageWeakRef(tensor.untyped_storage())]
+            return [tensor.untyped_storage()]
         except (NotImplementedError, RuntimeError):  # wrappers, such as those of torch.func, have none of their own
             return []
 
 
+@dataclass(frozen=True)
+class _Facts:
+    """What matters of an operation."""
+
+    random: bool
+    shaping: bool
+    """It may hand values to Python, as a number or as a shape."""
+    ignored: str | None
+    """The argument of which it reads no more than the shape; see reduction.py, Note [Dependence]."""
+    written: tuple[str, ...]
+
+
+@functools.cache
+def _facts(op: Any) -> _Facts:
+    tags = set(op.tags)
+    written = (a.name for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write)
+    return _Facts(
+        torch.Tag.nondeterministic_seeded in tags,
+        bool(tags & {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}),
+        SHAPE_ONLY.get(str(op)),
+        tuple(written),
+    )
+
+
 def _named(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     return {a.name: value for a, value in zip(op._schema.arguments, args, strict=False)} | kwargs
-
-
-def tensors_in(values: Iterable[Any]) -> Iterator[torch.Tensor]:
-    """The tensors in there, also in lists and dictionaries."""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from tensors_in(value)
-        elif isinstance(value, dict):
-            yield from tensors_in(value.values())
 
 
 def _tells(leaf: Any) -> bool:
@@ -308,18 +330,8 @@ def _tells(leaf: Any) -> bool:
     return not isinstance(leaf, (torch.Tensor, *_PLAIN)) and type(leaf).__module__ not in ("torch.utils.hooks", "torch")
 
 
-def _name(function: Any) -> str:
-    """Of a function or a property of torch."""
-    name = getattr(function, "__name__", str(function))
-    return getattr(getattr(function, "__self__", None), "__name__", name) if name in ("__get__", "__set__") else name
-
-
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
-
-
-def _own(frame: FrameType) -> bool:
-    return _module(frame) not in ("torch", "lipaudit")
 
 
 def _is_date(value: Any) -> bool:

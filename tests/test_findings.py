@@ -206,3 +206,11 @@ def test_a_model_that_is_not_its_graph_is_invalid(number: int) -> None:
     assert verdict.headline == "Integrity failure: the model does not compute what was audited."
     assert by_id(replace(audit, agreement=Agreement(512, 40)))["LA005"].value == "512 images, 40 claims of attacks"
     assert by_id(replace(audit, agreement=None))["LA005"].state == "not run"
+
+
+def test_what_was_fixed_at_capture_is_said() -> None:
+    audit = audits.strong()
+    assert "Fixed" not in by_id(audit)["LA005"].why
+    assert audit.bound is not None
+    noted = replace(audit, bound=replace(audit.bound, notes=("read at capture: counter",)))
+    assert by_id(noted)["LA005"].why.endswith("Fixed as it was at capture: read at capture: counter.")

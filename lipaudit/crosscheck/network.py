@@ -6,9 +6,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from lipaudit.errors import BadThreat, CaptureError
+from lipaudit.snapshot import fix_parametrized
 
 
 class UnitBox(nn.Module):
@@ -72,23 +72,9 @@ def private_copy(logits: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
         remedy = "old-style weight_norm and spectral_norm forbid copies: use torch.nn.utils.parametrizations"
         raise CaptureError(f"expected a network that copy.deepcopy can copy, got {error}; {remedy}") from error
     twin = twin.eval()
-    for module in list(twin.modules()):
-        if is_parametrized(module):
-            _fix_parametrized(module)
+    fix_parametrized(twin)
     twin = twin if dtype is None else twin.to(dtype)
     return twin.requires_grad_(False)
-
-
-def _fix_parametrized(module: nn.Module) -> None:
-    """Parametrised weights become plain ones of the same value.
-
-    Not by torch's `remove_parametrizations`: it takes the property off the class, which the original shares.
-    """
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
 
 
 def why_no_gradient(network: nn.Module, points: Tensor) -> str:

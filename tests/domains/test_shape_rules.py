@@ -136,7 +136,7 @@ def test_what_the_rules_do_not_read_is_refused(
 ) -> None:
     """Also where another guard would catch it first: the rules do not rely on that."""
     monkeypatch.setattr(
-        "lipaudit.capture.first_calls", lambda model, probe: model(probe).isnan() is not None and Watch(model)
+        "lipaudit.capture.first_calls", lambda model, probe: model(probe).isnan() is not None and (Watch(model), [])
     )
     monkeypatch.setattr("lipaudit.capture.hold", lambda *_: None)
     with pytest.raises(LipauditError, match=reason):

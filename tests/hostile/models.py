@@ -432,7 +432,7 @@ REFUSED: dict[str, tuple[Make, type[LipauditError], str]] = {
     "noise": (of(lambda net, x: net.head(x + torch.randn_like(x))), CaptureError, "random"),
     "a little noise": (of(lambda net, x: net.head(x) + 1e-7 * torch.randn(3)), CaptureError, ""),
     "noise of Python": (of(lambda net, x: net.head(x) * (1 + random.random())), CaptureError, "random"),
-    "noise of NumPy": (of(lambda net, x: net.head(x) * float(np.random.default_rng().random())), CaptureError, "random"),
+    "noise of NumPy": (of(lambda net, x: net.head(x) * float(np.random.default_rng().random())), CaptureError, "asks for entropy"),
     "the time": (of(lambda net, x: net.head(x) * (1 + time.perf_counter_ns() % 1000)), CaptureError, "asks for the time"),
     "another answer at every call": (of(lambda net, x: net.head(x) * next(NUMBERS)), CaptureError, "writes to global NUMBERS"),
     "a branch on values": (of(lambda net, x: net.head(x if x.sum() > 3 else -x)), CaptureError, "look at values"),
