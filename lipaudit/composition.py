@@ -29,6 +29,7 @@ from lipaudit.domains.lipschitz.value import INPUT, Link, merged
 from lipaudit.domains.walk import walk
 from lipaudit.errors import CaptureError
 from lipaudit.graph import Graph
+from lipaudit.journal import Parts
 from lipaudit.norms.maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
 from lipaudit.rounding import (
@@ -108,15 +109,16 @@ def compose(
     domain: tuple[float, float] | None = None,
     method: str = "best",
     progress: Progress | None = None,
+    journal: Parts | None = None,
 ) -> Composition:
-    """Capture `model`, bound every layer and put the bounds together."""
+    """Capture `model`, bound every layer and put the bounds together; `journal` keeps the bounds of layers."""
     progress = progress or Silent()
     began = time.perf_counter()
     graph = capture(model, input_shape, domain=domain)
     device = device_of(model)
     check_arithmetic(device)
     progress.start("layer bounds", len(graph.nodes))
-    ledger = Ledger(graph, device, method=method, progress=progress, domain=domain)
+    ledger = Ledger(graph, device, method=method, progress=progress, domain=domain, journal=journal)
     with torch.no_grad():
         head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger))
         logits = ledger.settle(head)

@@ -97,6 +97,12 @@ def of_rows(data: DataFacts, index: Sequence[int], answers: Sequence[int], image
     return replace(data, samples=len(index), available=available, rows_sha256=digest)
 
 
+def of_code() -> str:
+    """SHA-256 of lipaudit itself."""
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
+
+
 def of_audit(
     composition: Composition, points: torch.Tensor, answers: Sequence[int], settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -110,8 +116,6 @@ def of_audit(
         tensors = [(name, value) for name, value in node.args.items() if isinstance(value, torch.Tensor)]
         graph.update(f"{node.name}|{node.op}|{node.output}|{node.shape}|{plain!r}\0".encode())
         graph.update(sha256_of_tensors(tensors).encode())
-    sources = sorted(Path(__file__).parent.rglob("*.py"))
-    code = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources))
     return {
         "audited": {"network": graph.hexdigest(), "images": of_data(points, answers, 0).sha256},
         "settings": dict(settings),
@@ -119,7 +123,7 @@ def of_audit(
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
             "lipaudit": __version__,
-            "code of lipaudit": code.hexdigest(),
+            "code of lipaudit": of_code(),
         },
     }
 

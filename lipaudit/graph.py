@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -168,3 +169,13 @@ def _resolve(value: Any, values: Mapping[str, torch.Tensor], dtype: torch.dtype)
     if isinstance(value, list):
         return [_resolve(v, values, dtype) for v in value]
     return value
+
+
+@contextlib.contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Where `torch.vmap` has no rule for an operation it loops over the samples; here it does so in silence."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # as torch sets it; it cannot be asked for

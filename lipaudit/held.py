@@ -11,7 +11,6 @@ Note [Held against the model]
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,7 +27,7 @@ from lipaudit.claims import Agreement, Disagreement
 from lipaudit.composition import Composition, device_of
 from lipaudit.errors import CaptureError, LipauditError
 from lipaudit.formatting import clean
-from lipaudit.graph import Graph, Node, Ref, call, evaluate, in_dtype
+from lipaudit.graph import Graph, Node, Ref, call, evaluate, in_dtype, quiet_vmap
 from lipaudit.rounding import plain_sums
 from lipaudit.snapshot import fix_parametrized
 
@@ -74,7 +73,7 @@ class ExactNetwork(nn.Module):
 
     def _mapped(self, x: torch.Tensor) -> torch.Tensor | None:
         """The logits by `torch.vmap`; None if it does not know an operation, or computes something else."""
-        with _without_fallback(), sdpa_kernel(SDPBackend.MATH):
+        with quiet_vmap(), sdpa_kernel(SDPBackend.MATH):
             try:
                 logits = torch.vmap(lambda sample: evaluate(self.graph, sample, run=_known))(x)
             except Exception:  # noqa: BLE001  (whatever it says of what it does not know: one after the other, then)
@@ -96,17 +95,6 @@ def _known(node: Node, arguments: dict[str, Any]) -> torch.Tensor:
     scale = scale if weight is None else scale * weight
     output = (x - arguments["running_mean"].reshape(shape)) * scale.reshape(shape)
     return output if bias is None else output + bias.reshape(shape)
-
-
-@contextlib.contextmanager
-def _without_fallback() -> Iterator[None]:
-    """Where `torch.vmap` has no rule, it raises: else it loops over the samples, and writes so to the screen."""
-    before = torch._C._functorch._is_vmap_fallback_enabled()
-    torch._C._functorch._set_vmap_fallback_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._functorch._set_vmap_fallback_enabled(before)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from lipaudit.formatting import eps_value
 from lipaudit.gates import conditions
 from lipaudit.held import Held
 from lipaudit.inputs import check_inputs, check_labels, with_labels
-from lipaudit.journal import Journal
+from lipaudit.journal import Journal, Parts
 from lipaudit.local import BUDGET
 from lipaudit.progress import Progress, Silent
 from lipaudit.promises import Promise, lost, sentence_of
@@ -122,7 +122,8 @@ def audit(
     attacks = "standard" if attacks is None else attacks
     if domain is None and without_range(model):
         warnings = (*warnings, NO_CLIP_VALUES)
-    composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
+    bounds = None if journal is None else Parts(journal, facts.of_code())
+    composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress, journal=bounds)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
     index, images = facts.positions(index, len(points)), facts.images_of(points)
     whole = data_facts = facts.of_rows(data_facts or facts.of_data(points, answers, seed, box), index, answers, images)
@@ -148,6 +149,7 @@ def audit(
     held = None
     if journal is not None:
         held = Journal(journal, facts.of_audit(composition, points, answers, settings), started)
+        held.restored += 0.0 if bounds is None else bounds.restored
     clock.mark("layer bounds")
     against = Held(composition)
     certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress, held=against)

@@ -18,7 +18,7 @@ def network_captured(audit: Audit) -> Finding | None:
     if audit.bound is None:
         return None
     if audit.bound.notes:
-        why += f" Fixed at capture: {'; '.join(audit.bound.notes)}."
+        why += f" Fixed as it was at capture: {'; '.join(audit.bound.notes)}."
     if audit.agreement is None:
         return Finding("LA005", "not run", "The model was not held against the audited graph", "", why)
     found, seen = audit.agreement.differences, audit.agreement

@@ -10,11 +10,12 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipaudit.claims import LayerBound
+from lipaudit.claims import Agreement, Disagreement, LayerBound
 from lipaudit.conclusion import conclude, examine
 from lipaudit.findings import CHECKS, at_most, contradicted, rate, wilson
 from lipaudit.gates import conditions
 from lipaudit.reliability import FLAGS, Flag
+from lipaudit.report.measures import contradictions
 from lipaudit.report.text import to_markdown, to_text
 from lipaudit.results import TIME_LIMIT, Audit, Finding
 
@@ -243,9 +244,50 @@ def test_an_attack_cut_short_by_the_time_limit_makes_the_audit_incomplete() -> N
     assert verdict.headline.startswith("Incomplete: ")
 
 
+def test_robust_accuracy_is_unknown_where_nothing_was_attacked() -> None:
+    audit = audits.strong()
+    samples = audit.samples
+    n = len(samples.label)
+    untouched = replace(samples, attacked=(False,) * n, distance=(None,) * n)
+    assert replace(audit, samples=untouched).robust_accuracy(0.5) is None
+    assert audit.robust_accuracy(0.5) == sum(samples.unbroken(0.5)) / n
+    wrong = replace(untouched, label=tuple(guess + 1 for guess in samples.prediction))
+    assert replace(audit, samples=wrong).robust_accuracy(0.5) == 0.0  # whatever an attack might do
+
+
+@pytest.mark.parametrize(
+    ("radius", "distance", "broken"), [(0.0, 0.0, 0), (0.0, 5e-324, 0), (0.1, 0.0, 1), (0.1, 0.1, 1)]
+)
+def test_there_is_one_definition_of_a_contradiction(radius: float, distance: float, broken: int) -> None:
+    audit = audits.strong()
+    row = certified_row(audit)
+    columns = {name: list(getattr(audit.samples, name)) for name in ("radius", "distance")}
+    columns["radius"][row], columns["distance"][row] = radius, distance
+    audit = replace(audit, samples=replace(audit.samples, **{name: tuple(c) for name, c in columns.items()}))
+    audit = replace(audit, promises=tuple(replace(p, radius=audit.samples.radius) for p in audit.promises if p.radius))
+    assert len(contradicted(audit)) == len(contradictions(audit)) == broken
+    states = {name: by_id(audit)[name].state for name in ("LA001", "LA008")}
+    assert set(states.values()) == ({"fail"} if broken else {"pass"})
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_model_that_is_not_its_graph_is_invalid(number: int) -> None:
+    found = tuple(Disagreement(row, "image", "alone", 3, 1.25, -0.5) for row in range(number))
+    audit = replace(audits.strong(), agreement=Agreement(512, 40, found))
+    findings, verdict, code = examine(audit)
+    (finding,) = [finding for finding in findings if finding.id == "LA005"]
+    assert (finding.state, verdict.integrity, code) == ("fail", "INVALID", 4)
+    image = audit.samples.index[0]
+    more = "" if number == 1 else ", and 2 more"
+    assert finding.value == f"logit 3 of image {image} is 1.25 from the model alone and -0.5 from the graph{more}"
+    assert verdict.headline == "Integrity failure: the model does not compute what was audited."
+    assert by_id(replace(audit, agreement=Agreement(512, 40)))["LA005"].value == "512 images, 40 claims of attacks"
+    assert by_id(replace(audit, agreement=None))["LA005"].state == "not run"
+
+
 def test_what_was_fixed_at_capture_is_said() -> None:
     audit = audits.strong()
     assert "Fixed" not in by_id(audit)["LA005"].why
     assert audit.bound is not None
     noted = replace(audit, bound=replace(audit.bound, notes=("read at capture: counter",)))
-    assert by_id(noted)["LA005"].why.endswith("Fixed as it was then: read at capture: counter.")
+    assert by_id(noted)["LA005"].why.endswith("Fixed as it was at capture: read at capture: counter.")

@@ -19,9 +19,11 @@ import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import torch
 
 from lipaudit.claims import Law, LayerBound, Upper
@@ -32,6 +34,7 @@ from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.graph import Graph, Node
+from lipaudit.journal import Parts, fingerprint
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Dense, Gather, LinearMap, Scale, schur_test
 from lipaudit.norms.power import lower_bound
@@ -67,6 +70,8 @@ class Ledger:
     """The operations that each step consists of: where rounding errors arise."""
     domain: tuple[float, float] | None = None
     """The range of the entries of the network input; without it, operations that need one are refused."""
+    journal: Parts | None = None
+    """Keeps what was found about convolutions and dense maps."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
     looks_back: bool = field(default=True, init=False)
@@ -266,22 +271,19 @@ class Ledger:
     def _bound_map(self, step: str, link: Link) -> str:
         if only_moves(link):
             return step
-        began = time.perf_counter()
-        self._maps[link.parts[-1][0].name] = step, link
-        pair = self._pair(link)
-        upper, candidates = norm_bound(link.linear, self.method)
         node = link.parts[-1][0]
+        self._maps[node.name] = step, link
+        began = time.perf_counter()
+        pair = self._pair(link)
+        spent = time.perf_counter() - began
+        upper, candidates, lower, seconds = self._found(node, link)
         if pair is not None:
             before, parts, both, grown = pair
-            if WIDE.multiply(wide(both.value), self.so_far[before]) < WIDE.multiply(
-                wide(upper.value), self.so_far[step]
-            ):
+            apart = WIDE.multiply(wide(upper.value), self.so_far[step])
+            if WIDE.multiply(wide(both.value), self.so_far[before]) < apart:
                 self._grown[node.name] = grown
-                return self._write(
-                    node, "scale", [before], both, self.so_far[before], kind="upper", parts=parts,
-                    seconds=time.perf_counter() - began,
-                )  # fmt: skip
-        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
+                total, seconds = self.so_far[before], seconds + spent
+                return self._write(node, "scale", [before], both, total, kind="upper", parts=parts, seconds=seconds)
         exact = upper.method in ("svd-verified", "diagonal", "isometry") or "(exact)" in upper.because
         return self._write(
             node,
@@ -293,7 +295,7 @@ class Ledger:
             parts=link.parts,
             candidates=candidates,
             lower=lower,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
         )
 
     def _pair(self, link: Link) -> tuple[str, Parts, Upper, list[tuple[str, float]]] | None:
@@ -323,6 +325,37 @@ class Ledger:
             through = (last if node is parts[-1][0] else slope) if linear is None else schur_test(linear, self.device)
             factor = up(factor * through)
         return found
+
+    def _found(self, node: Node, link: Link) -> tuple[Upper, tuple[Upper, ...], float | None, float]:
+        """The bound of a map, those it was chosen from, a norm measured from below, and the seconds that it all took.
+
+        From the journal where it holds them of the very same map.
+        """
+        keep, part, about = self.journal if link.heavy else None, f"bound-{node.name}", ""
+        if keep is not None:
+            about = fingerprint(keep.version, self.method, self.measure, self.device.type, *_told(link.linear))
+        kept = None if keep is None else keep.get(part, about)
+        if kept is not None:
+            each = zip(kept["value"].tolist(), kept["method"].tolist(), kept["because"].tolist(), strict=True)
+            upper, *candidates = (Upper(*one) for one in each)
+            low = float(kept["lower"])
+            return upper, tuple(candidates), None if math.isnan(low) else low, float(kept["seconds"])
+        began = time.perf_counter()
+        upper, candidates = norm_bound(link.linear, self.method)
+        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
+        seconds = time.perf_counter() - began
+        if keep is not None:
+            every = (upper, *candidates)
+            keep.put(
+                part,
+                about,
+                seconds,
+                value=np.array([one.value for one in every]),
+                method=np.array([one.method for one in every]),
+                because=np.array([one.because for one in every]),
+                lower=np.array(math.nan if lower is None else lower),
+            )
+        return upper, tuple(candidates), lower, seconds
 
     def _write(
         self,
@@ -362,6 +395,18 @@ class Ledger:
         self.so_far[step_name], self.parts[step_name] = bound, () if part else parts
         self.progress.advance(0 if part else len(parts), line.name)
         return step_name
+
+
+def _told(linear: LinearMap) -> list[Any]:
+    """All that a map is made of, for a fingerprint."""
+    found: list[Any] = [type(linear).__name__]
+    for part in fields(linear):
+        value = getattr(linear, part.name)
+        if isinstance(value, torch.Tensor):
+            found.append(value.detach().cpu().numpy())
+        else:
+            found += _told(value) if is_dataclass(value) else [value]
+    return found
 
 
 def _spoken(op: str) -> str:
