@@ -34,7 +34,8 @@ from lipaudit.domains.roundoff import EXACT
 from lipaudit.domains.walk import Rules
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.graph import Graph, Node
-from lipaudit.journal import Parts, fingerprint
+from lipaudit.journal import Parts as KeptParts
+from lipaudit.journal import fingerprint
 from lipaudit.norms import norm_bound
 from lipaudit.norms.maps import Dense, Gather, LinearMap, Scale, schur_test
 from lipaudit.norms.power import lower_bound
@@ -70,7 +71,7 @@ class Ledger:
     """The operations that each step consists of: where rounding errors arise."""
     domain: tuple[float, float] | None = None
     """The range of the entries of the network input; without it, operations that need one are refused."""
-    journal: Parts | None = None
+    journal: KeptParts | None = None
     """Keeps what was found about convolutions and dense maps."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
