@@ -41,7 +41,7 @@ from lipaudit.cells import (
     continuous,
     possible,
 )
-from lipaudit.graph import Node, Ref, refs_in
+from lipaudit.graph import Node, Ref
 
 _DEEPEST = 40
 """Operations in one function: activations are written in a few."""
@@ -372,7 +372,7 @@ class _Functions:
                         raise NotPiecewise from error
                 elif value is None:
                     arguments[key] = None
-                elif refs_in(value) or isinstance(value, (list, tuple)):
+                else:  # lists, complex numbers
                     raise NotPiecewise
             values[node.name] = OPERATIONS[node.op](arguments, sign)
         return values[self.cone[-1].name]
