@@ -29,6 +29,7 @@ class ExitCode:
     INTEGRITY = 4
     INCOMPLETE = 5
     INTERRUPTED = 130
+    TERMINATED = 143
 
 
 class LipauditError(Exception):

@@ -31,32 +31,16 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.err
 """What reading a file raises that is not the whole one."""
 
 
-class Journal:
-    """A folder with a manifest, which says what is audited and how, and one file per finished part."""
+class Parts:
+    """Finished parts in a folder, one file each."""
 
-    def __init__(self, folder: Path | str, audited: Mapping[str, Mapping[str, Any]], started: str) -> None:
-        """Opens the journal of exactly this audit, or begins one.
-
-        `audited` are named groups of settings, as JSON knows them. Raises `ResumeError` if the folder holds the journal
-        of another audit (the message names what differs), or cannot be read or written.
-        """
-        self.folder = Path(folder)
-        self.run = self.folder.name.removesuffix(SUFFIX) if self.folder.name.endswith(SUFFIX) else ""
+    def __init__(self, folder: Path | str, version: str = "") -> None:
+        """`version` says of what software parts are that say nothing of it themselves."""
+        self.folder, self.version = Path(folder), version
         self.restored = 0.0
         """Seconds that the parts took which were read back so far."""
         self.failure = ""
         """Why parts are no longer written; the run itself goes on."""
-        mine = {"format": FORMAT, "started": started, "audited": json.loads(json.dumps(audited))}
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            held = read_json(self.folder / MANIFEST)
-            if held is None:
-                write_json(self.folder / MANIFEST, mine)
-                held = mine
-        except OSError as error:
-            raise ResumeError(f"cannot keep a journal in {self.folder}: {error.strerror}") from error
-        _compare(self.folder, held, mine)
-        self.started: str = held["started"]
 
     def get(self, part: str, fingerprint: str) -> dict[str, np.ndarray] | None:
         """The arrays of a finished part, or None if it is not there, not whole, or made from something else."""
@@ -76,6 +60,7 @@ class Journal:
             return
         partial = self.folder / f".{secrets.token_hex(8)}.part"
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
                 np.savez(file, fingerprint=np.array(fingerprint), seconds=np.array(seconds), **arrays)
             os.replace(partial, self._path(part))
@@ -86,6 +71,30 @@ class Journal:
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.npz"
+
+
+class Journal(Parts):
+    """A folder with a manifest, which says what is audited and how, and one file per finished part."""
+
+    def __init__(self, folder: Path | str, audited: Mapping[str, Mapping[str, Any]], started: str) -> None:
+        """Opens the journal of exactly this audit, or begins one.
+
+        `audited` are named groups of settings, as JSON knows them. Raises `ResumeError` if the folder holds the journal
+        of another audit (the message names what differs), or cannot be read or written.
+        """
+        super().__init__(folder)
+        self.run = self.folder.name.removesuffix(SUFFIX) if self.folder.name.endswith(SUFFIX) else ""
+        mine = {"format": FORMAT, "started": started, "audited": json.loads(json.dumps(audited))}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = read_json(self.folder / MANIFEST)
+            if held is None:
+                write_json(self.folder / MANIFEST, mine)
+                held = mine
+        except OSError as error:
+            raise ResumeError(f"cannot keep a journal in {self.folder}: {error.strerror}") from error
+        _compare(self.folder, held, mine)
+        self.started: str = held["started"]
 
 
 def fingerprint(*values: Any) -> str:
@@ -150,7 +159,8 @@ def _compare(folder: Path, held: Mapping[str, Any], mine: Mapping[str, Any]) -> 
     for group in {**then, **now}:
         old, new = then.get(group, {}), now.get(group, {})
         names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        changes += [f"{name} (was {_short(old.get(name))}, is {_short(new.get(name))})" for name in names]
+        spoken = [(name.replace("_", " "), _short(old.get(name)), _short(new.get(name))) for name in names]
+        changes += [f"{name} (was {before}, is {after})" for name, before, after in spoken]
     if changes:
         raise ResumeError(
             f"expected the audit that was begun in {folder}, got another {', another '.join(changes)}; "

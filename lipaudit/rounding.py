@@ -15,9 +15,11 @@ Note [Wide range]
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import math
 import os
+from collections.abc import Iterator
 from decimal import Decimal
 
 import torch
@@ -85,6 +87,18 @@ def norm_up(x: torch.Tensor) -> float:
     return up(up(math.sqrt(scaled * (1 + 2 * gamma(x.numel() + 2)))) * 2.0**exponent)
 
 
+def norms_up(x: torch.Tensor) -> torch.Tensor:
+    """Upper bounds of the Euclidean norms of x[0], x[1], ..., rounding included: many at once."""
+    largest = float(x.abs().max()) if x.numel() else 0.0
+    if not math.isfinite(largest):
+        raise ValueError(f"expected finite entries, got {largest}")
+    exponent = min(1022, max(-1022, math.frexp(largest)[1]))
+    count = math.prod(x.shape[1:])
+    squares = (x * 2.0**-exponent).square().flatten(1).sum(1) + (count * 2.0**-1000 if largest else 0.0)
+    # Two products and a root, each within one unit.
+    return (squares * (1 + 2 * gamma(count + 2))).sqrt() * (1 + 8 * UNIT) * 2.0**exponent
+
+
 def length_up(x: torch.Tensor) -> float:
     """`norm_up` of errors: inf where one of them is not finite. Squares of entries far from 1 stay within range."""
     return norm_up(x) if bool(torch.isfinite(x).all()) else math.inf
@@ -102,3 +116,15 @@ def check_arithmetic(device: torch.device) -> None:
         raise LipauditError(
             "expected native float64 matrix products on the GPU, got CUBLAS_EMULATE_DOUBLE_PRECISION set; unset it"
         )
+
+
+@contextlib.contextmanager
+def plain_sums() -> Iterator[None]:
+    """Without the kernels that no promise covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

@@ -56,7 +56,8 @@ def samples(n: int, seed: int, median_radius: float, tightness: float, clean: fl
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
     columns = tuple(tuple(column) for column in columns)
-    return Samples(*columns, method=("global",) * len(columns[0]), executed_distance=columns[5])
+    images = tuple(f"{row:016x}" for row in columns[0])
+    return Samples(*columns, method=("global",) * n, executed_distance=columns[5], image=images)
 
 
 def promises(columns: Samples, eps: Iterable[str]) -> tuple[PromiseResult, ...]:

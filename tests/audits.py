@@ -24,6 +24,7 @@ from audit_parts import (
     thumbnails,
 )
 
+from lipaudit.consistency import digest_of
 from lipaudit.results.audit import (
     AttackRecord,
     Audit,
@@ -37,6 +38,9 @@ from lipaudit.results.audit import (
     Verdict,
 )
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.verdict.checks import integrity as findings_of
+from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.verdict import conclude
 
 HOSTILE = "</script><img src=x onerror=alert(1)>{{7*7}}{% raw %}\x1b[31m\u202egnp.exe\x00" + "A" * 10_000
 
@@ -293,6 +297,30 @@ def hostile(text: str = HOSTILE) -> Audit:
         gates=(Gate(text, 0.5, "value", "error", "failed", 0.4, text),),
         findings=(Finding("LA001", "warn", text, text, text, text),),
     )  # fmt: skip
+
+
+def filed(audit: Audit, *gates: str) -> Audit:
+    """As lipaudit would have written it: one bound that the radii follow from, and all that follows from the rows."""
+    s = audit.samples
+    ratios = [m / r for m, r in zip(s.margin, s.radius, strict=True) if r > 0]
+    steepest = min(ratios, default=1.0)
+    many = range(audit.model.classes)
+    pairs = tuple(tuple(0.0 if i == j else steepest for j in many) for i in many)
+    ledger = chain_ledger([("network", "linear", steepest)])
+    bound = NetworkBound(ledger, ledger[0].log10_so_far, pairs, audit.model.input_shape)
+    columns = replace(s, image=tuple(f"{row:016x}" for row in s.index), executed_distance=s.distance)
+    digest = digest_of(columns.index, columns.label, columns.image)
+    found = [[d for d, by in zip(s.distance, s.attack, strict=True) if by == a.name] for a in audit.attacks]
+    attacks = (
+        replace(a, broken=len(d), closest=len(d), attacked=sum(s.attacked), median_distance=max(d, default=None))
+        for a, d in zip(audit.attacks, found, strict=True)
+    )
+    made = replace(
+        audit, samples=columns, bound=bound, slope=0.5 * steepest, slope_share=0.5, attacks=tuple(attacks),
+        clean=findings_of.rate("0", s.correct()), thumbnails=thumbnails(s), promises=promises(s, audit.threat.eps),
+        dataset=replace(audit.dataset, samples=len(s.index), rows_sha256=digest),
+    )  # fmt: skip
+    return conclude(made, conditions(gates))
 
 
 def radii_only(audit: Audit) -> Audit:

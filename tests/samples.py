@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 
 import samples_bounded
+import samples_fourier
 import torch
 from torch import nn
 from torch.nn import functional
@@ -147,6 +148,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mish.default": lambda: pointwise(F.mish),
     "gelu.default": lambda: pointwise(lambda x: F.gelu(x) + F.gelu(x, approximate="tanh")),
     "leaky_relu.default": lambda: pointwise(lambda x: F.leaky_relu(x, 1.5)),
+    "piecewise.default": lambda: pointwise(lambda x: x - 2 * F.hardtanh(x, -0.25, 0.5)),
     "elu.default": lambda: pointwise(lambda x: F.elu(x, 1.7)),
     "conv_transpose1d.default": lambda: conv(nn.ConvTranspose1d(2, 3, 3, stride=2, output_padding=1), SIGNAL),
     "conv_transpose2d.input": lambda: conv(nn.ConvTranspose2d(2, 4, 3, 2, (1, 0), groups=2, dilation=2), IMAGE),
@@ -228,13 +230,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "select_scatter.default": lambda: image(lambda x: torch.select_scatter(x, torch.relu(x[:, 0] * 2), 1, 1)),
     "maximum.default": lambda: image(lambda x: torch.maximum(2 * x[:, :1] - 1, torch.relu(x))),
     "minimum.default": lambda: image(lambda x: torch.minimum(2 * x, torch.tensor(0.7))),
-    "max.other": lambda: image(lambda x: torch.max(2 * x - 1, x)),
-    "min.other": lambda: image(lambda x: torch.min(2 * x - 1, x)),
-    "fmax.default": lambda: image(lambda x: torch.fmax(2 * x - 1, x)),
-    "fmin.default": lambda: image(lambda x: torch.fmin(2 * x - 1, x)),
+    "max.other": lambda: image(lambda x: torch.max(2 * x - 1, x.flip(3))),
+    "min.other": lambda: image(lambda x: torch.min(2 * x - 1, x.flip(3))),
+    "fmax.default": lambda: image(lambda x: torch.fmax(2 * x - 1, x.flip(3))),
+    "fmin.default": lambda: image(lambda x: torch.fmin(2 * x - 1, x.flip(3))),
     "clamp.Tensor": lambda: image(lambda x: torch.clamp(3 * x, torch.tensor(0.2), 1 + x[:, :1])),
     "clamp_min.Tensor": lambda: image(lambda x: torch.ops.aten.clamp_min.Tensor(3 * x, torch.tensor(0.5))),
-    "clamp_max.Tensor": lambda: image(lambda x: torch.ops.aten.clamp_max.Tensor(3 * x, x)),
+    "clamp_max.Tensor": lambda: image(lambda x: torch.ops.aten.clamp_max.Tensor(3 * x, x.flip(3))),
     "max.dim": lambda: image(lambda x: x.max(2).values),
     "min.dim": lambda: image(lambda x: x.min(1)[0]),
     "max.default": lambda: image(lambda x: torch.stack([one.max().view(1) for one in x])),
@@ -263,7 +265,50 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "threshold.default": lambda: pointwise(lambda x: F.threshold(x, 0.3, 0.3)),
     "topk.default": lambda: image(lambda x: x.topk(2, 2).values),
     "sort.default": lambda: image(lambda x: torch.sort(x.view(len(x), 1, 2, 6, 6), dim=2).values),
+    "hypot.default": lambda: image(lambda x: torch.hypot(2 * x - 1, torch.hypot(x[:, :1] - 0.5, torch.tensor(0.1)))),
+    "logaddexp.default": lambda: image(lambda x: torch.logaddexp(3 * x, torch.logaddexp(x[:, :1], torch.tensor(0.5)))),
+    "logaddexp2.default": lambda: image(lambda x: torch.logaddexp2(3 * x, x.flip(1))),
+    "median.dim": lambda: image(lambda x: x.median(2).values),
+    "median.default": lambda: image(lambda x: torch.stack([one.median().view(1) for one in x])),
+    "kthvalue.default": lambda: image(lambda x: x.kthvalue(2, 3).values),
+    "cummax.default": lambda: image(lambda x: x.cummax(2).values),
+    "cummin.default": lambda: image(lambda x: x.cummin(3).values),
+    "cdist.default": lambda: image(lambda x: torch.cat([torch.cdist(x, wave(x, 3, 6), p=p) for p in (1.0, 2.0)], 2)),
+    "_cdist_forward.default": lambda: image(lambda x: torch.ops.aten._cdist_forward(wave(x, 3, 6), x, 2.0, None)),
+    "scatter.src": lambda: Net(
+        lambda x: x.scatter(1, torch.tensor([[5, 0, 3]]).expand(len(x), 3), torch.relu(3 * x[:, :3])), VECTOR
+    ),
+    "scatter.value": lambda: Net(lambda x: x.scatter(1, torch.tensor([[5, 0]]).expand(len(x), 2), 0.5), VECTOR),
+    "scatter_add.default": lambda: Net(
+        lambda x: x.scatter_add(1, torch.tensor([[5, 0, 5, 5]]).expand(len(x), 4), torch.relu(3 * x[:, :4])), VECTOR
+    ),
+    "index_copy.default": lambda: image(lambda x: x.index_copy(2, torch.tensor([4, 1]), torch.sin(4 * x[:, :, :2]))),
+    "index_fill.int_Scalar": lambda: image(lambda x: x.index_fill(2, torch.tensor([4, 1]), 0.5)),
+    "index_add.default": lambda: image(
+        lambda x: x.index_add(2, torch.tensor([4, 1, 4]), torch.sin(4 * x[:, :, :3]), alpha=-2)
+    ),
+    "index_put.default": lambda: image(
+        lambda x: (
+            torch.ops.aten.index_put(x, [None, None, torch.tensor([4, 1])], torch.sin(4 * x[:, :, :2]))
+            + torch.ops.aten.index_put(x, [None, None, torch.tensor([4, 4])], x[:, :, :1], True)
+        )
+    ),
+    "_unsafe_index_put.default": lambda: image(
+        lambda x: torch.ops.aten._unsafe_index_put(x, [None, torch.tensor([1])], torch.relu(2 * x[:, :1]))
+    ),
+    "grid_sampler_2d.default": lambda: image(
+        lambda x: (
+            F.grid_sample(x, wave(x, 1, 4, 5, 2).expand(len(x), 4, 5, 2), align_corners=False)
+            + F.grid_sample(
+                x, wave(x, 1, 4, 5, 2).expand(len(x), 4, 5, 2) * 1.3, "nearest", "reflection", align_corners=True
+            )
+        )
+    ),
+    "grid_sampler_3d.default": lambda: Net(
+        lambda x: F.grid_sample(x, wave(x, 1, 2, 3, 2, 3).expand(len(x), 2, 3, 2, 3), align_corners=True), VOLUME
+    ),
     "softmax.int": lambda: pointwise(lambda x: torch.softmax(x, 1)),
+    **{op: lambda f=f: Net(f, samples_fourier.SHAPE) for op, f in samples_fourier.FUNCTIONS.items()},
 }
 """Operation -> a network in eval mode that contains it (possibly under the name that the export gives it)."""
 NETWORKS |= samples_bounded.networks(Net)
@@ -275,6 +320,9 @@ def composed(op: str) -> tuple[nn.Module, Composition]:
 
     Bounds that need the range of the input hold for entries in [0, 1]: `composition.network.domain` is not None.
     """
+    seed = torch.get_rng_state()
     network = NETWORKS[op]().eval()
+    torch.set_rng_state(seed)
+    twin = NETWORKS[op]().eval()  # closures hold some of its layers, which a deep copy would share
     composition = compose(network, network.shape, domain=(0.0, 1.0))
-    return network.double().requires_grad_(False), composition
+    return twin.double().requires_grad_(False), composition

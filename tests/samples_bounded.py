@@ -93,6 +93,15 @@ def networks(net: Make) -> dict[str, Callable[[], nn.Module]]:
         "reciprocal.default": image(lambda x: torch.reciprocal(-x - 0.1)),
         "exp.default": lambda: spread_out(net, torch.exp),
         "log.default": image(lambda x: torch.log(x + 0.2)),
+        "log1p.default": image(lambda x: torch.log1p(x - 0.8)),
+        "log2.default": image(lambda x: torch.log2(x + 0.2)),
+        "log10.default": image(lambda x: torch.log10(x + 0.2)),
+        "logit.default": image(lambda x: torch.logit(0.8 * x + 0.1) + torch.logit(2 * x - 0.5, 0.05)),
+        "expm1.default": lambda: spread_out(net, torch.expm1),
+        "exp2.default": lambda: spread_out(net, torch.exp2),
+        "atan2.default": image(
+            lambda x: torch.atan2(x - 0.5, x.flip(1) + 0.1) + torch.atan2(x + 0.1, torch.tensor(-0.2))
+        ),
         "glu.default": image(lambda x: F.glu(x * 3, 1)),
         "var.dim": image(lambda x: x.var((2, 3), keepdim=True)),
         "var.correction": image(lambda x: x.var(dim=(1, 2), correction=0)),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import nn
 
 import lipaudit
 from lipaudit.errors import BadThreat, CaptureError, LoadError
+from lipaudit.graph.capture import capture
 from lipaudit.graph.wrappers import Normalise, Normalised, as_module, stated_domain
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.5, 0.125)
@@ -201,3 +204,50 @@ def test_what_is_no_model_is_refused() -> None:
         as_module(art_classifier(), mean=MEAN, std=STD)
     with pytest.raises(LoadError, match="positive std"):
         as_module(network(), mean=MEAN, std=(1.0, 0.0, 1.0))
+
+
+class Compiled(nn.Module):
+    """Compiled here and there, as people do it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+        self.part = torch.compile(nn.Linear(4, 4))
+        self.placed = nn.Linear(4, 4)
+        self.placed.compile()
+        self.twice = torch.compile(lambda x: 2 * x)
+        self.forward = torch.compile(self.forward)  # type: ignore[method-assign]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.twice(self.placed(self.part(x))))
+
+
+class CompiledForward(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    @torch.compile
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x)
+
+
+@pytest.mark.parametrize("make", [Compiled, CompiledForward, lambda: torch.compile(Compiled())])
+def test_compiled_models_run_as_they_were_written(make: Callable[[], nn.Module]) -> None:
+    model = make().eval()
+    x = torch.rand(2, 4)
+    with torch.compiler.set_stance("force_eager"), torch.no_grad():
+        expected = model(x)
+    with torch.no_grad():
+        plain = as_module(model)
+        before = torch._dynamo.utils.counters["frames"]["total"]
+        assert torch.equal(plain(x), expected)
+        assert torch._dynamo.utils.counters["frames"]["total"] == before, "something was compiled"
+        precise = copy.deepcopy(plain).double()(x.double())
+    assert torch.allclose(precise.float(), expected, atol=1e-6)
+    assert [n.layer for n in capture(model, (4,)).nodes][-1] == "head"
+
+
+def test_a_model_in_which_nothing_is_compiled_is_not_copied() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    assert as_module(model) is model

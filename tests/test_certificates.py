@@ -160,7 +160,7 @@ def test_the_float_margin_is_not_above_the_exact_one_less_the_error() -> None:
 
 
 def test_the_jump_of_softplus_at_its_threshold_is_not_certified_away() -> None:
-    """torch's softplus falls by 2e-9 at 20: a margin smaller than that proves nothing near it."""
+    """torch's softplus falls by 2e-9 at 20: above the rounding of float64, far below that of float32."""
     head = classifier([[1.0], [0.0]]).double()
     head.bias.data = torch.tensor([0.0, 20 + 1e-9], dtype=torch.float64)
     model = nn.Sequential(nn.Softplus(), head).eval()
@@ -168,7 +168,12 @@ def test_the_jump_of_softplus_at_its_threshold_is_not_certified_away() -> None:
 
     below, above = model(x)[0], model(x + 1e-12)[0]
     assert below[0] - below[1] > 0 > above[0] - above[1]
-    assert lipaudit.certify(model, x).radius[0] == 0.0
+    with pytest.raises(NotLipschitz, match=r"softplus with threshold 20 jumps by 2.1e-09 where it becomes x"):
+        lipaudit.certify(model, x)
+    model[0].threshold = 40
+    assert 0 < lipaudit.certify(model, x).radius[0] < 2e-9
+    model[0].threshold = 20
+    assert lipaudit.bound(model.float(), (1,)).value == pytest.approx(1.0, rel=1e-9)
 
 
 class Gated(nn.Module):
@@ -259,3 +264,40 @@ def test_rounding_counts_where_the_squares_of_its_errors_underflow(seed: int, pr
         sum((a - b) ** 2 for a, b in zip(first, second, strict=True)),
     )
     assert radius == 0 or (margin > 0 and radius**2 * length <= margin**2)
+
+
+class Said:
+    """The stages that a progress was told of."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, int] = {}
+
+    def start(self, stage: str, total: int | None = None) -> None:
+        del total
+        self.now = self.stages[stage] = 0
+        self.stage = stage
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        del note
+        self.stages[self.stage] += units
+
+    def finish(self, note: str = "") -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+@pytest.mark.parametrize("promise", ["R", "F"])
+def test_local_radii_that_are_asked_for_and_missing_are_explained(promise: str) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(2, 5)
+    ruled = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
+    unruled = nn.Sequential(nn.Linear(5, 6), nn.Softmin(1), nn.LayerNorm(6), nn.Linear(6, 3))
+    said = Said()
+    found = lipaudit.certify(ruled, x, method="local", promise=promise, progress=said)
+    assert found.why_not == ""
+    assert said.stages["local radii"] == 2
+    assert ("local radii, promise F" in said.stages) == (promise == "F")
+    found = lipaudit.certify(unruled.eval(), x, method="local", domain=(0.0, 1.0))
+    assert found.radius.all()
+    assert found.why_not.startswith("local radii, 0 tried: ")
+    assert lipaudit.certify(unruled, x, domain=(0.0, 1.0)).why_not == ""

@@ -16,6 +16,7 @@ import audits
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
@@ -131,6 +132,46 @@ def test_what_the_options_say_reaches_the_pipeline(call: Call, audited: dict[str
     assert audited["config"]["eps"] == ["36/255", "0.5", "1"]
 
 
+def test_the_key_of_a_checkpoint_comes_from_anywhere_and_is_said(
+    call: Call, audited: dict[str, Any], pair: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = Small().state_dict()
+    torch.save({"model": state, "ema": {f"module.{n}": t + 1 for n, t in state.items()}}, tmp_path / "w.safetensors")
+
+    assert "say which are meant: --checkpoint-key model" in refused(call("run", *pair))
+    results = [call("run", *pair, "--checkpoint-key", "ema")]
+    monkeypatch.setenv("LIPAUDIT_CHECKPOINT_KEY", "ema")
+    results.append(call("run", *pair))
+    monkeypatch.delenv("LIPAUDIT_CHECKPOINT_KEY")
+    Path("lipaudit.toml").write_text('[run]\ncheckpoint-key = "ema"\n')
+    results.append(call("run", *pair))
+    for result in results:
+        assert result.code == 0, result.err
+        assert "weights of w.safetensors (under ema, without the prefix module.)" in result.err
+        assert audited["model_facts"].source.endswith("(under ema, without the prefix module.)")
+        assert audited["config"]["checkpoint_key"] == "ema"
+        assert torch.equal(audited["model"].linear.bias, state["linear.bias"] + 1)
+    assert "add --checkpoint FILE" in call("run", "--checkpoint-key", "ema").err
+
+
+def test_folders_of_other_classes_never_reach_the_audit(
+    call: Call, audited: dict[str, Any], pair: list[object], tmp_path: Path
+) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / "val" / name).mkdir(parents=True)
+        Image.new("RGB", SHAPE[1:]).save(tmp_path / "set" / "val" / name / "1.png")
+    pair[3] = "imagefolder:set"
+    assert "--dataset imagefolder:set/val" in refused(call("run", *pair, "--input-shape", "3,8,8"))
+    pair[3] = "imagefolder:set/val"
+    line = refused(call("run", *pair, "--input-shape", "3,8,8", "--num-classes", "3"))
+    assert "has 2 folders (cat, dog)" in line
+    assert "which are they?" in line
+    (tmp_path / "set/val/cat").rename(tmp_path / "set/val/2")
+    (tmp_path / "set/val/dog").rename(tmp_path / "set/val/0")
+    assert call("run", *pair, "--input-shape", "3,8,8", "--num-classes", "3").code == 0
+    assert sorted(audited["labels"].tolist()) == [0, 2]
+
+
 @pytest.mark.parametrize("code", [0, 3, 4, 5])
 def test_the_exit_code_is_the_audits(code: int, call: Call, audited: dict[str, Any], pair: list[object]) -> None:
     audited["audit"] = replace(audited["audit"], exit_code=code)
@@ -239,13 +280,13 @@ def test_the_first_command_of_the_readme_ends_well(call: Call) -> None:
 
 
 USAGE: dict[str, tuple[Sequence[str], str]] = {
-    "eps zero": (["--eps", "0"], "--eps '0': expected a positive number or fraction"),
+    "eps zero": (["--eps", "0"], "--eps: expected eps above 0, a budget such as 36/255 or 0.5, got '0'"),
     "eps negative": (["--eps=-1"], "36/255"),
     "eps nothing": (["--eps", "1/0"], "36/255"),
     "eps text": (["--eps", "small"], "'small'"),
     "eps nan": (["--eps", "nan"], "'nan'"),
     "eps infinite": (["--eps", "inf"], "'inf'"),
-    "eps empty": (["--eps", ""], "--eps ''"),
+    "eps empty": (["--eps", ""], "--eps: expected eps above 0, a budget such as 36/255 or 0.5, got ''"),
     "one bad eps of several": (["--eps", "0.5,x"], "'x'"),
     "attack": (["--attacks", "apgd-ce,nonsense"], "nonsense"),
     "device": (["--device", "tpu"], "cuda"),
@@ -428,18 +469,18 @@ def test_reports_can_be_read_by_others(tmp_path: Path) -> None:
 
 
 def test_report_writes_formats_of_other_tools(call: Call, tmp_path: Path) -> None:
-    audit = audits.strong(40)
+    audit = audits.filed(audits.strong(40))
     (tmp_path / "result.json").write_text(audit.to_json())
 
     assert call("report", "result.json", "-o", "Mine.json", "--format", "robustbench").code == 0
     assert call("report", "result.json", "-o", "-", "--format", "huggingface").out.startswith("model-index:")
     assert json.loads((tmp_path / "Mine.json").read_text())["eps"] == audit.threat.eps[0]
-    (tmp_path / "invalid.json").write_text(audits.invalid(40).to_json())
+    (tmp_path / "invalid.json").write_text(audits.filed(audits.invalid(40)).to_json())
     assert "nothing to publish" in refused(call("report", "invalid.json", "-o", "-", "--format", "huggingface"))
 
 
 def test_report_writes_the_same_page_again(call: Call, tmp_path: Path) -> None:
-    audit = audits.vacuous(40)
+    audit = audits.filed(audits.vacuous(40))
     (tmp_path / "result.json").write_text(audit.to_json())
 
     assert call("report", "result.json", "-o", "page.html").code == 0

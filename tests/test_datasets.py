@@ -18,7 +18,16 @@ from loopback import serving
 from PIL import Image
 
 from lipaudit.errors import LoadError
-from lipaudit.loading.datasets import check_fit, known_datasets, load_dataset, open_dataset, outline
+from lipaudit.loading.datasets import (
+    canonical,
+    check_fit,
+    for_model,
+    known_datasets,
+    load_dataset,
+    open_dataset,
+    outline,
+    read_images,
+)
 from lipaudit.progress import Lines
 from lipaudit.results.audit import ModelFacts
 
@@ -273,6 +282,108 @@ def test_folders_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     assert "more than 8 bits" in refusal(f"imagefolder:{tmp_path}", input_shape=(3, 8, 8))
 
 
+@pytest.mark.parametrize(
+    ("parts", "others", "proposed"),
+    [
+        (["train/a", "val/a"], [], "val"),
+        (["train/a", "train/b", "test/a", "validation/b"], [], "test"),
+        (["Training_Set/a", "Test_Set/a"], [], "Test_Set"),
+        (["train2017", "val2017"], [], "val2017"),
+        (["val/a", "val/b"], ["annotations"], "val"),
+        (["train/a", "val/a", "extra/a"], [], "val"),
+    ],
+)
+def test_parts_of_a_data_set_are_not_taken_for_classes(
+    parts: list[str], others: list[str], proposed: str, tmp_path: Path
+) -> None:
+    for part in parts:
+        save(tmp_path / part / "1.png", pixels(8, 8, 3))
+    for other in others:
+        (tmp_path / other).mkdir()
+
+    message = refusal(f"imagefolder:{tmp_path}", input_shape=(3, 8, 8))
+
+    assert message.endswith(f"--dataset imagefolder:{tmp_path / proposed}")
+
+
+@pytest.mark.parametrize(
+    "classes", [["train", "bus", "car"], ["tests", "testudo"], ["valley", "devil"], ["evaluation"]]
+)
+def test_classes_may_have_such_names(classes: list[str], tmp_path: Path) -> None:
+    for name in classes:
+        save(tmp_path / name / "1.png", pixels(8, 8, 3))
+
+    assert load_dataset(f"imagefolder:{tmp_path}", input_shape=(3, 8, 8)).labels.tolist() == [*range(len(classes))]
+
+
+def folders(root: Path, names: list[str]) -> str:
+    for name in names:
+        save(root / name / "1.png", pixels(8, 8, 3))
+    return f"imagefolder:{root}"
+
+
+KNOWN: dict[str, tuple[list[str], int, list[int]]] = {
+    "as many": (["cat", "dog", "emu"], 3, [0, 1, 2]),
+    "some numbers": (["3", "7"], 10, [3, 7]),
+    "numbers with zeros in front": (["003", "010"], 1000, [3, 10]),
+    "numbers in the order of letters": ([str(n) for n in range(12)], 12, [0, 1, 10, 11, *range(2, 10)]),
+    "numbers from 1, as many": (["1", "2", "3"], 3, [0, 1, 2]),
+    "WordNet ids": (["n01440764", "n02102040", "n15075141"], 1000, [0, 217, 999]),
+    "WordNet ids, as many": (["n01440764", "n02102040"], 2, [0, 1]),
+    "names of ImageNet": (["English_springer", "tench"], 1000, [217, 0]),
+}
+
+
+@pytest.mark.parametrize("case", KNOWN)
+def test_folders_have_the_labels_of_the_network_where_their_names_say_them(case: str, tmp_path: Path) -> None:
+    names, classes, labels = KNOWN[case]
+    name = folders(tmp_path, names)
+    facts = ModelFacts("net", "", "", 1, "trained", "", "", "", "float32", (3, 8, 8), classes, (), (), "")
+
+    opened = for_model(open_dataset(name), name, facts)
+    data = read_images(opened, name, samples=None, seed=0, input_shape=(3, 8, 8))
+    check_fit(data, facts)
+
+    assert data.labels.tolist() == labels
+    assert [data.facts.class_names[label] for label in labels] == sorted(names)
+    assert len(data.facts.class_names) == classes
+    assert bool(data.warnings) == (case == "numbers in the order of letters")
+
+
+@pytest.mark.parametrize(
+    ("names", "classes", "says"),
+    [
+        (["cat", "dog"], 10, "which are they? name the folders by the numbers of the classes (0 to 9)"),
+        ([str(n) for n in range(1, 11)], 10, "which are they?"),
+        (["7", "10"], 10, "which are they?"),
+        (["3", "03"], 10, "which are they?"),
+        (["cat", "3"], 10, "which are they?"),
+        (["n01440764", "n99999999"], 1000, "by their WordNet ids (n01440764)"),
+        (["tench", "no such class"], 1000, "by their WordNet ids"),
+        (["n01440764", "n02102040"], 100, "which are they?"),
+        (["a", "b", "c", "d", "e"], 3, "5 folders (a, b, c, d, …), net has 3 classes; choose"),
+    ],
+)
+def test_folders_that_do_not_say_their_classes_are_refused(
+    names: list[str], classes: int, says: str, tmp_path: Path
+) -> None:
+    name = folders(tmp_path, names)
+    facts = ModelFacts("net", "", "", 1, "trained", "", "", "", "float32", (3, 8, 8), classes, (), (), "")
+
+    with pytest.raises(LoadError) as caught:
+        for_model(open_dataset(name), name, facts)
+    assert says in str(caught.value)
+
+
+def test_a_named_data_set_does_not_fit_a_network_of_other_classes() -> None:
+    facts = ModelFacts("net", "", "", 1, "trained", "", "", "", "float32", (1, 8, 8), 100, (), (), "")
+
+    with pytest.raises(LoadError, match="digits has 10 classes, net has 100"):
+        for_model(open_dataset("digits"), "digits", facts)
+    with pytest.raises(LoadError, match="digits has 10 classes, net has 100"):
+        check_fit(load_dataset("digits"), facts)
+
+
 # --- CIFAR and MNIST
 
 
@@ -394,13 +505,46 @@ def test_mnist_is_fetched_checked_and_kept(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("cifar11", "cifar10"), ("imagenet", "imagefolder:DIR"), ("cifar10:x", "unknown"), ("", "digits")],
+    [
+        ("cifar11", "cifar10"),
+        ("imagenet", "imagefolder:DIR"),
+        ("cifar10:x", "--data-dir DIR"),
+        ("", "digits"),
+        ("CIFAR-11", "did you mean cifar10?"),
+        ("fashion", "did you mean fashion-mnist?"),
+        ("imagefolder", "a path behind it"),
+        ("./val", "did you mean imagefolder:./val?"),
+        ("val/images.npz", "did you mean npz:val/images.npz?"),
+        ("..", "did you mean imagefolder:..?"),
+    ],
 )
 def test_an_unknown_data_set_is_refused(name: str, says: str) -> None:
     message = refusal(name)
 
     assert f"unknown data set '{name}'" in message
     assert says in message
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("CIFAR-10", "cifar10"),
+        ("Cifar 100", "cifar100"),
+        ("FashionMNIST", "fashion-mnist"),
+        ("fashion_mnist", "fashion-mnist"),
+        ("DIGITS", "digits"),
+        ("ImageFolder:My/Val", "imagefolder:My/Val"),
+        ("NPZ:a.npz", "npz:a.npz"),
+    ],
+)
+def test_case_and_hyphens_of_names_do_not_matter(name: str, known: str) -> None:
+    assert canonical(name) == known
+
+
+def test_a_folder_for_a_file_and_a_file_for_a_folder_are_told_apart(tmp_path: Path) -> None:
+    assert f"did you mean imagefolder:{tmp_path}?" in refusal(f"npz:{tmp_path}")
+    assert "did you mean npz:data.npz?" in refusal("imagefolder:data.npz")
+    assert load_dataset("Digits", samples=2).facts.name == "digits"
 
 
 def test_outlines_agree_with_the_data() -> None:

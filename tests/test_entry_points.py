@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -11,13 +12,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import adaptive_avg_pool2d
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
 import lipaudit
-from lipaudit.certification.certificates import check_labels
-from lipaudit.errors import BadThreat, CaptureError
+from lipaudit.errors import BadThreat, CaptureError, LoadError
 from lipaudit.graph.wrappers import Normalised
+from lipaudit.inputs import check_inputs, check_labels
 from lipaudit.results.json import from_json
 from lipaudit.verdict.checks.integrity import reached
 
@@ -234,6 +236,8 @@ ARRAYS: dict[str, Callable[[torch.Tensor], Any]] = {
     "reversed": lambda x: x.flip(0).numpy()[::-1],
     "other byte order": lambda x: x.numpy().astype(">f4"),
     "float64": lambda x: x.numpy().astype(np.float64),
+    "long double": lambda x: x.numpy().astype(np.longdouble),
+    "a list of tensors": lambda x: list(x),
     "with gradient": lambda x: x.clone().requires_grad_(),
     "channels last in memory": lambda x: x.contiguous(memory_format=torch.channels_last),
 }
@@ -257,6 +261,106 @@ def test_an_audit_takes_what_certify_takes() -> None:
         assert len(audit.samples.radius) == 2
 
 
+class Pairs(Dataset[Any]):
+    """Images with labels."""
+
+    def __init__(self, give: Callable[[torch.Tensor, int], Any] = lambda x, y: (x, y)) -> None:
+        self.give = give
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> Any:
+        return self.give(images(3)[row], (0, 2, 1)[row])
+
+
+LOADED: dict[str, Callable[[], Any]] = {
+    "a DataLoader": lambda: DataLoader(Pairs(), batch_size=2),
+    "a Dataset": Pairs,
+    "a TensorDataset": lambda: TensorDataset(images(3), torch.tensor([0, 2, 1])),
+    "labels in a column": lambda: TensorDataset(images(3), torch.tensor([[0], [2], [1]])),
+    "more than a label": lambda: DataLoader(Pairs(lambda x, y: (x, y, "name")), batch_size=3),
+}
+
+
+@pytest.mark.parametrize("kind", LOADED)
+def test_a_loader_brings_images_and_labels(kind: str) -> None:
+    known = lipaudit.certify(body(), images(3), [0, 2, 1], method="global")
+
+    assert lipaudit.certify(body(), LOADED[kind](), method="global").rows == known.rows
+    audit = lipaudit.audit(body(), LOADED[kind](), attacks="none", local="off")
+    assert audit.samples.label == (0, 2, 1)
+    assert audit.samples.radius == tuple(known.radius)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "says"),
+    [
+        (lambda: DataLoader(Pairs()), [0, 2, 1], "a DataLoader brings its labels"),
+        (lambda: DataLoader(Pairs(lambda x, y: {"image": x, "label": y})), None, "got dict of image, label"),
+        (lambda: Pairs(lambda x, _: x), None, "expected pairs (input, label) from the Dataset, got Tensor"),
+        (lambda: images(3), None, "expected 3 labels, got none"),
+    ],
+)
+def test_what_has_no_labels_or_two_is_refused(inputs: Callable[[], Any], labels: Any, says: str) -> None:
+    with pytest.raises((LoadError, BadThreat), match=re.escape(says)):
+        lipaudit.audit(body(), inputs(), labels, attacks="none", local="off")
+
+
+WHOLE: dict[str, tuple[Any, str]] = {
+    "uint8": (np.uint8, "as pixels in [0, 1] they are x / 255"),
+    "uint16": (np.uint16, "x / 65535"),
+    "int16 up to 255": (np.int16, "x / 255"),
+    "int64": (np.int64, "x / 255"),
+    "bool": (bool, "x.astype('float32')"),
+    "complex": (np.complex64, "take the real parts"),
+}
+
+
+@pytest.mark.parametrize("kind", WHOLE)
+@pytest.mark.parametrize("make", [np.asarray, torch.from_numpy])
+def test_whole_numbers_are_told_how_they_become_pixels(kind: str, make: Callable[[Any], Any]) -> None:
+    dtype, says = WHOLE[kind]
+
+    with pytest.raises(BadThreat, match=re.escape(says)):
+        lipaudit.certify(body(), make((images(2).numpy() * 255).astype(dtype)))
+
+
+def test_more_than_eight_bits_are_told_by_their_values() -> None:
+    levels = (images(2).double() * 65535).to(torch.int32)
+
+    with pytest.raises(BadThreat, match=re.escape("x / 65535")):
+        lipaudit.certify(body(), levels)
+    with pytest.raises(BadThreat, match=r"from -\d+ to \d+: shift and scale"):
+        lipaudit.certify(body(), levels - 40000)
+
+
+@pytest.mark.parametrize("top", [255, 65535])
+def test_pixels_of_whole_levels_are_refused_or_warned_of(top: int) -> None:
+    with pytest.warns(UserWarning, match=rf"divide them by {top}, or say that it is meant so by domain=\(0, {top}\)"):
+        lipaudit.certify(body(), images(2) * top, method="global")
+    with pytest.raises(BadThreat, match=f"divide them by {top}"):
+        lipaudit.audit(body(), images(2) * top, [0, 1], attacks="none", local="off")
+    lipaudit.certify(body(), images(2) * top, method="global", domain=(0, top))
+    lipaudit.certify(body(), images(2) * 4 - 2, method="global")
+    lipaudit.certify(nn.Linear(3, 2).eval(), torch.tensor([[40.0, 180.0, 2.0]]), method="global")  # no image
+    with pytest.warns(UserWarning, match="divide them by"):
+        lipaudit.certify(nn.Linear(64, 2).eval(), torch.rand(1, 64) * top, method="global")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
+def test_floats_of_every_size_are_taken_exactly(dtype: torch.dtype) -> None:
+    points = check_inputs(images(2).to(dtype))
+
+    assert torch.equal(points.double(), images(2).to(dtype).double())
+
+
+@pytest.mark.parametrize("inputs", [torch.rand(2, 3, 8, 8).to_sparse(), torch.empty(2, 3, 8, 8, device="meta")])
+def test_tensors_without_all_values_are_refused(inputs: torch.Tensor) -> None:
+    with pytest.raises(BadThreat, match="all values one by one"):
+        lipaudit.certify(body(), inputs)
+
+
 LABELS: dict[str, Any] = {
     "numpy": np.array([0, 2, 1]),
     "uint8": np.array([0, 2, 1], np.uint8),
@@ -267,6 +371,9 @@ LABELS: dict[str, Any] = {
     "one-hot floats": np.eye(3, dtype=np.float32)[[0, 2, 1]],
     "one-hot booleans": np.eye(3, dtype=bool)[[0, 2, 1]],
     "torch one-hot floats": torch.eye(3)[[0, 2, 1]],
+    "a column": np.array([[0], [2], [1]]),
+    "a column of torch": torch.tensor([[0], [2], [1]]),
+    "a list of tensors": [torch.tensor(0), torch.tensor(2), torch.tensor(1)],
 }
 
 

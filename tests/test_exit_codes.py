@@ -99,7 +99,10 @@ def test_5_an_attack_without_time(call: Call) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
-def test_130_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_130_ctrl_c_and_143_sigterm(number: int, code: int, how: str, tmp_path: Path) -> None:
     """A real signal in a real process, once something is finished that can be resumed."""
     command = [
         sys.executable, "-m", "lipaudit", "run", "--model", "digits-cnn", "--samples", "8",
@@ -112,25 +115,27 @@ def test_130_ctrl_c(tmp_path: Path) -> None:
         for line in process.stderr:
             said.append(line)
             if line.startswith("attack pgd-at-radius"):
-                process.send_signal(signal.SIGINT)
-    assert process.returncode == 130
+                process.send_signal(number)
+    assert process.returncode == code
     (folder,) = (tmp_path / "reports").iterdir()
     name = f"reports/{folder.name.removesuffix('.partial')}"
-    assert said[-1].startswith("lipaudit: interrupted; no report was written; what is finished is kept")
+    assert said[-1].startswith(f"lipaudit: {how}; no report was written; what is finished is kept")
     assert said[-1].endswith(f"continue with: lipaudit run --resume {name}\n")
 
 
-def test_an_interruption_that_somebody_swallows_comes_again() -> None:
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_that_somebody_swallows_comes_again(number: int) -> None:
+    before = signal.getsignal(number)
     with interruption() as stop:
         progress = Stoppable(Silent(), stop)
         progress.start("one")
         try:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         except BaseException:  # noqa: BLE001  (what the import of some libraries does)
             assert stop.asked
+            assert stop.terminated == (number == signal.SIGTERM)
         for report in (lambda: progress.start("two"), progress.advance, progress.finish, lambda: progress.say("three")):
             with pytest.raises(KeyboardInterrupt):
                 report()
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
     assert not Interruption().asked

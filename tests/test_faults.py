@@ -124,7 +124,7 @@ def test_older_reports_stay_as_they_are(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_pipe_that_is_full_is_one_line(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
-    result.write_text(audits.strong(20).to_json())
+    result.write_text(audits.filed(audits.strong(20)).to_json())
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "lipaudit", "report", str(result), "-o", "-"],

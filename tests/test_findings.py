@@ -6,11 +6,18 @@ from dataclasses import replace
 
 import audits
 import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
+from lipaudit.report.terminal import to_markdown, to_text
 from lipaudit.results.attack_flags import FLAGS, Flag
 from lipaudit.results.audit import TIME_LIMIT, Audit, Finding
-from lipaudit.results.bounds import LayerBound
-from lipaudit.verdict.checks.integrity import CHECKS, contradicted, examine, wilson
+from lipaudit.results.bounds import Agreement, Disagreement, LayerBound
+from lipaudit.results.metrics import contradictions
+from lipaudit.verdict.checks.integrity import CHECKS, at_most, contradicted, rate, wilson
+from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.verdict import conclude, examine
 
 
 def by_id(audit: Audit) -> dict[str, Finding]:
@@ -98,9 +105,80 @@ def test_random_weights_are_said_first() -> None:
     assert by_id(random)["LA104"].state == "warn"
 
 
-def test_accuracy_near_chance_is_suspicious() -> None:
+@pytest.mark.parametrize(
+    ("right", "total", "classes", "state"),
+    [
+        (0, 8, 10, "not run"),
+        (0, 16, 1000, "not run"),
+        (0, 16, 10, "warn"),
+        (50, 500, 10, "warn"),
+        (75, 500, 10, "warn"),
+        (2, 20, 10, "not run"),
+        (5, 16, 10, "pass"),
+        (1, 1000, 1000, "not run"),
+        (50, 50_000, 1000, "warn"),
+        (760, 1000, 1000, "pass"),
+        (99, 100, 2, "pass"),
+        (55, 100, 2, "warn"),
+        (5, 8, 2, "not run"),
+        (8, 8, 2, "pass"),
+        (250, 500, 2, "warn"),
+    ],
+)
+def test_accuracy_is_held_against_chance_by_its_limits(right: int, total: int, classes: int, state: str) -> None:
     audit = audits.strong()
-    assert by_id(replace(audit, clean=replace(audit.clean, value=0.1, low=0.08, high=0.13)))["LA104"].state == "warn"
+    audit = replace(audit, clean=rate("0", [k < right for k in range(total)]))
+    finding = by_id(replace(audit, model=replace(audit.model, classes=classes)))["LA104"]
+    assert finding.state == state
+    assert ("too few images" in finding.title) == (state == "not run")
+
+
+@given(st.integers(1, 200), st.floats(0.001, 0.999), st.data())
+def test_the_tail_of_a_binomial_against_a_library(total: int, p: float, data: st.DataObject) -> None:
+    count = data.draw(st.integers(-1, total))
+    expected = float(scipy.stats.binom.cdf(count, total, p))
+    assert at_most(count, total, p) == pytest.approx(expected, rel=1e-8, abs=1e-280)
+
+
+def nobody_right() -> Audit:
+    """Attacks were asked for, and had nothing to work on."""
+    audit = audits.all_wrong()
+    idle = (replace(a, attacked=0, broken=0, closest=0, rejected=0, median_distance=None) for a in audit.attacks)
+    return conclude(replace(audit, attacks=tuple(idle)), conditions(["unbroken_accuracy@0.5>=0.1"]))
+
+
+def test_where_no_image_is_right_nothing_is_said_of_the_right_ones() -> None:
+    audit = nobody_right()
+    assert audit.verdict.headline.endswith(
+        "This network answers none of 50 images correctly: nothing to certify or attack; check class order and "
+        "normalisation."
+    )
+    assert (audit.gates[0].state, audit.exit_code) == ("failed", 3)
+    texts = [to_text(audit), to_markdown(audit), audit.to_html(), audit.to_json()]
+    for text in texts:
+        assert "answers none of 50 images correctly" in " ".join(text.split())
+        for lie in ("% of the correctly", "0.0% – 0.0%", "0.0% - 0.0%", "robust accuracy is between"):
+            assert lie not in text
+    assert "certified accuracy" not in texts[0]
+
+
+def test_what_nothing_could_refute_is_no_pass() -> None:
+    found = by_id(nobody_right())
+    for name in ("LA001", "LA004", "LA006", "LA202", "LA203", "LA101"):
+        assert found[name].state == "not run", name
+    strong = audits.strong()
+    uncertified = replace(strong.samples, radius=(0.0,) * len(strong.samples.radius))
+    shorter = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in strong.promises)
+    audit = replace(strong, samples=uncertified, promises=shorter)
+    assert {by_id(audit)[name].state for name in ("LA001", "LA006", "LA008")} == {"not run"}
+    assert "No attacked image has a certificate" in examine(audit)[1].sentences[0]
+    assert by_id(replace(strong, slope=0.0, slope_share=0.0))["LA002"].state == "not run"
+    plain = replace(strong, model=replace(strong.model, mean=(), std=()), bound=replace(strong.bound, layers=()))
+    assert {by_id(plain)[name].state for name in ("LA003", "LA007")} == {"not run"}
+    first = replace(strong.attacks[0], attacked=0, broken=0, closest=0, status="not run", why="images too long")
+    some = by_id(replace(strong, attacks=(first, *strong.attacks[1:])))["LA202"]
+    assert (some.state, some.value) == ("pass", f"{len(strong.attacks) - 1} of {len(strong.attacks)}")
+    assert first.name in some.title
 
 
 def test_small_samples_and_flags_warn() -> None:
@@ -164,3 +242,52 @@ def test_an_attack_cut_short_by_the_time_limit_makes_the_audit_incomplete() -> N
 
     assert (verdict.integrity, code) == ("SOUND", 5)
     assert verdict.headline.startswith("Incomplete: ")
+
+
+def test_robust_accuracy_is_unknown_where_nothing_was_attacked() -> None:
+    audit = audits.strong()
+    samples = audit.samples
+    n = len(samples.label)
+    untouched = replace(samples, attacked=(False,) * n, distance=(None,) * n)
+    assert replace(audit, samples=untouched).robust_accuracy(0.5) is None
+    assert audit.robust_accuracy(0.5) == sum(samples.unbroken(0.5)) / n
+    wrong = replace(untouched, label=tuple(guess + 1 for guess in samples.prediction))
+    assert replace(audit, samples=wrong).robust_accuracy(0.5) == 0.0  # whatever an attack might do
+
+
+@pytest.mark.parametrize(
+    ("radius", "distance", "broken"), [(0.0, 0.0, 0), (0.0, 5e-324, 0), (0.1, 0.0, 1), (0.1, 0.1, 1)]
+)
+def test_there_is_one_definition_of_a_contradiction(radius: float, distance: float, broken: int) -> None:
+    audit = audits.strong()
+    row = certified_row(audit)
+    columns = {name: list(getattr(audit.samples, name)) for name in ("radius", "distance")}
+    columns["radius"][row], columns["distance"][row] = radius, distance
+    audit = replace(audit, samples=replace(audit.samples, **{name: tuple(c) for name, c in columns.items()}))
+    audit = replace(audit, promises=tuple(replace(p, radius=audit.samples.radius) for p in audit.promises if p.radius))
+    assert len(contradicted(audit)) == len(contradictions(audit)) == broken
+    states = {name: by_id(audit)[name].state for name in ("LA001", "LA008")}
+    assert set(states.values()) == ({"fail"} if broken else {"pass"})
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_a_model_that_is_not_its_graph_is_invalid(number: int) -> None:
+    found = tuple(Disagreement(row, "image", "alone", 3, 1.25, -0.5) for row in range(number))
+    audit = replace(audits.strong(), agreement=Agreement(512, 40, found))
+    findings, verdict, code = examine(audit)
+    (finding,) = [finding for finding in findings if finding.id == "LA005"]
+    assert (finding.state, verdict.integrity, code) == ("fail", "INVALID", 4)
+    image = audit.samples.index[0]
+    more = "" if number == 1 else ", and 2 more"
+    assert finding.value == f"logit 3 of image {image} is 1.25 from the model alone and -0.5 from the graph{more}"
+    assert verdict.headline == "Integrity failure: the model does not compute what was audited."
+    assert by_id(replace(audit, agreement=Agreement(512, 40)))["LA005"].value == "512 images, 40 claims of attacks"
+    assert by_id(replace(audit, agreement=None))["LA005"].state == "not run"
+
+
+def test_what_was_fixed_at_capture_is_said() -> None:
+    audit = audits.strong()
+    assert "Fixed" not in by_id(audit)["LA005"].why
+    assert audit.bound is not None
+    noted = replace(audit, bound=replace(audit.bound, notes=("read at capture: counter",)))
+    assert by_id(noted)["LA005"].why.endswith("Fixed as it was at capture: read at capture: counter.")

@@ -18,19 +18,19 @@ from lipaudit.errors import ConfigError
 from lipaudit.loading.dataset_registry import DATASETS, NAMED
 from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.model_names import PAIRS
-from lipaudit.verdict.checks.integrity import CHECKS, examine
+from lipaudit.verdict.checks.integrity import CHECKS
 from lipaudit.verdict.explain import PAGES, explain, question
 from lipaudit.verdict.gates import conditions
-from lipaudit.verdict.verdict import conclude
+from lipaudit.verdict.verdict import conclude, examine
 
 __all__ = ["call"]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
-    (tmp_path / "base.json").write_text(audits.strong(60).to_json())
-    (tmp_path / "invalid.json").write_text(audits.invalid(60).to_json())
-    gated = conclude(audits.strong(60), conditions(["clean_accuracy>=0.999"]))
+    (tmp_path / "base.json").write_text(audits.filed(audits.strong(60)).to_json())
+    (tmp_path / "invalid.json").write_text(audits.filed(audits.invalid(60)).to_json())
+    gated = audits.filed(audits.strong(60), "clean_accuracy>=0.999")
     (tmp_path / "gated.json").write_text(gated.to_json())
     (tmp_path / "empty.json").touch()
     (tmp_path / "newer.json").write_text('{"schema": "lipaudit-result/2.0"}')
@@ -76,10 +76,9 @@ def test_a_result_that_claims_more_than_its_numbers_is_not_believed(call: Call) 
     result["verdict"]["integrity"] = "SOUND"
     Path("edited.json").write_text(json.dumps(result))
 
-    checked = call("check", "edited.json", "--gate", "clean_accuracy>=0")
+    line = refused(call("check", "edited.json", "--gate", "clean_accuracy>=0"))
 
-    assert checked.code == 4
-    assert "integrity INVALID" in checked.out
+    assert "result.verdict.integrity: expected 'INVALID', got 'SOUND'" in line
 
 
 # --- compare
@@ -93,7 +92,7 @@ def test_compare_prints_text_or_json(call: Call) -> None:
     assert "same images, same budgets, same attacks" in same.out
     assert json.loads(call("compare", "base.json", "base.json", "--format", "json").out)["comparable"] is True
     assert call("compare", "base.json", "invalid.json").code == 4
-    Path("other.json").write_text(audits.weak(40).to_json())
+    Path("other.json").write_text(audits.filed(audits.weak(40)).to_json())
     line = refused(call("compare", "base.json", "other.json"))
     assert "number of images: 60, then 40" in line
     forced = call("compare", "base.json", "other.json", "--force")

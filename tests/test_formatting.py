@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lipaudit.cli.options import parse_eps
+from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results import formatting as f
+from lipaudit.results.formatting import budgets
+from lipaudit.threat import threat_of
+from lipaudit.verdict.gates import parse
 
 
 @pytest.mark.parametrize(
@@ -105,7 +111,7 @@ def test_clean_keeps_names_and_shows_what_it_took() -> None:
 
 @pytest.mark.parametrize("text", ["", "x", "1/0", "0", "-1", "inf", "nan", "1e999", "1/2/3"])
 def test_budgets_must_be_positive_numbers(text: str) -> None:
-    with pytest.raises(ValueError, match=r"could not convert|expected a budget"):
+    with pytest.raises(ValueError, match=r"expected eps above 0, a budget such as"):
         f.eps_value(text)
 
 
@@ -113,3 +119,42 @@ def test_budgets() -> None:
     assert f.eps_value("36/255") == 36 / 255
     assert f.eps_text("36/255") == "36/255 = 0.141"
     assert f.eps_text("0.5") == "0.5"
+
+
+@pytest.mark.parametrize(
+    ("eps", "found"),
+    [
+        ("36/255", ("36/255",)),
+        (0.5, ("0.5",)),
+        (36 / 255, ("36/255",)),
+        ("1, 0.5", ("0.5", "1")),
+        (("0.5", "1/2", 0.5), ("0.5",)),
+        (["1", " 36 / 255 "], ("36/255", "1")),
+        ("1e-3/255", ("1e-3/255",)),
+        ((), ()),
+    ],
+)
+def test_budgets_in_every_form_by_every_parser(eps: Any, found: tuple[str, ...]) -> None:
+    assert budgets(eps) == found
+    if found:
+        assert threat_of(eps, (0.0, 1.0)).eps == found
+        texts = (eps,) if isinstance(eps, str | float) else eps
+        assert parse_eps([str(one) for one in texts]) == budgets([str(one) for one in texts])
+        assert [parse(f"certified_accuracy@{one}>=0.5").eps for one in found] == list(found)
+
+
+NO_BUDGETS = ["", "0", "-1", "nan", "inf", "1/0", "x", "1/2/3", "1e999", 0.0, math.nan, None, [None]]
+
+
+@pytest.mark.parametrize("eps", NO_BUDGETS)
+def test_what_is_no_budget_is_one_by_no_parser(eps: Any) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        budgets(eps)
+    if eps is not None:
+        with pytest.raises(BadThreat):
+            threat_of(eps, (0.0, 1.0))
+    if isinstance(eps, str):
+        with pytest.raises(BadThreat):
+            parse_eps([eps])
+        with pytest.raises(ConfigError):
+            parse(f"certified_accuracy@{eps}>=0.5")

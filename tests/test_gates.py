@@ -17,9 +17,8 @@ from lipaudit.report.terminal import to_markdown, to_text
 from lipaudit.results.audit import TIME_LIMIT, Audit, Gate, Samples
 from lipaudit.results.formatting import percents
 from lipaudit.results.json import from_json
-from lipaudit.verdict.checks.integrity import examine
 from lipaudit.verdict.gates import compared, conditions, judge, lower_limit, parse
-from lipaudit.verdict.verdict import conclude
+from lipaudit.verdict.verdict import conclude, examine
 
 
 def concluded(audit: Audit, *gates: str) -> Audit:

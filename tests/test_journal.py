@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lipaudit.crosscheck import runner
 from lipaudit.errors import ResumeError
 from lipaudit.journal import MANIFEST, Journal, discard, fingerprint, holds_parts
 from lipaudit.results.audit import Audit
+from lipaudit.runs import audit as pipeline
 from lipaudit.runs.audit import BEFORE
 
 SETTINGS = {"settings": {"seed": 0}}
@@ -266,7 +268,7 @@ def test_time_before_the_interruption_counts(run: Run, tmp_path: Path, monkeypat
         stop_at(patch, runner, "_run_batch", 2)
         with pytest.raises(KeyboardInterrupt):
             run(**given)
-    (part,) = tmp_path.glob("*.npz")
+    (part,) = tmp_path.glob("attack-*.npz")
     arrays = dict(np.load(part))
     np.savez(part, **(arrays | {"seconds": np.array(2e6)}))
     late = run(**given)
@@ -280,3 +282,37 @@ def test_a_journal_can_be_removed(tmp_path: Path) -> None:
     discard(tmp_path / "x")
     discard(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_bounds_of_layers_are_kept_from_the_first_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interrupted after the bounds, before any image: they are not computed again, and come out the same."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)).eval()
+    x = torch.rand(3, 1, 6, 6)
+    given = {"attacks": "none", "local": "off", "journal": tmp_path / "run.partial"}
+    run = functools.partial(lipaudit.audit, model, x, model(x).argmax(1), **given)
+
+    def interrupted(*_arguments: object, **_settings: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "certify_with", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert holds_parts(tmp_path / "run.partial")
+    whole = lipaudit.audit(model, x, model(x).argmax(1), attacks="none", local="off")
+    with monkeypatch.context() as patch:
+        patch.setattr("lipaudit.domains.lipschitz.propagator.norm_bound", interrupted)
+        patch.setattr("lipaudit.domains.lipschitz.propagator.lower_bound", interrupted)
+        again = run()
+    for one, other in zip(again.bound.layers, whole.bound.layers, strict=True):
+        assert dataclasses.replace(one, seconds=0.0) == dataclasses.replace(other, seconds=0.0)
+    assert again.samples.radius == whole.samples.radius
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    fresh = lipaudit.audit(model, x, model(x).argmax(1), **given | {"journal": tmp_path / "other.partial"})
+    (tmp_path / "mixed.partial").mkdir()
+    for part in (tmp_path / "run.partial").glob("bound-*"):
+        shutil.copy(part, tmp_path / "mixed.partial")
+    mixed = lipaudit.audit(model, x, model(x).argmax(1), **given | {"journal": tmp_path / "mixed.partial"})
+    assert mixed.bound.pairwise == fresh.bound.pairwise

@@ -14,6 +14,7 @@ from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 from lipaudit.errors import LoadError
 from lipaudit.loading.hashes import sha256_of_file, sha256_of_tensors
+from lipaudit.loading.model_names import canonical
 from lipaudit.loading.models import LoadedModel, Normalised, known_models, load_model
 
 __all__ = ["user_module"]
@@ -336,7 +337,9 @@ def test_a_name_of_both_hubs_has_to_be_told_apart() -> None:
     [
         ("resnet81", "resnet18"),
         ("timm:resnt18", "timm:resnet18"),
-        ("digits_aol", "digits-aol"),
+        ("digits-aoll", "digits-aol"),
+        ("EfficientNetB00", "efficientnet_b0"),
+        ("mypackage.networks.make", "mypackage.networks:make"),
         ("torchvision:vgg61", "torchvision:vgg16"),
     ],
 )
@@ -345,6 +348,56 @@ def test_an_unknown_model_is_refused_with_close_names(name: str, close: str) -> 
 
     assert f"unknown model '{name}'" in message
     assert close in message.partition("did you mean")[2]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("Digits_AOL", "digits-aol"),
+        ("ResNet18", "resnet18"),
+        ("resnet_18", "resnet18"),
+        ("TorchVision:ResNet-50", "torchvision:resnet50"),
+        ("timm:ResNet18.a1_in1k", "timm:resnet18.a1_in1k"),
+        ("timm:resnet18.a1_in1k", "timm:resnet18.a1_in1k"),
+        ("MobileNet-V2", "mobilenet_v2"),
+        ("EfficientNet B0", "efficientnet_b0"),
+        ("my.Module:Make_Net", "my.Module:Make_Net"),
+        ("no such", "no such"),
+    ],
+)
+def test_case_and_hyphens_of_names_do_not_matter(name: str, known: str) -> None:
+    assert canonical(name) == known
+
+
+def test_a_pair_is_found_however_it_is_written() -> None:
+    loaded = load_model("ResNet-18", dataset="CIFAR-10", offline=True)
+
+    assert (loaded.facts.name, loaded.facts.classes) == ("resnet18", 10)
+
+
+def test_a_module_without_its_factory_is_told_the_colon(user_module: Write) -> None:
+    name = user_module(SMALL)
+
+    assert f"did you mean {name}:FACTORY?" in refusal(name)
+    assert f"did you mean {name}:seeded?" in refusal(f"{name}.seeded")
+    assert "without ()" in refusal(f"{name}:seeded()", input_shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("./model.pt", "did you mean --model NAME --checkpoint ./model.pt?"),
+        ("weights.safetensors", "--checkpoint weights.safetensors?"),
+        ("C:\\nets\\model.pth", "--checkpoint C:\\nets\\model.pth?"),
+        ("~/nets/resnet", "is a path"),
+        ("../resnet18", "is a path"),
+        ("nets.py", "did you mean nets:FACTORY?"),
+        ("./my/nets.py:make", "did you mean my.nets:make?"),
+        ("https://example.org/model.pt", "is an address"),
+    ],
+)
+def test_a_path_is_no_model(name: str, says: str) -> None:
+    assert says in refusal(name)
 
 
 def test_the_table_of_models() -> None:

@@ -15,12 +15,14 @@ from torch import nn
 import lipaudit
 from lipaudit.certification.network_bound import compose
 from lipaudit.errors import BadThreat
+from lipaudit.held import ExactNetwork
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.json import from_json
 from lipaudit.runs import audit as pipeline
 from lipaudit.runs import planning
-from lipaudit.runs.audit import ExactNetwork
 from lipaudit.runs.engines import audit_in_shards
 from lipaudit.runs.planning import plan_run
+from lipaudit.verdict.comparison import compare
 
 __all__ = ["cluster"]
 
@@ -243,3 +245,27 @@ def test_a_time_limit_leaves_an_incomplete_audit_that_says_so(run, network, data
     assert (result.status, result.exit_code, result.verdict.integrity) == ("partial", 5, "SOUND")
     assert "time limit reached" in result.attacks[0].why
     assert result.verdict.headline.startswith("Incomplete: fab-t")
+
+
+def test_every_audit_records_its_settings_and_says_who_it_is_in_five_lines() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(2))
+    given = {"attacks": "none", "eps": "0.5", "gates": "clean_accuracy>=0.5", "seed": 3}
+    made = lipaudit.audit(model, x, model(x).argmax(1), **given, mean=(0.5,), std=(0.25,))
+    other = lipaudit.audit(model, x, model(x).argmax(1), **given, mean=(0.5,), std=(0.25,), local="off")
+    assert made.config == {
+        "eps": ["0.5"], "domain": [0.0, 1.0], "attacks": [], "norms": "all", "promise": "R", "local": "auto",
+        "local_samples": None, "seed": 3, "device": "cpu", "time_limit": None, "batch_size": None, "samples": 6,
+        "mean": [0.5], "std": [0.25], "smoothing": None, "clever": False, "gate": ["clean_accuracy>=0.5"],
+    }  # fmt: skip
+    assert from_json(made.to_json()).config == made.config
+    notes = compare(made, other).notes
+    assert "local auto → off: another effort at proving" in notes
+    assert [gate.expression for gate in made.gates] == ["clean_accuracy>=0.5"]
+    assert made.certified_accuracy("1/2") == made.certified_accuracy(0.5) == made.proved[0].value
+    assert len(repr(made).splitlines()) == 5
+    assert made.run in repr(made)
+    certificates = lipaudit.certify(model, x)
+    for large in (made.samples, made.bound, certificates):
+        assert len(repr(large)) < 120
+        assert type(large).__name__ in repr(large)

@@ -40,12 +40,6 @@ def scaled(network: nn.Module, factor: float) -> nn.Module:
     return network
 
 
-@pytest.fixture(autouse=True)
-def _noisy_networks_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where huge biases cancel, answers differ from batch to batch, and a capture would be refused for that alone."""
-    monkeypatch.setattr("lipaudit.graph.capture.SAME", 10.0)
-
-
 def exact(composition: Composition, x: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The logits in float64, and how far they may be from the exact ones."""
     own = Execution(composition, ("D",)).around(x)["D"].whole.a

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import nn
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 import lipaudit
+from lipaudit.consistency import digest_of
 from lipaudit.errors import BadThreat, LoadError, ReportError
 from lipaudit.results.audit import Audit
 from lipaudit.runs.engines import audit_in_shards
@@ -104,6 +106,34 @@ def test_the_local_engine_does_what_shards_alone_do(shards: list[Audit]) -> None
     assert timeless(together) == timeless(lipaudit.merge(shards))
 
 
+def rows(shard: Audit, **columns: Any) -> Audit:
+    """The shard with other columns, and all that follows from them."""
+    samples = replace(shard.samples, **columns)
+    digest = digest_of(samples.index, samples.label, samples.image)
+    promises = tuple(replace(p, radius=samples.radius) if p.headline else p for p in shard.promises)
+    dataset = replace(shard.dataset, rows_sha256=digest)
+    return replace(shard, samples=samples, promises=promises, dataset=dataset)
+
+
+def between(shard: Audit) -> tuple[float, ...]:
+    """Radii larger than proved that no attack contradicts."""
+    pairs = zip(shard.samples.radius, shard.samples.distance, strict=True)
+    return tuple((radius + distance) / 2 if distance else radius for radius, distance in pairs)
+
+
+def scaled(shard: Audit, factor: float) -> Audit:
+    """All bounds larger."""
+    bound, more = shard.bound, math.log10(factor)
+    first, *others = bound.layers
+    upper = replace(first.upper, value=factor * first.upper.value)
+    first = replace(first, upper=upper, candidates=(), log10_so_far=first.log10_so_far + more)
+    others = (replace(line, log10_so_far=line.log10_so_far + more) for line in others)
+    pairs = tuple(tuple(factor * value for value in row) for row in bound.pairwise)
+    samples = rows(shard, radius=tuple(radius / factor for radius in shard.samples.radius))
+    bound = replace(bound, layers=(first, *others), pairwise=pairs, log10=bound.log10 + more)
+    return replace(samples, bound=bound, slope_share=shard.slope_share / factor)
+
+
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_layer_that_is_refuted_in_one_shard_is_refuted_in_the_whole(place: int, shards: list[Audit]) -> None:
     bound = shards[place].bound
@@ -117,14 +147,19 @@ def test_a_layer_that_is_refuted_in_one_shard_is_refuted_in_the_whole(place: int
 
 
 def test_without_a_bound_in_one_shard_there_is_none_of_the_whole(shards: list[Audit]) -> None:
-    merged = lipaudit.merge([shards[0], replace(shards[1], bound=None), shards[2]])
+    none = replace(shards[1].samples, radius=(0.0,) * 4)
+    nothing = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in shards[1].promises)
+    unproved = replace(shards[1], bound=None, samples=none, promises=nothing)
+    merged = lipaudit.merge([shards[0], unproved, shards[2]])
     assert merged.bound is None
     assert merged.verdict.integrity == "UNPROVED"
 
 
 def test_a_contradiction_in_one_shard_is_one_of_the_whole(shards: list[Audit]) -> None:
     samples = shards[1].samples
-    lie = replace(samples, radius=(9.0, *samples.radius[1:]))
+    row = next(k for k, distance in enumerate(samples.distance) if distance is not None and samples.radius[k] > 0)
+    inside = tuple(samples.radius[k] / 2 if k == row else distance for k, distance in enumerate(samples.distance))
+    lie = replace(samples, distance=inside)
     merged = lipaudit.merge([shards[0], replace(shards[1], samples=lie), shards[2]])
     assert (merged.verdict.integrity, merged.exit_code, merged.proved) == ("INVALID", 4, ())
 
@@ -144,9 +179,14 @@ def test_a_contradiction_in_one_shard_is_one_of_the_whole(shards: list[Audit]) -
         ),
         (lambda s: [s[0], s[1], replace(s[2], threat=replace(s[2].threat, eps=("1",)))], "another threat in .*: eps"),
         (lambda s: [s[0], s[1], replace(s[2], attacks=s[2].attacks[:1])], "another attacks in"),
-        (lambda s: [s[0], s[1], replace(s[2], config={"seed": 1})], "another settings in .*: seed"),
+        (lambda s: [s[0], s[1], replace(s[2], config=s[2].config | {"seed": 1})], "another settings in .*: seed"),
         (lambda s: [s[0], replace(s[1], environment=s[1].environment | {"torch": "1"}), s[2]], "versions in .*: torch"),
         (lambda s: [s[0], replace(s[1], samples=s[2].samples), s[2]], "expected 4 samples in shard 2/3, got 3"),
+        (lambda s: [s[0], rows(s[1], image=s[0].samples.image), s[2]], "each in its place"),
+        (lambda s: [s[0], rows(s[1], index=s[0].samples.index), s[2]], "indices twice"),
+        (lambda s: [rows(one, index=one.samples.index[::-1]) for one in s], "each in its place"),
+        (lambda s: [s[0], rows(s[1], radius=between(s[1])), s[2]], r"samples.radius\[.\]: expected at most margin / b"),
+        (lambda s: [s[0], scaled(s[1], 1000.0), s[2]], "apart"),
     ],
 )  # fmt: skip
 def test_what_does_not_belong_together_is_refused(shards: list[Audit], change: Any, says: str) -> None:

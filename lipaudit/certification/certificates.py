@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -21,8 +22,9 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from lipaudit.certification.executed import Executed, Execution, Promise, executed_radius
+from lipaudit.certification.executed import Executed, Execution, Promise, Promised, executed_radius, lost, promised
 from lipaudit.certification.local_search import BUDGET, LocalRadii, confirmed, local_radii
 from lipaudit.certification.network_bound import Composition, compose, on_device
 from lipaudit.domains.lipschitz.propagator import INPUT
@@ -31,10 +33,13 @@ from lipaudit.domains.rounding.float64 import LAWS, local_error
 from lipaudit.errors import BadThreat, CaptureError, LipauditError, RuleError
 from lipaudit.graph.ir import Node, call, evaluate
 from lipaudit.graph.wrappers import as_module, domain_of
+from lipaudit.held import Held, differs_in_double, refuse
+from lipaudit.inputs import check_inputs, check_labels, with_labels
 from lipaudit.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import Certificate
 from lipaudit.rounding import TINY, down, length_up, up
+from lipaudit.threat import doubt_of
 
 _HARMLESS = 1e-3
 """Share of a margin that rounding may cost before the sample is evaluated with more digits."""
@@ -42,19 +47,7 @@ _BEARABLE = 0.5
 """The same where the radius is below `resolution` even without any rounding: more digits of it would say nothing."""
 
 
-@dataclass(frozen=True)
-class Promised:
-    """Certified radii under one promise, one per sample."""
-
-    radius: np.ndarray
-    method: tuple[str, ...]
-    why_not: str = ""
-    """Why no radius is certified; empty if one is, or could be."""
-    executed: tuple[Executed, ...] = ()
-    """What execution may change around each sample; empty for R, and where nothing is known of it."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Certificates:
     """One row per sample. Without labels, the radius is about keeping the predicted class."""
 
@@ -67,17 +60,21 @@ class Certificates:
     promise: Promise = "R"
     """What the radii are about (lipaudit/certification/executed.py)."""
     why_not: str = ""
-    """Why no radius is certified under this promise; empty if one is, or could be."""
+    """Why no radius is certified under this promise, or why local ones that were asked for are missing; empty if all
+    are there, or could be."""
     others: Mapping[Promise, Promised] = field(default_factory=dict)
     """The radii under other promises that were asked for."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        return f"Certificates({(self.radius > 0).sum()} of {len(self)} radii above 0, promise {self.promise})"
+
 
 def certify(
     model: nn.Module,
-    inputs: torch.Tensor | np.ndarray,
+    inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     method: Literal["best", "global", "local", "thorough"] = "best",
@@ -89,7 +86,7 @@ def certify(
     promise: Promise = "R",
     progress: Progress | None = None,
 ) -> Certificates:
-    """Certified L2 radii of `inputs` (n, ...), in their own units.
+    """Certified L2 radii of `inputs` (n, ...), in their own units; with a DataLoader or Dataset, of its images.
 
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
     of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
@@ -102,11 +99,15 @@ def certify(
     `promise`: what is certified is the exact function of the weights ("R"), the network as executed in its own dtype
     ("F") or in float64 ("D"), see `lipaudit.certification.executed`; where that cannot be proved every radius is 0 and
     `.why_not` says why.
-    Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs.
+    Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs. Warns of pixels from 0 to 255 without a
+    `domain`: most networks take them from 0 to 1.
     """
     module = on_device(as_module(model, mean=mean, std=std), device)
     domain = domain_of(model, domain)
+    inputs, labels = with_labels(inputs, labels)
     points = check_inputs(inputs)
+    if domain is None and (doubt := doubt_of(points)):
+        warnings.warn(doubt, stacklevel=2)
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
@@ -114,10 +115,14 @@ def certify(
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
     asked = () if promise == "R" else (promise,)
     found = certify_with(composition, points, answers, promises=asked, progress=progress)
-    if method != "global":
-        budget = BUDGET if method == "best" else None
-        found = with_local_radii(found, composition, points, budget=budget, together=method == "thorough")[0]
-    return under(found, promise)
+    if method == "global":
+        return under(found, promise)
+    budget, together = BUDGET if method == "best" else None, method == "thorough"
+    found, local = with_local_radii(found, composition, points, budget=budget, together=together, progress=progress)
+    found = under(found, promise)
+    if method == "best" or not local.why_not:
+        return found
+    return replace(found, why_not=found.why_not or f"local radii, {local.tried} tried: {local.why_not}")
 
 
 def certify_with(
@@ -127,8 +132,12 @@ def certify_with(
     *,
     promises: Sequence[Promise] = (),
     progress: Progress | None = None,
+    held: Held | None = None,
 ) -> Certificates:
-    """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them."""
+    """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them.
+
+    The model is held against the graph on every image. What differs is kept in `held`, or a `CaptureError`.
+    """
     progress = progress or Silent()
     pairwise = composition.network.pairwise
     if len(pairwise) < 2:
@@ -138,6 +147,8 @@ def certify_with(
         )
     progress.start("certificates", len(inputs))
     error_of, execution = ErrorRecursion(composition), Execution(composition, promises)
+    if "D" in promises and not execution.why["D"]:
+        execution.refuse("D", differs_in_double(composition, inputs))
     rows: list[Certificate] = []
     beside: dict[Promise, list[tuple[float, Executed]]] = {promise: [] for promise in promises}
     largest = 0.0
@@ -157,32 +168,19 @@ def certify_with(
             progress.advance()
     correct = sum(row.radius > 0 for row in rows)
     progress.finish(f"{correct} of {len(rows)} have a positive radius")
-    return Certificates(
+    found = Certificates(
         radius=np.array([row.radius for row in rows]),
         prediction=np.array([row.prediction for row in rows], dtype=np.int64),
         margin=np.array([row.margin for row in rows]),
         rows=tuple(rows),
         rounding=largest,
-        others={promise: _promised(execution, promise, found, correct) for promise, found in beside.items()},
+        others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
     )
-
-
-def _promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
-    """Radii under one promise; `exact` says how many samples have one under R."""
-    count = len(found)
-    if execution.why[promise]:
-        return Promised(np.zeros(0), (), execution.why[promise])
-    radii, executed = np.array([radius for radius, _ in found]), tuple(each for _, each in found)
-    why_not = ""
-    if exact and not (radii > 0).any():
-        overflows = sum(not each.limit > 0 for each in executed)
-        least = min((each.whole.a for each in executed), default=0.0)
-        why_not = (
-            f"overflow in {execution.formats[promise].name} cannot be ruled out for {overflows} of {count} images"
-            if overflows
-            else f"rounding may change the logits by {least:.3g} (L2) or more, and no margin is proved to exceed it"
-        )
-    return Promised(radii, ("global",) * count, why_not, executed)
+    looked = held or Held(composition)
+    looked.at_images(inputs, lost(found.others))
+    if held is None:
+        refuse(looked.differences)
+    return found
 
 
 def under(certificates: Certificates, promise: Promise) -> Certificates:
@@ -235,10 +233,12 @@ def with_local_radii(
         for row, radius in zip(certificates.rows, local.radius, strict=True)
     )
     deadline = math.inf if budget is None else time.monotonic() + budget / 2
-    others = {
-        promise: _locally(promised, composition, points, labels, local, deadline, together=together)
-        for promise, promised in certificates.others.items()
-    }
+    others = {}
+    for promise, other in certificates.others.items():
+        task = f"local radii, promise {promise}"
+        others[promise] = _locally(
+            other, composition, points, labels, local, deadline, task, progress or Silent(), together=together
+        )
     return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
 
 
@@ -249,17 +249,24 @@ def _locally(
     labels: Sequence[int],
     local: LocalRadii,
     deadline: float,
+    task: str,
+    progress: Progress,
     *,
     together: bool,
 ) -> Promised:
     """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
     radius, method = promised.radius.copy(), list(promised.method)
-    for row, executed in enumerate(promised.executed):
-        if local.radius[row] > radius[row]:
-            x, label, known = points[row], labels[row], radius[row]
-            found = confirmed(composition, x, label, local.radius[row], executed, known, deadline, together=together)
-            if found > radius[row]:
-                radius[row], method[row] = found, "local"
+    rows = [row for row in range(len(promised.executed)) if local.radius[row] > radius[row]]
+    if not rows:
+        return promised
+    progress.start(task, len(rows))
+    for row in rows:
+        x, label, known, executed = points[row], labels[row], radius[row], promised.executed[row]
+        found = confirmed(composition, x, label, local.radius[row], executed, known, deadline, together=together)
+        if found > radius[row]:
+            radius[row], method[row] = found, "local"
+        progress.advance()
+    progress.finish()
     return replace(promised, radius=radius, method=tuple(method))
 
 
@@ -342,56 +349,3 @@ def _certificate(
         elif pair > 0.0:
             radius = min(radius, down(sure / pair))
     return Certificate(sample, target, prediction, min(margin, sys.float_info.max), radius)
-
-
-def check_inputs(inputs: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Inputs as a floating tensor (n, ...), finite. Raises `BadThreat`."""
-    points = _tensor(inputs)
-    if points.ndim < 2 or not len(points):
-        raise BadThreat(f"expected inputs of shape (n, ...), n >= 1, got {tuple(points.shape)}")
-    if not points.is_floating_point():
-        raise BadThreat(f"expected floating-point inputs in the units of the radius, got {points.dtype}; convert first")
-    if not bool(torch.isfinite(points).all()):
-        raise BadThreat("expected finite inputs, got NaN or inf")
-    return points if points.dtype == torch.float64 else points.to(torch.float32)
-
-
-def _tensor(data: Any) -> torch.Tensor:
-    """Tensors, arrays and nested lists as a tensor without history; also arrays that torch does not take as they are.
-
-    Those are read-only, reversed or of the other byte order, as what reads image files may hand out.
-    """
-    if isinstance(data, torch.Tensor):
-        return data.detach()
-    try:
-        array = np.ascontiguousarray(data)
-    except ValueError:
-        raise BadThreat("expected an array of numbers, got rows of different lengths") from None
-    try:
-        array = array.astype(array.dtype.newbyteorder("="), copy=not array.flags.writeable)
-        return torch.from_numpy(array)
-    except TypeError:
-        raise BadThreat(f"expected an array of numbers, got {array.dtype}") from None
-
-
-def check_labels(labels: torch.Tensor | np.ndarray | Sequence[int], count: int, classes: int) -> list[int]:
-    """Labels (integers or one-hot rows) as a list. Raises `BadThreat`, also for shares of classes ("soft" labels)."""
-    answers = _tensor(labels)
-    answers = answers if answers.is_floating_point() or answers.is_complex() else answers.long()
-    if answers.ndim == 2 and answers.shape[1] == classes > 1:
-        if not bool(((answers == 0) | (answers == 1)).all()) or not bool((answers.sum(1) == 1).all()):
-            raise BadThreat(
-                "expected one-hot labels, a single 1 in each row, got other numbers (soft or several labels?); "
-                "certificates are about one class per input: pass labels.argmax(1) if that is what is meant"
-            )
-        answers = answers.long().argmax(1)
-    if answers.ndim != 1 or len(answers) != count or answers.dtype != torch.int64:
-        raise BadThreat(
-            f"expected {count} integer or one-hot labels, got {answers.dtype} of shape {tuple(answers.shape)}"
-        )
-    if bool((answers < 0).any()) or bool((answers >= classes).any()):
-        raise BadThreat(
-            f"expected labels from 0 to {classes - 1}, got {int(answers.min())} to {int(answers.max())}; "
-            "model and data set do not have the same classes"
-        )
-    return answers.tolist()

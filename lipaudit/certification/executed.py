@@ -18,10 +18,11 @@ Note [Three promises]
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from lipaudit.certification.network_bound import Composition
@@ -122,24 +123,32 @@ class Execution:
         self.growth = self.ledger.growth()
         self.lines = {line.step: line for line in self.ledger.lines}
         self.last = self.ledger.settle(self.head).step
-        maps = {
-            node.name: linear for parts in self.ledger.parts.values() for node, linear in parts if linear is not None
-        }
+        maps = {node.name: linear for node, linear in self.ledger.covered() if linear is not None}
         self.steep = {name: schur_test(linear, self.ledger.device) for name, linear in maps.items()}
+        self.steep |= {name: inner.stretch for name, inner in self.ledger.inner.items()}
         self.reached = {step: narrow_up(bound) for step, bound in self.ledger.so_far.items()}
         self.ratios = self._ratios()
+
+    def refuse(self, promise: Promise, why: str) -> None:
+        """Gives no such promise, for a reason that its operations do not show."""
+        self.why[promise] = self.why[promise] or why
+        self.forms = {form.dtype: form for each, form in self.formats.items() if not self.why[each]}
 
     def _refused(self, promise: Promise) -> str:
         """Why this promise cannot be given for the network, whatever the input."""
         form = self.formats[promise]
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
+        if self.graph.rounded:
+            return f"rounding is not proved for a function written in several operations: {self.graph.rounded[0]}"
+        if self.graph.rewritten:
+            return f"{self.graph.rewritten[0]} has no proved error in {form.name}"
         for node in self.graph.nodes:
             for value in _tensors(node):
                 if value.dtype != self.graph.dtype:
                     return f"the model mixes {value.dtype} with {self.graph.dtype} ({node.title}, {node.source})"
         shapes = {node.name: node.shape for node in self.graph.nodes} | {INPUT: (1, *self.graph.input_shape)}
-        covered = {node.name for parts in self.ledger.parts.values() for node, _ in parts}
+        covered = {node.name for node, _ in self.ledger.covered()}
         for node in self.graph.nodes:
             why = refusal(node, form, shapes)
             if not why and node.op in SIZES and node.name not in covered:
@@ -236,7 +245,8 @@ class _Off:
         if step is not None:
             self.moved[node.name] = execution.reached[step], self.error_of(step)
             return
-        stretch = execution.steep.get(node.name, 1.0 if len(refs) == 1 else math.inf)
+        steep = execution.steep.get(node.name, 1.0 if len(refs) == 1 else math.inf)
+        stretch = execution.ledger.norms.get(node.name, steep)
         self.moved[node.name] = slope * stretch * _SLACK, error.times(stretch * _SLACK).plus(added)
 
     def _added(self, node: Node, size: Size, reach: Affine, norm: float, most: float) -> Affine:
@@ -293,3 +303,50 @@ def executed_radius(
         if slope > 0:
             radius = min(radius, down(left / slope))
     return executed.uncast(radius)
+
+
+@dataclass(frozen=True)
+class Promised:
+    """Certified radii under one promise, one per sample."""
+
+    radius: np.ndarray
+    method: tuple[str, ...]
+    why_not: str = ""
+    """Why no radius is certified; empty if one is, or could be."""
+    executed: tuple[Executed, ...] = ()
+    """What execution may change around each sample; empty for R, and where nothing is known of it."""
+
+
+def promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
+    """Radii under one promise; `exact` says how many samples have one under R."""
+    count = len(found)
+    if execution.why[promise]:
+        return Promised(np.zeros(0), (), execution.why[promise])
+    radii, executed = np.array([radius for radius, _ in found]), tuple(each for _, each in found)
+    why_not = ""
+    if exact and not (radii > 0).any():
+        overflows = sum(not each.limit > 0 for each in executed)
+        least = min((each.whole.a for each in executed), default=0.0)
+        why_not = (
+            f"overflow in {execution.formats[promise].name} cannot be ruled out for {overflows} of {count} images"
+            if overflows
+            else f"rounding may change the logits by {least:.3g} (L2) or more, and no margin is proved to exceed it"
+        )
+    return Promised(radii, ("global",) * count, why_not, executed)
+
+
+def lost(others: Mapping[Promise, Promised]) -> Callable[[int, float], float]:
+    """How far (L2) logits as executed may be from those of the float64 graph, so far from the image of a row.
+
+    inf where nothing is known: float64 itself is off by what D says.
+    """
+
+    def at(row: int, reach: float) -> float:
+        each = [
+            others[promise].executed[row] for promise in ("F", "D") if promise in others and others[promise].executed
+        ]
+        if len(each) < 2 or not all(reach <= executed.limit for executed in each):
+            return math.inf
+        return up(sum(executed.whole.at(reach) for executed in each))
+
+    return at

@@ -13,6 +13,8 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +22,13 @@ from torch import nn
 
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT, Link, merged
 from lipaudit.errors import CaptureError
 from lipaudit.graph.capture import capture
 from lipaudit.graph.ir import Graph
 from lipaudit.graph.wrappers import as_module, domain_of
+from lipaudit.journal import Parts
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import NetworkBound
@@ -43,6 +47,7 @@ from lipaudit.rounding import (
 _ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
 
+_ROWS_AT_ONCE = 64
 _FEW_CLASSES = 128
 """Up to so many, class pairs are taken one by one; beyond, their matrix is computed with outward rounding."""
 
@@ -56,6 +61,8 @@ class Composition:
     ledger: Ledger
     head: Value
     """The logits: the last bounded step and the linear maps after it."""
+    model: nn.Module
+    """What was captured, as it runs."""
 
 
 def bound(
@@ -102,30 +109,32 @@ def compose(
     domain: tuple[float, float] | None = None,
     method: str = "best",
     progress: Progress | None = None,
+    journal: Parts | None = None,
 ) -> Composition:
-    """Capture `model`, bound every layer and put the bounds together."""
+    """Capture `model`, bound every layer and put the bounds together; `journal` keeps the bounds of layers."""
     progress = progress or Silent()
     began = time.perf_counter()
-    graph = capture(model, input_shape)
+    graph = capture(model, input_shape, domain=domain)
     device = device_of(model)
     check_arithmetic(device)
     progress.start("layer bounds", len(graph.nodes))
-    ledger = Ledger(graph, device, method=method, progress=progress, domain=domain)
+    ledger = Ledger(graph, device, method=method, progress=progress, domain=domain, journal=journal)
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger)
+        head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger))
         logits = ledger.settle(head)
         pairs = pairwise(head, ledger)
     total = ledger.so_far[logits.step]
     network = NetworkBound(
-        layers=tuple(ledger.lines),
+        layers=tuple(ledger.lines_to(logits.step)),
         log10=log10_up(total),
         pairwise=pairs,
         input_shape=graph.input_shape,
         domain=domain if ledger.used_domain else None,
+        notes=graph.notes,
         seconds=time.perf_counter() - began,
     )
     progress.finish(f"L = {network.value:.3g}")
-    return Composition(network, graph, ledger, head)
+    return Composition(network, graph, ledger, head, model)
 
 
 def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:
@@ -205,7 +214,7 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
         rows = maps[0].weight
         relative = maps[0].relative_error
     else:
-        rows = torch.stack([_row(maps, one) for one in _basis(maps, classes)])
+        rows = torch.cat(list(_rows_of(maps, classes)))
         relative = None
     if relative == 0.0:
         return rows, [0.0] * classes
@@ -213,8 +222,17 @@ def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float
     positive = [linear.absolute() for linear in maps]
     count = sum(linear.terms + 2 for linear in maps)
     error = gamma(2 * count) + 1.01 * sum(linear.relative_error for linear in maps)
-    sizes = [length_up(_row(positive, one)) for one in _basis(maps, classes)]
+    sizes = [length_up(row) for part in _rows_of(positive, classes) for row in part]
     return rows, [size * error * (1 + 1e-6) for size in sizes]
+
+
+def _rows_of(maps: list[LinearMap], classes: int) -> Iterator[torch.Tensor]:
+    """The rows of the matrix of the chain, some at a time."""
+    for some in _basis(maps, classes).split(_ROWS_AT_ONCE):
+        with warnings.catch_warnings():  # what vmap knows no rule for it does row by row, and says so each time
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            rows = torch.func.vmap(lambda one: _row(maps, one))(some)
+        yield rows
 
 
 def _row(maps: list[LinearMap], one: torch.Tensor) -> torch.Tensor:
@@ -223,8 +241,9 @@ def _row(maps: list[LinearMap], one: torch.Tensor) -> torch.Tensor:
     return one.reshape(-1)
 
 
-def _basis(maps: list[LinearMap], classes: int) -> list[torch.Tensor]:
+def _basis(maps: list[LinearMap], classes: int) -> torch.Tensor:
+    """One logit each, (classes, 1, classes)."""
     device = next((m.weight.device for m in maps if isinstance(m, Dense)), None)
     if device is None:
         device = next((m.factor.device for m in maps if isinstance(m, Scale)), torch.device("cpu"))
-    return [e[None] for e in torch.eye(classes, dtype=torch.float64, device=device)]
+    return torch.eye(classes, dtype=torch.float64, device=device)[:, None]

@@ -1,8 +1,9 @@
-"""Ctrl-C that cannot get lost.
+"""Ctrl-C and SIGTERM that cannot get lost.
 
-Python raises KeyboardInterrupt wherever it happens to be: inside an import that tries one library after another with
-a bare `except`, for instance, which swallows it. So it is remembered as well, and raised again where work next says
-where it stands.
+Of a SIGTERM, which batch systems and containers send before they kill, Python makes nothing; here it ends a run as
+Ctrl-C does. Python raises KeyboardInterrupt wherever it happens to be: inside an import that tries one library after
+another with a bare `except`, for instance, which swallows it. So it is remembered as well, and raised again where work
+next says where it stands.
 """
 
 from __future__ import annotations
@@ -19,14 +20,16 @@ from lipaudit.progress import Progress
 
 @dataclass
 class Interruption:
-    """Whether Ctrl-C was pressed."""
+    """Whether Ctrl-C was pressed, or SIGTERM came."""
 
     asked: bool = False
+    terminated: bool = False
+    """By SIGTERM."""
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """A signal handler: remember, and try at once."""
-        del number, frame
-        self.asked = True
+        del frame
+        self.asked, self.terminated = True, self.terminated or number == signal.SIGTERM
         raise KeyboardInterrupt
 
     def check(self) -> None:
@@ -37,21 +40,22 @@ class Interruption:
 
 @contextlib.contextmanager
 def interruption() -> Iterator[Interruption]:
-    """What remembers Ctrl-C for as long as the block lasts. Outside of the main thread there are no signals."""
+    """What remembers both for as long as the block lasts. Outside of the main thread there are no signals."""
     found = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield found
         return
-    before = signal.signal(signal.SIGINT, found.handle)
+    before = {number: signal.signal(number, found.handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield found
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass
 class Stoppable:
-    """A progress whose work stops where it reports, once Ctrl-C was pressed."""
+    """A progress whose work stops where it reports, once it is asked to."""
 
     shown: Progress
     stop: Interruption

@@ -33,6 +33,7 @@ from lipaudit.cli.options import (
     shard_options,
     text_or_json,
 )
+from lipaudit.cli.words import Commands
 from lipaudit.errors import ExitCode, LipauditError, ResumeError
 from lipaudit.progress import EVERY
 from lipaudit.results.formatting import clean
@@ -58,6 +59,7 @@ class Session:
     arguments: tuple[str, ...]
     verbose: int = 0
     running: Resumable | None = None
+    stop: Interruption | None = None
 
     def hint(self) -> str:
         """How to continue what was interrupted."""
@@ -74,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         code = commands.main(list(session.arguments), "lipaudit", standalone_mode=False, obj=session)
         sys.exit(code or ExitCode.DONE)
     except click.exceptions.Abort:
-        _fail(session, f"interrupted; no report was written{session.hint()}", ExitCode.INTERRUPTED)
+        terminated = session.stop is not None and session.stop.terminated
+        how, code = ("terminated", ExitCode.TERMINATED) if terminated else ("interrupted", ExitCode.INTERRUPTED)
+        _fail(session, f"{how}; no report was written{session.hint()}", code)
     except click.ClickException as error:
         usage = getattr(error, "ctx", None)
         hint = f" ({usage.command_path} --help)" if usage is not None else ""
@@ -101,7 +105,9 @@ def _fail(session: Session, message: str, code: int) -> NoReturn:
 
 
 @click.group(
-    invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, message="lipaudit %(version)s")
 @click.option("-v", "--verbose", count=True, help="-vv: logs and tracebacks.")
@@ -141,13 +147,14 @@ def commands(context: click.Context, verbose: int) -> None:
 def run(context: click.Context, **chosen: Any) -> int:
     """Audit a model on a data set; writes DIR/<run>.json and .html.
 
-    Until it is finished, DIR/<run>.partial keeps what is done: after Ctrl-C or a crash, --resume continues there.
+    Until it is finished, DIR/<run>.partial keeps what is done: after Ctrl-C, SIGTERM or a crash, --resume continues.
 
     Without options: the bundled digits model. An option may also stand in the environment, as LIPAUDIT_SAMPLES, or
     in lipaudit.toml. Exit codes: 0 sound, 1 failed, 2 usage, 3 gate failed, 4 a certificate is contradicted,
-    5 incomplete, 130 interrupted.
+    5 incomplete, 130 interrupted, 143 terminated.
     """
     with interruption() as stop:
+        context.obj.stop = stop
         return _run(context, chosen, stop)
 
 
@@ -242,12 +249,12 @@ def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.certification.network_bound import bound
     from lipaudit.cli.terminal import terminal_progress
-    from lipaudit.loading.model_names import PAIRS
+    from lipaudit.loading.model_names import PAIRS, canonical
     from lipaudit.loading.models import load_model
     from lipaudit.results.formatting import number, number_from_log10
 
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
-        dataset = dataset or PAIRS.get(model)
+        dataset = dataset or PAIRS.get(canonical(model))
         loaded = load_model(model, dataset=dataset, progress=progress, **given)
         method = "tight" if tight else "best"
         shape = loaded.facts.input_shape

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from lipaudit.errors import BadThreat
+from lipaudit.results.formatting import budgets
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -24,20 +24,11 @@ def comma_list(text: str) -> tuple[str, ...]:
 
 
 def parse_eps(values: Sequence[str]) -> tuple[str, ...]:
-    """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order.
-
-    Raises `BadThreat` for anything that is not a positive, finite number or fraction.
-    """
-    sizes: dict[float, str] = {}
-    for text in (part for value in values for part in comma_list(value) or (value,)):
-        try:
-            size = float(Fraction(text.replace(" ", "")))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            size = math.nan
-        if not 0 < size < math.inf:
-            raise BadThreat(f"--eps {text!r}: expected a positive number or fraction, such as 0.5 or 36/255")
-        sizes.setdefault(size, text)
-    return tuple(sizes[size] for size in sorted(sizes))
+    """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order; raises `BadThreat`."""
+    try:
+        return budgets(values)
+    except ValueError as error:
+        raise BadThreat(f"--eps: {error}") from None
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:
@@ -136,6 +127,7 @@ model_options = _together(
         "--dataset", metavar="NAME", help="Data set (`lipaudit datasets`).", shell_complete=complete(DATASETS)
     ),
     click.option("--checkpoint", type=FILE, metavar="FILE", help="Weights: .safetensors, .pt, .pth. Runs no code."),
+    click.option("--checkpoint-key", metavar="KEY", help="Which weights, if FILE holds several: model_ema, model.net."),
     click.option("--mean", callback=_numbers, metavar="M,M,M", help="Mean per channel in units of [0,1], or none."),
     click.option("--std", callback=_numbers, metavar="S,S,S", help="Standard deviation per channel."),
     click.option("--num-classes", type=click.IntRange(2), metavar="N", help="Classes of the network."),

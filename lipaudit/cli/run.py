@@ -15,8 +15,9 @@ from lipaudit.cli.resume import Resumable
 from lipaudit.crosscheck.registry import plan
 from lipaudit.errors import LoadError
 from lipaudit.loading.dataset_registry import ImageSet
-from lipaudit.loading.datasets import check_fit, check_name, open_dataset, read_images
-from lipaudit.loading.model_names import PAIRS
+from lipaudit.loading.datasets import canonical, check_fit, for_model, open_dataset, read_images
+from lipaudit.loading.model_names import PAIRS, brings_weights
+from lipaudit.loading.model_names import canonical as canonical_model
 from lipaudit.loading.models import LoadedModel, load_model
 from lipaudit.progress import Progress, spell
 from lipaudit.proof.writer import refuse_unlisted, write_proof
@@ -29,7 +30,7 @@ from lipaudit.verdict.gates import conditions
 Chosen = Mapping[str, Any]
 """The options by name, as click hands them over; None where nothing was said."""
 
-LOADING = ("checkpoint", "mean", "std", "random_weights", "offline", "seed")
+LOADING = ("checkpoint", "checkpoint_key", "mean", "std", "random_weights", "offline", "seed")
 SETTINGS = (
     *LOADING,
     "num_classes",
@@ -79,11 +80,15 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
         progress=progress,
     )
     given = {key: chosen[key] for key in LOADING}
-    given["num_classes"] = chosen["num_classes"] or opened.classes
+    # How many folders there are is nothing that published weights could follow.
+    theirs = brings_weights(name) and not (chosen["checkpoint"] or chosen["random_weights"])
+    follows = not (theirs and dataset.startswith("imagefolder:"))
+    given["num_classes"] = chosen["num_classes"] or (opened.classes if follows else None)
     given["input_shape"] = chosen["input_shape"] or opened.shape
     model = load_model(name, dataset=dataset, progress=progress, **given)
     if chosen["proof"] is not None:
         refuse_unlisted(model.module, model.facts.input_shape)
+    opened = for_model(opened, dataset, model.facts)
     device = _device(chosen["device"])
     eps = parse_eps(chosen["eps"]) or DEFAULT_EPS
     # One image first: data that has to be fetched, or does not fit, is found out before anything is timed.
@@ -171,7 +176,9 @@ def _sized(chosen: Chosen, model: LoadedModel, opened: ImageSet, eps: Sequence[s
 def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
     """Model and data set; where only one is given, the other is its partner in `PAIRS`."""
     if dataset is not None:
-        check_name(dataset)
+        dataset = canonical(dataset)
+    if model is not None:
+        model = canonical_model(model)
     if model is None:
         model = next((name for name, data in PAIRS.items() if data == ("digits" if dataset is None else dataset)), None)
     if model is None:

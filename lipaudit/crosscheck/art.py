@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from lipaudit.crosscheck.unit_box import UnitBox
 DEEPFOOL_STEPS, DEEPFOOL_CLASSES = 20, 10
 PGD_STEPS = 40
 LONG_STEPS = 100
-SQUARE_QUERIES, SQUARE_SIDE = 1000, 10
+SQUARE_QUERIES, SQUARE_SIDE, SQUARE_AREA = 1000, 10, 0.8
 SMALL_INPUT = 1024
 """Numbers in an input up to which the overhead of a pass outweighs its arithmetic."""
 
@@ -186,6 +187,12 @@ def art_apgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     yield torch.from_numpy(found).to(network.device)
 
 
+def _squares_fit(height: int, width: int) -> bool:
+    """Whether ART's squares stay within the image: five tiles of a fifth of the height, and one of 0.8 of the area."""
+    side = round(math.sqrt(SQUARE_AREA * height * width))
+    return 5 * (height // 5) <= width and side + (side % 2 == 0) < min(height, width)
+
+
 @attack(
     "art-square",
     library=ART,
@@ -193,6 +200,7 @@ def art_apgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     settings=lambda _: f"{SQUARE_QUERIES} queries, 1 restart",
     passes=lambda _: Passes(forward=3 * SQUARE_QUERIES + 5, backward=0),
     least_side=SQUARE_SIDE,
+    fits=_squares_fit,
 )
 def art_square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by random square patches, in ART's own implementation.

@@ -84,6 +84,7 @@ def apgd_ce_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     settings=lambda _: f"{APGD_STEPS} steps, {RESTARTS} random starts, DLR loss",
     passes=lambda _: _apgd_passes(RESTARTS),
     least_classes=4,
+    follows=True,
 )
 def apgd_dlr_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by gradient ascent on a ratio of logit differences, from five random starts.
@@ -104,6 +105,7 @@ def apgd_dlr_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         backward=_targets(9, classes) * (APGD_STEPS + 1),
     ),
     least_classes=4,
+    follows=True,
 )
 def apgd_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by gradient ascent towards one class after the other.
@@ -114,6 +116,17 @@ def apgd_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     suite = _suite(network, "apgd-t", batch)
     suite.apgd_targeted.n_target_classes = _targets(9, network.classes)
     yield _run(suite, batch)
+
+
+def _tiles_fit(height: int, width: int) -> bool:
+    """Whether the first step of the library's Square attack stays within the image.
+
+    It lays tiles of a fifth of the height from a margin on, as many each way as would fit without that margin; a tile
+    that reaches beyond the last row or column breaks it, unless it is of a single pixel.
+    """
+    side = height // 5
+    start = (height - side * 5) // 2
+    return side == 1 or (side > 1 and (width < side or all(start + n // side * side <= n for n in (height, width))))
 
 
 def _square(network: UnitBox, batch: Batch, queries: int) -> Tensor:
@@ -129,6 +142,7 @@ def _square(network: UnitBox, batch: Batch, queries: int) -> Tensor:
     settings=lambda _: f"{SQUARE_QUERIES} queries",
     passes=lambda _: Passes(forward=SQUARE_QUERIES + CHECKS + 4, backward=0),
     least_side=1,
+    fits=_tiles_fit,
 )
 def square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by random square patches, without gradients.
@@ -145,6 +159,7 @@ def square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     settings=lambda _: f"{MANY_QUERIES} queries",
     passes=lambda _: Passes(forward=MANY_QUERIES + CHECKS + 4, backward=0),
     least_side=1,
+    fits=_tiles_fit,
 )
 def square_5000(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Does as Square does, with the five thousand queries of AutoAttack's own versions.

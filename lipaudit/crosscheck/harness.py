@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.crosscheck.registry import ART, AUTOATTACK, plan
-from lipaudit.crosscheck.runner import Run, Tally, eps_text, run_attack
+from lipaudit.crosscheck.runner import Hold, Run, Tally, eps_text, run_attack
 from lipaudit.crosscheck.samples import Arena, arena
 from lipaudit.errors import BadThreat
 from lipaudit.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import AttackRecord
-from lipaudit.results.bounds import Witness
+from lipaudit.results.bounds import Disagreement, Witness
 
 LIBRARIES = {AUTOATTACK: "AutoAttack (pyautoattack {})", ART: "ART {}"}
 
@@ -43,6 +43,10 @@ class Evidence:
     """Reliability warnings of all attacks, and samples that could not be attacked."""
     distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Of the witnesses of each attack, its closest per broken sample."""
+    no_gradient: str = ""
+    """Why nothing that follows gradients was run; empty if there are some."""
+    differences: tuple[Disagreement, ...] = ()
+    """Where the network as it runs and the judge do not say the same of what attacks claim."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -69,6 +73,7 @@ def cross_check(
     batch_size: int = 16,
     deadline: float | None = None,
     journal: Journal | None = None,
+    hold: Hold | None = None,
 ) -> Evidence:
     """Looks for inputs that change the prediction of correctly classified samples, as close as it can.
 
@@ -76,7 +81,8 @@ def cross_check(
     are worked on, so its mode, parameters and gradients stay as they are. `inputs` are (n, ...), `labels`
     (n,). `attacks` are names or presets. `eps` are the L2 budgets for attacks that take one, `radii` (n,) the
     certified radii, or None; both in raw-input units. `judge` is the float64 function that the certificates are
-    about, where that is not a float64 copy of `logits`. `deadline` is a `time.monotonic()` value: from then
+    about, where that is not a float64 copy of `logits`; `hold` compares the two at claims
+    that do not become witnesses. `deadline` is a `time.monotonic()` value: from then
     on no batch begins. On a CPU, the same seed gives the same evidence; batches that `journal` holds are taken
     from there, and each batch that is finished is put there.
 
@@ -89,7 +95,7 @@ def cross_check(
     with torch.inference_mode(False), random_state_kept(seed):
         ground = arena(logits, judge, inputs, labels, low, high, batch_size)
         certified = _checked_radii(radii, ground)
-        run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent(), journal)
+        run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent(), journal, hold)
         tallies = [Tally(entry) for entry in planned]
         for place, tally in enumerate(tallies):
             try:
@@ -130,6 +136,10 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
     flags = list(dict.fromkeys(flag for tally in tallies for flag in tally.flags))
     if ground.outside:
         flags.append(f"{ground.outside} samples lie outside the box and were not attacked")
+    if ground.network.scale != 1:
+        flags.append(f"attacks saw the logits times 2^{round(math.log2(ground.network.scale))}, a size they work with")
+    if ground.apart:
+        flags.append(f"{ground.apart} samples have logits so far apart that cross-entropy has no gradient in float32")
     return Evidence(
         witnesses=witnesses,
         perturbed=ground.points,
@@ -138,6 +148,8 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
         records=tuple(_record(run, tally) for tally in tallies),
         flags=tuple(flags),
         distances={tally.entry.name: tuple(map(float, tally.distance.values())) for tally in tallies},
+        no_gradient=ground.network.no_gradient,
+        differences=tuple(each for tally in tallies for each in tally.differences),
     )
 
 

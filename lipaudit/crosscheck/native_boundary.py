@@ -6,9 +6,8 @@ from each witness the boundary in its own dtype is looked for, on the segment to
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from lipaudit.crosscheck.harness import Evidence
 from lipaudit.crosscheck.unit_box import private_copy
 from lipaudit.crosscheck.verification import distance_up
+from lipaudit.rounding import plain_sums
 
 STEPS = 32
 """Halvings: the ends are then closer to each other than neighbouring float32 numbers of the size of the inputs."""
@@ -72,20 +72,8 @@ def first_flips(network: nn.Module, clean: Tensor, wrong: Tensor, labels: Tensor
 def changed(network: nn.Module, points: Tensor, labels: Tensor) -> Tensor:
     """Whether the network, run in its own dtype on float64 points that are rounded to it, answers something else."""
     dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), torch.float32)
-    with torch.no_grad(), _plain_sums():
+    with torch.no_grad(), plain_sums():
         answer = network(points.to(dtype))
     column = labels.unsqueeze(1)
     others = answer.scatter(1, column, -math.inf).amax(1)
     return ~(answer.gather(1, column).squeeze(1) > others)
-
-
-@contextlib.contextmanager
-def _plain_sums() -> Iterator[None]:
-    """Without kernels that promise F leaves out: cuDNN may use Winograd or TF32, matrix products may use TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

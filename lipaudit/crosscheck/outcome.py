@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from lipaudit.crosscheck.samples import Found
 from lipaudit.journal import Journal
+from lipaudit.results.bounds import Disagreement
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Outcome:
     rejected: int
     flags: tuple[str, ...]
     seconds: float
+    differences: tuple[Disagreement, ...] = ()
+    """Where the model and the judge do not say the same of a claim."""
     whole: bool = True
     """Whether the attack ran to its end, and was not cut short by the time limit."""
 
@@ -37,6 +41,7 @@ def remember(journal: Journal, part: str, fingerprint: str, outcome: Outcome) ->
         points=found.points.numpy(),
         rejected=np.array(outcome.rejected),
         flags=np.array(outcome.flags, dtype=np.str_),
+        differences=np.array([json.dumps(asdict(each)) for each in outcome.differences], dtype=np.str_),
     )
 
 
@@ -50,5 +55,6 @@ def recall(journal: Journal, part: str, fingerprint: str) -> Outcome | None:
         found=Found(kept["rows"], kept["distance"], kept["prediction"], kept["closer"], points),
         rejected=int(kept["rejected"]),
         flags=tuple(map(str, kept["flags"])),
+        differences=tuple(Disagreement(**json.loads(str(each))) for each in kept["differences"]),
         seconds=float(kept["seconds"]),
     )

@@ -70,6 +70,10 @@ class Attack:
     least_classes: int = 2
     least_side: int = 0
     """Needs images, of at least so many pixels each way; 0 if inputs of any shape will do."""
+    fits: Callable[[int, int], bool] | None = None
+    """Whether it runs on images of some height and width; None: on all."""
+    follows: bool = False
+    """Whether its library looks for zero gradients as it runs."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "__doc__", inspect.getdoc(self.run))
@@ -78,8 +82,7 @@ class Attack:
         """The conditions of `attack_flags.py` that it looks for, or that show in what it finds."""
         blind = not self.passes(classes).backward
         names = ("randomised", "probabilities", "dynamic") if self.library == AUTOATTACK else ()
-        if self.library == AUTOATTACK and self.aim == "eps" and not blind:
-            names += ("zero gradients",)
+        names += ("zero gradients",) if self.follows else ()
         return (*names, "black box") if blind else names
 
     def __call__(self, network: UnitBox, batch: Batch) -> Iterator[Tensor]:
@@ -109,11 +112,13 @@ def attack(
     passes: Callable[[int], Passes],
     least_classes: int = 2,
     least_side: int = 0,
+    fits: Callable[[int, int], bool] | None = None,
+    follows: bool = False,
 ) -> Callable[[Run], Attack]:
     """Decorator: puts the generator function below it into the table. See `Attack` for the arguments."""
 
     def add(run: Run) -> Attack:
-        entry = Attack(name, library, aim, settings, passes, run, least_classes, least_side)
+        entry = Attack(name, library, aim, settings, passes, run, least_classes, least_side, fits, follows)
         return ATTACKS.register(name)(entry)
 
     return add

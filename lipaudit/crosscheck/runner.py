@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,6 +20,10 @@ from lipaudit.crosscheck.samples import Arena, batches
 from lipaudit.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results.audit import TIME_LIMIT
+from lipaudit.results.bounds import Disagreement
+
+Hold = Callable[[Sequence[int], Tensor], Sequence[Disagreement]]
+"""What the model and the judge do not say alike of raw points (float64) of some rows."""
 
 MODULES = {AUTOATTACK: "pyautoattack", ART: "art.attacks.evasion"}
 
@@ -38,6 +42,7 @@ class Run:
     deadline: float | None
     progress: Progress
     journal: Journal | None = None
+    hold: Hold | None = None
 
     def late(self) -> bool:
         """Whether no more work is to begin; what took its time before an interruption counts."""
@@ -60,6 +65,7 @@ class Tally:
     """Of its closest witness, per broken row."""
     rejected: int = 0
     flags: list[str] = field(default_factory=list)
+    differences: list[Disagreement] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,11 @@ def _excuse(run: Run, entry: Attack) -> str:
     if entry.least_side and (len(network.shape) != 3 or min(network.shape[1:]) < entry.least_side):
         sides = "" if entry.least_side == 1 else f" of at least {entry.least_side} × {entry.least_side} pixels"
         return f"needs inputs of shape (channels, height, width){sides}, got {network.raw_shape}"
+    if network.no_gradient and entry.passes(network.classes).backward:
+        return network.no_gradient
+    if entry.fits is not None and not entry.fits(*network.shape[1:]):
+        height, width = network.shape[1:]
+        return f"its squares do not fit on images of {height} × {width} pixels"
     if entry.aim == "eps" and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:
@@ -195,6 +206,7 @@ def _settle(run: Run, tally: Tally, rows: np.ndarray, outcome: Outcome) -> None:
         tally.distance[row] = min(length, tally.distance.get(row, math.inf))
     tally.rejected += outcome.rejected
     tally.flags += [flag for flag in outcome.flags if flag not in tally.flags]
+    tally.differences += outcome.differences
     tally.seconds += outcome.seconds
     tally.attacked.update(rows.tolist())
     run.arena.attacked.update(rows.tolist())
@@ -212,8 +224,9 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
     flags: list[str] = []
     claims, whole = _claims(run, entry, batch, flags)
     edge = 0.0 if run.radii is None else run.radii[rows]
-    found, rejected = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
-    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, whole)
+    found, rejected, doubtful = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
+    differences = () if run.hold is None else tuple(run.hold(doubtful[0].tolist(), doubtful[1]))
+    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, differences, whole)
 
 
 def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:

@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck.unit_box import UnitBox, private_copy, probe
+from lipaudit.crosscheck.unit_box import UnitBox, private_copy, probe, why_no_gradient
 from lipaudit.crosscheck.verification import Opinion, accepted, distance_up, drawn_in, weigh
 from lipaudit.errors import BadThreat
 
+USUAL, MIDDLE = (2.0**-6, 2.0**6), 4.0
+"""Sizes of margins that attacks work with in float32 as they are; what others are scaled to."""
+FLAT = 100.0
+"""Margins beyond which the float32 gradient of cross-entropy is zero."""
 CLOSE = 1.01
 """The judge draws in a witness that the network as it runs drew in to within this factor of a certified radius."""
 
@@ -47,6 +51,8 @@ class Arena:
     """Rows that may be attacked: correctly classified (in float64, not tied) and inside the box."""
     outside: int
     """Correctly classified rows that lie outside the box."""
+    apart: int
+    """Rows that may be attacked, the logits of which are too far apart for a loss, also as `network` scales them."""
     points: Tensor
     """float64 on the CPU: the closest witness of each sample, or its clean input."""
     distance: np.ndarray
@@ -61,8 +67,11 @@ class Arena:
 
     def verified(
         self, rows: np.ndarray, claims: Sequence[Tensor], within: np.ndarray | float = 0.0
-    ) -> tuple[Found, int]:
+    ) -> tuple[Found, int, tuple[np.ndarray, Tensor]]:
         """What the judge keeps of claims about some rows, drawn in, and how many it looked at and did not believe.
+
+        And rows and points at which model and judge may not be the same: all claims that the judge did not believe,
+        and the closest one of each row that the model itself gets right.
 
         `claims` are unit-box tensors, one entry per row each; `within` says at which distance from its clean input a
         claim is the judge's alone: a number for each row, or one. See Note [What is judged] in `verification.py`.
@@ -71,7 +80,7 @@ class Arena:
         clean, labels = self.clean[index], self.labels[index]
         points, seen = clean.clone(), torch.full_like(labels, -1)
         if not claims:
-            return self._measured(rows, clean, points, seen), 0
+            return self._measured(rows, clean, points, seen), 0, (rows[:0], clean[:0])
         start, raw = self.network.to_unit(clean), torch.stack([self.network.to_raw(claim) for claim in claims])
         far, rejected = clean.new_empty(len(raw), len(rows)), 0
         for place, claim in enumerate(claims):
@@ -79,6 +88,7 @@ class Arena:
             far[place] = (raw[place] - clean).flatten(1).norm(dim=1).where(finite & ~untouched, math.inf)
             rejected += int((~finite).sum())
         edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
+        odd, first = [], True
         while True:
             least, which = far.min(0)
             trying = ((seen < 0) & least.isfinite()).nonzero().flatten()
@@ -90,7 +100,11 @@ class Arena:
             asserted, better, taken_for = self._judged(clean[trying], chosen, labels[trying], inside, edge[trying])
             points[trying], seen[trying] = better, taken_for
             rejected += int((asserted & (taken_for < 0)).sum())
-        return self._measured(rows, clean, points, seen), rejected
+            aside = (taken_for < 0) & (asserted | first)
+            odd.append((rows[trying[aside].cpu().numpy()], chosen[aside]))
+            first = False
+        doubtful = (np.concatenate([rows[:0], *(row for row, _ in odd)]), torch.cat([clean[:0], *(p for _, p in odd)]))
+        return self._measured(rows, clean, points, seen), rejected, doubtful
 
     def _judged(
         self, clean: Tensor, claim: Tensor, labels: Tensor, inside: Tensor, edge: Tensor
@@ -167,19 +181,39 @@ def arena(
     opinion = _judged(judge, clean, labels, size)
     inside = ((clean >= low) & (clean <= high)).flatten(1).all(1)
     right = (opinion.prediction == labels) & (opinion.margin > 0)
+    scale = _scale(judge, clean, opinion.margin[right & inside])
+    network = UnitBox(private_copy(logits), inputs, low, high, classes, scale).eval()
+    network.no_gradient = why_no_gradient(network, network.to_unit(inputs[:1]))
     return Arena(
-        network=UnitBox(private_copy(logits), inputs, low, high, classes).eval(),
+        network=network,
         judge=judge,
         clean=clean,
         labels=labels,
         predictions=opinion.prediction.cpu().numpy(),
         correct=(right & inside).cpu().numpy(),
         outside=int((right & ~inside).sum()),
+        apart=int((opinion.margin[right & inside] * scale > FLAT).sum()),
         points=clean.cpu().clone(),
         distance=np.full(len(inputs), math.inf),
         found_by=[None] * len(inputs),
         found_as=[-1] * len(inputs),
     )
+
+
+def _scale(judge: nn.Module, clean: Tensor, margins: Tensor) -> float:
+    """A power of two that brings margins to a usual size; 1 where they have it, and for probabilities.
+
+    Attacks compute in float32, some with constants that are made for logits of the usual size: on others they fail
+    without a word. What is a probability distribution is to be seen as one.
+    """
+    usual = float(margins.median()) if len(margins) else 1.0
+    if USUAL[0] <= usual <= USUAL[1] or not 0 < usual < math.inf:
+        return 1.0
+    with torch.no_grad():
+        first = judge(clean[:1])
+    if bool((first >= 0).all()) and abs(float(first.sum()) - 1) < 1e-5:
+        return 1.0
+    return 2.0 ** min(100, max(-100, round(math.log2(MIDDLE / usual))))
 
 
 def batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -131,7 +131,7 @@ def _secant(judge: nn.Module, centre: Tensor, half: Tensor, pair: tuple[int, int
     ends = torch.cat([centre + half, centre - half]).clamp(low, high)
     output = judge(ends).double()
     first, second = (output[:, pair[0]] - output[:, pair[1]]).tolist()
-    noise = NOISE * output.abs().amax(1).sum().item()
+    noise = NOISE * output[:, list(pair)].abs().sum().item()
     rise = abs(first - second) - noise
     if not rise > 0:
         return 0.0

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.crosscheck.registry import plan
-from lipaudit.crosscheck.unit_box import UnitBox, private_copy
+from lipaudit.crosscheck.unit_box import UnitBox, private_copy, why_no_gradient
 from lipaudit.crosscheck.verification import INWARD_STEPS
 
 TIMED = 4
@@ -42,11 +42,12 @@ def estimate_seconds(
     with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
         network = UnitBox(private_copy(logits), few, 0.0, 1.0, classes)
         judge = private_copy(logits, torch.float64)
-        if _seconds(lambda: _backward(network, network.to_unit(few)), few) < QUICK:
+        back = _forward if why_no_gradient(network, network.to_unit(few)) else _backward
+        if _seconds(lambda: back(network, network.to_unit(few)), few) < QUICK:
             # Copies stand in where there are fewer samples at hand than a batch holds.
             few = inputs[torch.arange(max(1, min(batch_size, samples))) % len(inputs)]
         forward = _seconds(lambda: _forward(network, network.to_unit(few)), few) / len(few)
-        both = _seconds(lambda: _backward(network, network.to_unit(few)), few) / len(few)
+        both = _seconds(lambda: back(network, network.to_unit(few)), few) / len(few)
         judged = _seconds(lambda: _forward(judge, few.double()), few) / len(few)
     backward = max(both - forward, 0.0)
     cost = {}

@@ -6,9 +6,9 @@ import copy
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from lipaudit.errors import BadThreat, CaptureError
+from lipaudit.snapshot import fix_parametrized
 
 
 class UnitBox(nn.Module):
@@ -18,14 +18,21 @@ class UnitBox(nn.Module):
     this. Inputs that are neither flat nor images are presented flat.
     """
 
-    def __init__(self, logits: nn.Module, like: Tensor, low: float, high: float, classes: int) -> None:
-        """`logits` is a copy that may be changed; `like` a batch of raw inputs; the box is [low, high]."""
+    def __init__(
+        self, logits: nn.Module, like: Tensor, low: float, high: float, classes: int, scale: float = 1.0
+    ) -> None:
+        """`logits` is a copy that may be changed; `like` a batch of raw inputs; the box is [low, high].
+
+        Logits come out times `scale`, a power of two: exactly what they are, in a size that losses are made for.
+        """
         super().__init__()
         self.classes = classes
         self.logits = logits
         self.raw_shape = tuple(like.shape[1:])
         self.shape = self.raw_shape if len(self.raw_shape) == 3 else (like[0].numel(),)
-        self.low, self.high = low, high
+        self.low, self.high, self.scale = low, high, scale
+        self.no_gradient = ""
+        """Why attacks that follow gradients cannot run."""
         self.device = like.device
         self.dtype = next((p.dtype for p in logits.parameters() if p.is_floating_point()), like.dtype)
 
@@ -33,7 +40,9 @@ class UnitBox(nn.Module):
         raw = unit.reshape(-1, *self.raw_shape).to(self.dtype)
         if (self.low, self.high) != (0.0, 1.0):
             raw = raw * (self.high - self.low) + self.low
-        return self.logits(raw).float()
+        output = self.logits(raw).float()
+        output = output.clone() if output.is_inference() else output  # which attacks may not work on
+        return output if self.scale == 1 else output * self.scale
 
     def to_unit(self, raw: Tensor) -> Tensor:
         """Raw inputs to what `forward` takes; exact if the box is [0, 1] and the inputs float32.
@@ -63,23 +72,23 @@ def private_copy(logits: nn.Module, dtype: torch.dtype | None = None) -> nn.Modu
         remedy = "old-style weight_norm and spectral_norm forbid copies: use torch.nn.utils.parametrizations"
         raise CaptureError(f"expected a network that copy.deepcopy can copy, got {error}; {remedy}") from error
     twin = twin.eval()
-    for module in list(twin.modules()):
-        if is_parametrized(module):
-            _fix_parametrized(module)
+    fix_parametrized(twin)
     twin = twin if dtype is None else twin.to(dtype)
     return twin.requires_grad_(False)
 
 
-def _fix_parametrized(module: nn.Module) -> None:
-    """Parametrised weights become plain ones of the same value.
-
-    Not by torch's `remove_parametrizations`: it takes the property off the class, which the original shares.
-    """
-    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
-    module.__class__ = type(module).__bases__[0]
-    del module.parametrizations
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+def why_no_gradient(network: nn.Module, points: Tensor) -> str:
+    """Why the logits have no gradient at some points, in a few words; empty if they have one."""
+    with torch.enable_grad():
+        points = points.detach().clone().requires_grad_()
+        output = network(points)
+        if not output.requires_grad:
+            return "no gradient: the forward pass cuts it off (detach, no_grad or inference_mode)"
+        try:
+            torch.autograd.grad(output.sum(), points)
+        except Exception as error:  # noqa: BLE001  (a backward pass is the user's code, too)
+            return f"no gradient: {type(error).__name__}: {str(error).strip().split(chr(10), 1)[0][:200]}"
+    return ""
 
 
 def probe(judge: nn.Module, inputs: Tensor) -> int:

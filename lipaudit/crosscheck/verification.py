@@ -9,8 +9,9 @@ Note [What is judged]
     what was drawn in to near a radius.
 
 Note [Noise]: float64 logits of a network are wrong by its rounding, which grows with the values inside it.
-A margin counts as negative only beyond `NOISE` times the largest logit, plus four times the difference
-between the evaluation in a batch and alone (two different orders of summation).
+A margin counts as negative only beyond `NOISE` times the larger of the two logits that it is the difference of, plus
+four times the difference between the evaluation in a batch and alone (two different orders of summation). A third
+logit, such as that of a class that is masked with -1e9, says nothing about these two.
 
 Note [Rounded distances]: `math.dist` works from the exact values of the two tensors with an error below one
 ulp behind differences that are each rounded once; a factor 1 + 2^-50 (8 ulp) covers both. So no distance is
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 NOISE = 1e-10
 INWARD_STEPS = 6
 """Steps, at most, by which a witness is moved towards its clean input. Each is a pass of the network as it runs."""
+CANCELLED = 64.0
+"""How many times larger than two logits what they are the rounded sums of is taken to be, at most."""
 WORTHWHILE = 2e-7
 """Share of a distance that a further step has to promise."""
 
@@ -48,10 +51,15 @@ class Opinion:
 def weigh(judge: nn.Module, points: Tensor, labels: Tensor) -> Opinion:
     """Margins, predictions and noise of float64 points, all evaluated in one batch."""
     logits = judge(points).double()
+    margin, size = _apart(logits, labels)
+    return Opinion(margin, logits.argmax(1), NOISE * size)
+
+
+def _apart(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The logit of the label minus the largest other one, and the larger of their absolute values."""
     column = labels.unsqueeze(1)
-    others = logits.scatter(1, column, -math.inf).amax(1)
-    margin = logits.gather(1, column).squeeze(1) - others
-    return Opinion(margin, logits.argmax(1), NOISE * logits.abs().amax(1))
+    own, others = logits.gather(1, column).squeeze(1), logits.scatter(1, column, -math.inf).amax(1)
+    return own - others, torch.maximum(own.abs(), others.abs())
 
 
 def weigh_alone(judge: nn.Module, points: Tensor, labels: Tensor) -> Opinion:
@@ -90,10 +98,10 @@ def accepted(judge: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, 
 @torch.no_grad()
 def height(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Margins in float64, and twice the noise of the dtype of the logits."""
-    column = labels.unsqueeze(1)
-    others = logits.scatter(1, column, -math.inf).amax(1)
-    noise = max(16 * torch.finfo(logits.dtype).eps, 4 * NOISE) * logits.abs().amax(1)
-    return (logits.gather(1, column).squeeze(1) - others).double(), noise.double()
+    margin, size = _apart(logits, labels)
+    # Two logits near zero may be what is left of large terms: the others tell how large, but for one that is masked.
+    size = torch.minimum(logits.abs().amax(1), CANCELLED * size)
+    return margin.double(), max(16 * torch.finfo(logits.dtype).eps, 4 * NOISE) * size.double()
 
 
 @torch.no_grad()

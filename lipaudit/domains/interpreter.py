@@ -8,13 +8,14 @@ refuses a rule that leaves an argument out, so none is ignored by accident (`del
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
 
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError, UnsupportedOp
 from lipaudit.graph.ir import Graph, Node, Ref
+from lipaudit.piecewise import PIECEWISE
 from lipaudit.registry import Registry
 
 V = TypeVar("V")
@@ -38,18 +39,27 @@ class Rules(Registry[Rule]):
 def check_signature(op: str, function: Rule) -> None:
     """Refuse a rule whose keyword arguments are not exactly those of the operation's schema."""
     name, _, overload = op.rpartition(".")
-    expected = [a.name for a in getattr(getattr(torch.ops.aten, name), overload)._schema.arguments]
+    space = torch.ops.lipaudit if op == PIECEWISE else torch.ops.aten
+    expected = [a.name for a in getattr(getattr(space, name), overload)._schema.arguments]
     parameters = list(inspect.signature(function).parameters.values())[2:]
     names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]
     if len(names) == len(parameters) and names != expected:
         raise RuleError(f"rule for {op}: expected the arguments {expected}, got {names}")
 
 
-def walk(graph: Graph, rules: Rules, start: V, ledger: Any, after: Callable[[Node, V], None] | None = None) -> V:
+def walk(
+    graph: Graph,
+    rules: Rules,
+    start: V,
+    ledger: Any,
+    after: Callable[[Node, V], None] | None = None,
+    instead: Callable[[Node, Mapping[str, Any]], V | None] | None = None,
+) -> V:
     """The abstract value of the logits, from `start` for the network input; others are freed after their last reader.
 
-    `after` sees each node with its value. Raises `UnsupportedOp` naming every operation without a rule; an error raised
-    by a rule is given the layer and the source line here, once.
+    `after` sees each node with its value; where `instead` has a value for a node, it counts instead of the rule's.
+    Raises `UnsupportedOp` naming every operation without a rule; an error raised by a rule is given the layer and the
+    source line here, once.
     """
     refuse_unknown(graph, rules)
     values: dict[str, V] = {"input": start}
@@ -57,7 +67,8 @@ def walk(graph: Graph, rules: Rules, start: V, ledger: Any, after: Callable[[Nod
     for node in graph.nodes:
         arguments = {name: _lookup(value, values) for name, value in node.args.items()}
         try:
-            values[node.name] = rules[node.op](node, ledger, **arguments)
+            found = None if instead is None else instead(node, arguments)
+            values[node.name] = rules[node.op](node, ledger, **arguments) if found is None else found
             if after is not None:
                 after(node, values[node.name])
         except (NotLipschitz, UnsupportedOp) as error:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +60,14 @@ class Graph:
     """The model's own, in which it is executed."""
     casts: tuple[str, ...] = ()
     """Where the model leaves its own dtype for another, which the graph does not show."""
+    notes: tuple[str, ...] = ()
+    """What was fixed at its present value, for people: weights that are computed, constants that Python reads."""
+    complexes: frozenset[str] = frozenset()
+    """Nodes whose output has complex numbers."""
+    rounded: tuple[str, ...] = ()
+    """Operations that the model writes out in others, which round otherwise (piecewise.py)."""
+    rewritten: tuple[str, ...] = ()
+    """What the model computes by one kernel and the graph by several others, which may round differently."""
 
     def users(self) -> dict[str, int]:
         """How many arguments read each node."""
@@ -99,7 +108,7 @@ def evaluate(
     for node in graph.nodes:
         arguments = {name: _resolve(value, values, x.dtype) for name, value in node.args.items()}
         result = (run or call)(node, arguments)
-        if result.is_floating_point() and result.dtype != x.dtype:
+        if result.dtype not in (x.dtype, x.dtype.to_complex()) and (result.is_floating_point() or result.is_complex()):
             where = f"{node.title} ({node.source})"
             raise CaptureError(f"expected {x.dtype} throughout, got {result.dtype} from {node.op} in {where}")
         values[node.name] = result
@@ -114,7 +123,7 @@ def in_dtype(graph: Graph, dtype: torch.dtype) -> Graph:
     def cast(value: Any) -> Any:
         if isinstance(value, list):
             return [cast(one) for one in value]
-        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        return _in_precision(value, dtype) if isinstance(value, torch.Tensor) else value
 
     nodes = tuple(replace(node, args={name: cast(value) for name, value in node.args.items()}) for node in graph.nodes)
     return replace(graph, nodes=nodes)
@@ -129,7 +138,12 @@ def call(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
     positional = [arguments[a.name] for a in schema if not a.kwarg_only]
     keywords = {a.name: arguments[a.name] for a in schema if a.kwarg_only and a.name in arguments}
     result = node.target(*positional, **keywords)
-    return result if node.output is None else result[node.output]
+    return resolved(result if node.output is None else result[node.output])
+
+
+def resolved(result: Any) -> Any:
+    """Conjugates written out: torch puts them off, and some operations refuse what is put off."""
+    return result.resolve_conj() if isinstance(result, torch.Tensor) and result.is_complex() else result
 
 
 def refs_in(value: Any) -> list[Ref]:
@@ -140,11 +154,28 @@ def refs_in(value: Any) -> list[Ref]:
     return []
 
 
+def _in_precision(constant: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """A real or complex constant with parts of that type; others as they are."""
+    if constant.is_complex():
+        return constant.to(dtype.to_complex())
+    return constant.to(dtype) if constant.is_floating_point() else constant
+
+
 def _resolve(value: Any, values: Mapping[str, torch.Tensor], dtype: torch.dtype) -> Any:
     if isinstance(value, Ref):
         return values[value.name]
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return value.to(dtype)
+    if isinstance(value, torch.Tensor):
+        return _in_precision(value, dtype)
     if isinstance(value, list):
         return [_resolve(v, values, dtype) for v in value]
     return value
+
+
+@contextlib.contextmanager
+def quiet_vmap() -> Iterator[None]:
+    """Where `torch.vmap` has no rule for an operation it loops over the samples; here it does so in silence."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # as torch sets it; it cannot be asked for

@@ -3,8 +3,9 @@
 Note [Dependence]
     An operation depends on the network input if one of its arguments does, unless it reads no more of that argument
     than its shape and type (`zeros_like`): then it is a constant. What depends on the input must be a floating-point
-    tensor: an index, a mask or a number taken from it makes the network jump, and nothing bounds a jump. The one
-    exception is an output that nobody reads, such as the indices of a max pool.
+    tensor: an index, a mask or a number taken from it makes the network jump, and nothing bounds a jump. Exceptions are
+    an output that nobody reads, such as the indices of a max pool, and the masks of functions that do not jump, which
+    `piecewise.py` puts together.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import Any
 import torch
 
 from lipaudit.errors import CaptureError
-from lipaudit.graph.ir import Graph, Node, Ref, refs_in
+from lipaudit.graph.ir import Graph, Node, Ref, refs_in, resolved
+from lipaudit.lowering import OF_DTYPE, lowered
+from lipaudit.piecewise import rewritten
 
 IDENTITY = {
     "aten.alias.default", "aten.clone.default", "aten.detach.default", "aten.contiguous.default",
@@ -56,7 +59,7 @@ def fold_values(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
         return torch.zeros(val.shape, dtype=val.dtype, device=val.device)
 
     arguments = torch.fx.map_arg(fx.args, lookup)
-    return fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup))
+    return resolved(fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup)))
 
 
 def fold_shapes(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
@@ -80,6 +83,7 @@ def reduce(
     `prefix` is taken off the names of layers. Raises `CaptureError` for what is random, and for numbers, integers
     or truth values that depend on the input, with layer and source line.
     """
+    program, others = lowered(program, SHAPE_ONLY, {*IDENTITY, *COPIES})
     signature = program.graph_signature
     reading = _Reading(dtype, fold, _lifted_tensors(program))
     results = [
@@ -95,10 +99,22 @@ def reduce(
     value = reading.values.get(getattr(results[0], "name", ""))
     if not isinstance(value, Ref) or value.name == "input":
         raise CaptureError("expected logits that depend on the input, got a constant or the input itself")
-    nodes = _live(reading.nodes, value.name)
+    masks = [name for name, kind in reading.kinds.items() if kind.startswith("bool ")]
+    once, output = _computed_once(_live(reading.nodes, value.name), value.name)
+    together = rewritten(once, masks, reading.complexes)
+    nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
-    return Graph(named, input_shape, value.name, dtype, tuple(dict.fromkeys(reading.casts)))
+    return Graph(
+        named,
+        input_shape,
+        output,
+        dtype,
+        casts=tuple(dict.fromkeys(reading.casts)),
+        complexes=frozenset(node.name for node in named if node.name in reading.complexes),
+        rounded=together.rounded,
+        rewritten=tuple(f"{_name(fx.target)} in {_where(fx)}" for fx in others),
+    )
 
 
 def _live(nodes: list[Node], output: str) -> list[Node]:
@@ -109,6 +125,32 @@ def _live(nodes: list[Node], output: str) -> list[Node]:
             kept.append(node)
             wanted.update(node.refs())
     return kept[::-1]
+
+
+def _computed_once(nodes: list[Node], output: str) -> tuple[list[Node], str]:
+    """The nodes without those that compute what an earlier one did: rules see that both are the same tensor."""
+    kept: list[Node] = []
+    first: dict[Any, str] = {}
+    same: dict[str, str] = {}
+
+    def known(value: Any) -> Any:
+        if isinstance(value, Ref):
+            return Ref(same.get(value.name, value.name))
+        return [known(v) for v in value] if isinstance(value, list) else value
+
+    def key(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            return (id(value),)  # the same constant, not an equal one
+        return tuple(map(key, value)) if isinstance(value, list) else (type(value), value)
+
+    for node in nodes:
+        node = replace(node, args={name: known(value) for name, value in node.args.items()})
+        what = (node.op, node.output, tuple((name, key(value)) for name, value in node.args.items()))
+        if first.setdefault(what, node.name) == node.name:
+            kept.append(node)
+        else:
+            same[node.name] = first[what]
+    return kept, same.get(output, output)
 
 
 @dataclass(frozen=True)
@@ -128,8 +170,9 @@ class _Reading:
     values: dict[str, Any]
     """fx node name -> `Ref`, constant, or `_Several`."""
     nodes: list[Node] = field(default_factory=list)
-    kinds: dict[str, torch.dtype] = field(default_factory=dict)
-    """Nodes that are not floating-point."""
+    kinds: dict[str, str] = field(default_factory=dict)
+    """Nodes that are not floating-point: what they are, and what computes them."""
+    complexes: set[str] = field(default_factory=set)
     casts: list[str] = field(default_factory=list)
     """Where floating-point tensors are of another type than the model's own."""
 
@@ -139,7 +182,7 @@ class _Reading:
             source, index = self.values[fx.args[0].name], fx.args[1]
             return self._append(fx, source.fx, source.args, index) if isinstance(source, _Several) else source[index]
         op, arguments = str(fx.target), self._by_schema(fx)
-        if _is_random(fx.target, arguments):
+        if is_random(fx.target, arguments):
             raise CaptureError(f"expected a deterministic model, got {op} in {_where(fx)}")
         read = {name: value for name, value in arguments.items() if name != SHAPE_ONLY.get(op)}
         if not any(refs_in(value) for value in read.values()):
@@ -169,25 +212,17 @@ class _Reading:
         source = fx.args[[a.name for a in fx.target._schema.arguments].index(COPIES[op])]
         if source.meta["val"].shape != fx.meta["val"].shape:
             return None
-        got = fx.meta["val"].dtype
-        if torch.finfo(got).eps > torch.finfo(self.dtype).eps:
-            raise CaptureError(
-                f"expected {self.dtype} throughout, got a cast to {got} in {_where(fx)}; turn autocast off, or give "
-                "the whole model in that type"
-            )
-        if got != self.dtype:
-            self.casts.append(f"a cast to {got} in {_where(fx)}")
+        self._check_cast(fx, fx.meta["val"].dtype)
         return arguments[COPIES[op]]
 
     def refuse_steps(self, nodes: list[Node]) -> None:
         """Refuse integers and truth values that the logits depend on."""
         for node in nodes:
             if node.name in self.kinds:
-                kind = str(self.kinds[node.name]).removeprefix("torch.")
                 where = f"{node.layer or 'the model'} ({node.source or 'source unknown'})"
                 raise CaptureError(
-                    f"expected floating-point tensors throughout, got {kind} values computed from the input by "
-                    f"{node.op} in {where}; what hangs on them jumps and has no Lipschitz bound"
+                    f"expected floating-point tensors throughout, got {self.kinds[node.name]} in {where}; what hangs "
+                    "on them jumps and has no Lipschitz bound"
                 )
 
     def _append(self, fx: torch.fx.Node, call: torch.fx.Node, arguments: Mapping[str, Any], output: int | None) -> Ref:
@@ -198,13 +233,42 @@ class _Reading:
                 "control flow on values cannot be certified"
             )
         if not (val.is_floating_point() or val.is_complex()):
-            self.kinds[fx.name] = val.dtype
+            kind = str(val.dtype).removeprefix("torch.")
+            self.kinds[fx.name] = f"{kind} values computed from the input by {_called(call)}"
+        elif val.is_complex() and val.dtype == self.dtype.to_complex():
+            self.complexes.add(fx.name)
+        elif val.is_complex():
+            raise CaptureError(
+                f"expected {self.dtype.to_complex()} throughout, got {val.dtype} from {call.target} in {_where(fx)}"
+            )
         elif val.dtype != self.dtype:
             self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
-        op = str(call.target).removeprefix("aten.")
-        shape = tuple(val.shape)
+        arguments = self._in_own_dtype(call, arguments)
+        op, shape = _name(call.target), tuple(val.shape)
         self.nodes.append(Node(fx.name, op, call.target, arguments, output, shape, _layer(call), _source(call)))
         return Ref(fx.name)
+
+    def _in_own_dtype(self, fx: torch.fx.Node, arguments: dict[str, Any]) -> dict[str, Any]:
+        """The arguments with what hangs on the dtype resolved: Note [Constants of a dtype] in lowering.py.
+
+        A default is a number from here on; a cast to the model's own dtype, or to a finer one, is taken out.
+        """
+        if _name(fx.target) in OF_DTYPE:
+            return OF_DTYPE[_name(fx.target)](arguments, fx.meta["val"])
+        asked = arguments.get("dtype")
+        if isinstance(asked, torch.dtype) and asked.is_floating_point:
+            self._check_cast(fx, asked)
+            return {**arguments, "dtype": None}
+        return arguments
+
+    def _check_cast(self, fx: torch.fx.Node, got: torch.dtype) -> None:
+        if torch.finfo(got).eps > torch.finfo(self.dtype).eps:
+            raise CaptureError(
+                f"expected {self.dtype} throughout, got a cast to {got} in {_where(fx)}; turn autocast off, or give "
+                "the whole model in that type"
+            )
+        if got != self.dtype:
+            self.casts.append(f"a cast to {got} in {_where(fx)}")
 
     def _by_schema(self, fx: torch.fx.Node) -> dict[str, Any]:
         """Arguments by schema name, defaults filled in, fx nodes replaced by what they stand for."""
@@ -222,13 +286,15 @@ class _Reading:
 
     def _lookup(self, value: Any) -> Any:
         if isinstance(value, torch.fx.Node):
+            if value.name not in self.values:
+                raise CaptureError(f"expected tensors and numbers as arguments, got {_opaque(value)}")
             return self.values[value.name]
         if isinstance(value, (list, tuple)):
             return [self._lookup(v) for v in value]
         return value
 
 
-def _is_random(target: Any, arguments: Mapping[str, Any]) -> bool:
+def is_random(target: Any, arguments: Mapping[str, Any]) -> bool:
     """Whether the operation draws random numbers, as it is called here."""
     if torch.Tag.nondeterministic_seeded not in target.tags:
         return False
@@ -250,6 +316,25 @@ def _lifted_tensors(program: torch.export.ExportedProgram) -> dict[str, Any]:
                 raise CaptureError(f"expected a value for {name}, got none from torch.export")
             tensors[placeholder] = held.detach()
     return tensors
+
+
+def _opaque(fx: torch.fx.Node) -> str:
+    """An object that torch.export hands over as it is, such as a generator of random numbers, and its first user."""
+    user = next(iter(fx.users))
+    held = getattr(fx.meta.get("val"), "script_class_name", "") or type(fx.meta.get("val")).__name__
+    return f"{held} for {user.target} in {_where(user)}; take it out of forward"
+
+
+def _name(target: Any) -> str:
+    return str(target).removeprefix("aten.")
+
+
+def _called(fx: torch.fx.Node) -> str:
+    """The operation, and the one that the model calls if torch made several of it."""
+    origins = fx.meta.get("from_node") or ()
+    names = [_name(getattr(origin, "target", "")) for origin in origins[-1:]]
+    own = _name(fx.target)
+    return f"{own}, a part of {names[0]}," if names and names[0] not in ("", own) else own
 
 
 def _where(fx: torch.fx.Node) -> str:

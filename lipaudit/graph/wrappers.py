@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from lipaudit.errors import BadThreat, CaptureError, LoadError
+from lipaudit.results.formatting import clean
 
 Statistic = Sequence[float] | torch.Tensor
 """One number per channel, or a tensor that broadcasts with a batch of inputs."""
@@ -58,24 +60,90 @@ class Normalised(nn.Module):
         return self.network(self.normalise(x))
 
 
+def bare(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
+    while True:
+        if type(model).__name__ == "OptimizedModule":
+            inner = model._orig_mod
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        else:
+            return model
+        if model._forward_hooks or model._forward_pre_hooks:
+            raise CaptureError(
+                f"expected no hooks on {type(model).__name__}, which is taken off, got some; put them on the model "
+                "inside"
+            )
+        model = inner
+
+
+def plain_copy(model: nn.Module) -> nn.Module:
+    """A deep copy without wrappers, in which nothing is compiled; also of modules that keep a computed tensor, as the
+    old `weight_norm` does. Raises `CaptureError` for what cannot be copied."""
+    model = bare(model)
+    held = [value for part in model.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    try:
+        twin = copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in held if not tensor.is_leaf})
+    except Exception as error:  # whatever the user's module holds
+        line = clean(str(error).strip().split("\n", 1)[0], 200)
+        raise CaptureError(
+            f"expected a model that can be copied, got {type(error).__name__}: {line}; keep what cannot be copied out "
+            "of the module"
+        ) from error
+    twins = {id(part): other for part, other in zip(model.modules(), twin.modules(), strict=True)}
+    for part in list(twin.modules()):
+        part._compiled_call_impl = None
+        for name, function in [("forward", type(part).forward), *vars(part).items()]:
+            if (written := _as_written(function)) is not None:
+                owner = part if name == "forward" else None
+                owner = twins.get(id(getattr(written, "__self__", None)), owner)
+                written = getattr(written, "__func__", written)
+                vars(part)[name] = written if owner is None else MethodType(written, owner)
+        for name, child in part._modules.items():
+            if child is not None:
+                part._modules[name] = bare(child)
+    return twin
+
+
+def _as_written(function: Any) -> Any:
+    """What `torch.compile` made a function from; None for what is not compiled."""
+    return getattr(function, "_torchdynamo_orig_callable", None) if callable(function) else None
+
+
+def as_written(model: nn.Module) -> nn.Module:
+    """The model without `torch.compile`, which computes the same and costs minutes: itself, where nothing is compiled,
+    or else what is inside, or a copy where parts are compiled."""
+    while type(model).__name__ == "OptimizedModule":
+        model = bare(model)
+    for part in model.modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            return model
+        functions = (type(part).forward, *vars(part).values())
+        compiled = type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+        if compiled or any(_as_written(function) is not None for function in functions):
+            return plain_copy(model)
+    return model
+
+
 def as_module(
     model: nn.Module | str | Any, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> nn.Module:
     """Raw inputs to logits: `model` itself, with `(x - mean) / std` in front if given.
 
-    `model`: an nn.Module (not touched), a name that `load_model` knows, or an ART `PyTorchClassifier`: what its
-    `predict` computes, in eval mode, with its own mean and standard deviation in front. Raises `CaptureError` for an
-    ART classifier that computes anything else than its network, such as one with defences; `LoadError` for what is no
-    model.
+    `model`: an nn.Module (not touched; if compiled, as it was written), a name that `load_model` knows, or an ART
+    `PyTorchClassifier`: what its `predict` computes, in eval mode, with its own mean and standard deviation in front.
+    Raises `CaptureError` for an ART classifier that computes anything else than its network, such as one with
+    defences; `LoadError` for what is no model.
     """
     if (mean is None) != (std is None):
         raise LoadError("mean and std belong together; give both or none")
     if isinstance(model, str):
-        from lipaudit.loading.model_names import PAIRS
+        from lipaudit.loading.model_names import PAIRS, canonical
         from lipaudit.loading.models import load_model
 
-        return load_model(model, dataset=PAIRS.get(model), mean=mean, std=std).module
+        return load_model(model, dataset=PAIRS.get(canonical(model)), mean=mean, std=std).module
     if isinstance(model, nn.Module):
+        model = as_written(model)
         return model if mean is None or std is None else _normalised(model, mean, std)
     if _art_class(model) is not None:
         if mean is not None:
@@ -142,7 +210,7 @@ def _art_class(model: Any) -> type | None:
 def _from_art(classifier: Any) -> nn.Module:
     """The function that ART attacks: standardisation, then the network. Everything else around it is refused."""
     _refuse_more_than_a_network(classifier)
-    network: nn.Module = classifier.model
+    network: nn.Module = as_written(classifier.model)
     if any(module.training for module in network.modules()):
         # ART predicts in eval mode; it switches the user's network to it and leaves it there, lipaudit does not.
         try:

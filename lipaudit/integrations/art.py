@@ -20,7 +20,10 @@ class LipschitzAudit(Evaluation):
     """
 
     def __init__(
-        self, eps: Sequence[str | float] | None = None, attacks: str | Sequence[str] = "standard", **settings: Any
+        self,
+        eps: str | float | Sequence[str | float] | None = None,
+        attacks: str | Sequence[str] = "standard",
+        **settings: Any,
     ) -> None:
         self.settings = {"eps": eps, "attacks": attacks, **settings}
 

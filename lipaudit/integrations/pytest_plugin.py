@@ -32,7 +32,7 @@ def assert_certified(
     """
     __tracebackhide__ = True
     from lipaudit.errors import BadThreat
-    from lipaudit.loading.user_data import as_arrays
+    from lipaudit.inputs import as_arrays
     from lipaudit.runs.audit import audit
 
     if not 0 < at_least <= 1:

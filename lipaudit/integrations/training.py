@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lipaudit.certification.certificates import certify_with, check_inputs, check_labels
+from lipaudit.certification.certificates import certify_with
 from lipaudit.certification.network_bound import compose
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.errors import BadThreat, LoadError
 from lipaudit.graph.wrappers import as_module
-from lipaudit.loading.user_data import as_arrays
+from lipaudit.inputs import as_arrays, check_inputs, check_labels
 from lipaudit.results.formatting import eps_value
 from lipaudit.threat import box_of, threat_of, within
 
@@ -41,7 +41,7 @@ class CertificateLog:
         std: Sequence[float] | None = None,
         domain: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """`data` as `integrations.data.as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
+        """`data` as `inputs.as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
 
         Raises `BadThreat` and `LoadError` for arguments that make no sense.
         """

@@ -12,17 +12,21 @@ import torch
 
 from lipaudit.errors import LoadError
 from lipaudit.loading import image_files  # noqa: F401  (registers imagefolder and npz)
+from lipaudit.loading.classes import with_labels_of
 from lipaudit.loading.dataset_registry import DATASETS, NAMED, ImageSet, Outline, Wanted, is_cached
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import DataFacts, ModelFacts
+from lipaudit.results.formatting import letters
 
 __all__ = [
     "NAMED",
     "KnownDataset",
     "LoadedData",
     "Outline",
+    "canonical",
     "check_fit",
+    "for_model",
     "known_datasets",
     "load_dataset",
     "open_dataset",
@@ -75,6 +79,7 @@ def load_dataset(
     `input_shape` (c, h, w) is the network's, for images that must follow it. Raises `LoadError` if there are
     no such images, or if they are not in [0,1].
     """
+    name = canonical(name)
     opened = open_dataset(name, data_dir=data_dir, offline=offline, input_shape=input_shape, progress=progress)
     return read_images(opened, name, samples=samples, seed=seed, input_shape=input_shape)
 
@@ -88,19 +93,39 @@ def open_dataset(
     progress: Progress | None = None,
 ) -> ImageSet:
     """What the data set is, before its images are read or fetched. Raises `LoadError` for an unknown name."""
-    check_name(name)
+    name = canonical(name)
     kind, _, argument = name.partition(":")
     shape = tuple(input_shape) if input_shape else None
     return DATASETS[kind](Wanted(name, argument, data_dir, shape, offline, progress or Silent()))
 
 
-def check_name(name: str) -> None:
-    """Refuse a data set that does not exist, with the name that is close to it. Raises `LoadError`."""
-    kind = name.partition(":")[0]
-    if kind not in DATASETS or (kind in NAMED) != (kind == name):
-        close = difflib.get_close_matches(name, list(DATASETS), n=1)
-        hint = f"did you mean {close[0]}?" if close and close[0] != kind else f"expected {', '.join(NAMED)},"
-        raise LoadError(f"unknown data set {name!r}; {hint} imagefolder:DIR and npz:FILE read your own images")
+def canonical(name: str) -> str:
+    """The name as the table has it: `CIFAR-10` is `cifar10`. Raises `LoadError` where there is none, with a hint."""
+    kind, colon, rest = name.partition(":")
+    known = {letters(each): each for each in DATASETS}
+    found = known.get(letters(kind))
+    if found is not None and (found in NAMED) != bool(colon):
+        return found + colon + rest
+    if found is not None and not colon:
+        hint = f"expected {found}: and a path behind it;"
+    elif found is not None:
+        hint = f"did you mean {found}? its files are where --data-dir DIR says;"
+    elif path := _as_path(name):
+        hint = f"did you mean {path}?"
+    else:
+        close = difflib.get_close_matches(letters(name), list(known), n=1)
+        hint = f"did you mean {known[close[0]]}?" if close else f"expected {', '.join(NAMED)},"
+    raise LoadError(f"unknown data set {name!r}; {hint} imagefolder:DIR and npz:FILE read your own images")
+
+
+def _as_path(name: str) -> str:
+    """How a folder or file is given as a data set; empty if the name is of none."""
+    path = Path(name).expanduser()
+    if not name or "\0" in name or len(name) > 1000:
+        return ""
+    if path.suffix == ".npz":
+        return f"npz:{name}"
+    return f"imagefolder:{name}" if path.is_dir() or "/" in name or "\\" in name else ""
 
 
 def read_images(
@@ -131,16 +156,36 @@ def read_images(
 
 def outline(name: str | None) -> Outline:
     """Shape and number of classes of a named data set; empty where the user's files decide."""
-    return NAMED.get(name or "", Outline())
+    return NAMED.get(canonical(name), Outline()) if name else Outline()
+
+
+def for_model(opened: ImageSet, name: str, model: ModelFacts) -> ImageSet:
+    """The data set with labels that are the model's. Raises `LoadError` where nothing says which class is which."""
+    if name.partition(":")[0] == "imagefolder":
+        return with_labels_of(opened, name, model.classes, model.name)
+    if opened.classes not in (None, model.classes):
+        raise LoadError(
+            f"{name} has {opened.classes} classes, {model.name} has {model.classes}; choose a data set and a model "
+            "that belong together"
+        )
+    return opened
 
 
 def check_fit(data: LoadedData, model: ModelFacts) -> None:
     """Refuse images of another shape than the network takes, and labels that it has no class for."""
     shape = tuple(data.inputs.shape[1:])
     if shape != model.input_shape:
+        turned = sorted(shape) == sorted(model.input_shape)
+        remedy = (
+            "--input-shape is channels,height,width" if turned else "choose a data set and a model that belong together"
+        )
         raise LoadError(
-            f"{data.facts.name} has images of shape {shape}, {model.name} takes {model.input_shape}; "
-            "choose a data set and a model that belong together"
+            f"{data.facts.name} has images of shape {shape}, {model.name} takes {model.input_shape}; {remedy}"
+        )
+    if data.facts.class_names and len(data.facts.class_names) != model.classes:
+        raise LoadError(
+            f"{data.facts.name} has {len(data.facts.class_names)} classes, {model.name} has {model.classes}; choose a "
+            "data set and a model that belong together"
         )
     if int(data.labels.max()) >= model.classes:
         raise LoadError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -9,12 +10,19 @@ from pathlib import Path
 import numpy as np
 
 from lipaudit.errors import LoadError
+from lipaudit.inputs import as_pixels_remedy
+from lipaudit.loading.classes import WORDNET
 from lipaudit.loading.dataset_registry import DATASETS, Batch, ImageSet, Wanted
 from lipaudit.progress import Progress
 from lipaudit.results.formatting import clean
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 IMAGE_KEYS = ("x", "images", "inputs", "x_test")
+PART = re.compile(
+    r"(train|training|val|valid|validation|test|testing|dev|eval|holdout)([-_ ]?(set|data|images?|imgs?|split|\d+))*",
+    re.IGNORECASE,
+)
+"""Names of the parts of a data set: `val`, `test_images`, `train2017`."""
 LABEL_KEYS = ("y", "labels", "targets", "y_test")
 
 
@@ -23,8 +31,10 @@ def open_imagefolder(wanted: Wanted) -> ImageSet:
     """Image files in a folder with one subfolder per class, resized and cropped to what the network takes."""
     folder = Path(wanted.argument).expanduser()
     if not wanted.argument or not folder.is_dir():
-        raise LoadError(f"no folder {wanted.argument!r}; expected --dataset imagefolder:DIR with a subfolder per class")
+        hint = f"did you mean npz:{wanted.argument}? " if folder.suffix in (".npz", ".npy") else ""
+        raise LoadError(f"no folder {wanted.argument!r}; {hint}expected imagefolder:DIR with a subfolder per class")
     names = sorted(d.name for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    _refuse_parts(folder, names)
     found = [
         (file, label)
         for label, name in enumerate(names)
@@ -32,15 +42,33 @@ def open_imagefolder(wanted: Wanted) -> ImageSet:
         if file.suffix.lower() in SUFFIXES
     ]
     if not found:
-        raise LoadError(f"no images in subfolders of {folder}; expected {folder}/CLASS/IMAGE.png")
+        here = sum(file.suffix.lower() in SUFFIXES for file in folder.iterdir())
+        loose = f"{here} images lie in {folder} itself" if here else f"no images in subfolders of {folder}"
+        raise LoadError(f"{loose}; expected a folder for each class, {folder}/CLASS/IMAGE.png")
     return ImageSet(
         split=folder.name,
         source=f"image files, one folder per class ({len(names)} classes)",
         available=len(found),
         shape=None,
-        classes=len(names),
+        # Of WordNet's, a folder may hold some: how many classes the network has is not for them to say.
+        classes=None if all(map(WORDNET.fullmatch, names)) else len(names),
         class_names=tuple(names),
         read=lambda index, shape: _read_files([found[i] for i in index], shape or wanted.input_shape, wanted.progress),
+    )
+
+
+def _refuse_parts(folder: Path, names: list[str]) -> None:
+    """Refuse a folder of the parts of a data set, which would be taken for its classes."""
+    if not any(map(PART.fullmatch, names)):
+        return
+    holding = [name for name in names if any(file.suffix.lower() in SUFFIXES for file in (folder / name).rglob("*"))]
+    parts = [name for name in holding if PART.fullmatch(name)]
+    if not parts or (len(parts) == 1 and len(holding) > 1):
+        return
+    held_out = min(parts, key=lambda name: name.lower().startswith("tr"))
+    raise LoadError(
+        f"{clean(folder, 300)} holds parts of a data set ({', '.join(map(clean, parts))}), expected a folder for each "
+        f"class; audit one of them: --dataset imagefolder:{clean(folder / held_out, 300)}"
     )
 
 
@@ -111,7 +139,8 @@ def _read_image(file: Path, channels: int, height: int, width: int) -> tuple[np.
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
-        raise LoadError(f"no file {str(path)!r}; expected --dataset npz:FILE with arrays x and y")
+        hint = f"did you mean imagefolder:{path}? " if path.is_dir() and str(path) != "." else ""
+        raise LoadError(f"no file {str(path)!r}; {hint}expected --dataset npz:FILE with arrays x and y")
     try:
         with path.open("rb") as stream:
             archive = np.load(stream, allow_pickle=False)
@@ -123,7 +152,9 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         raise LoadError(
             f"{path} is not a whole .npz file of plain arrays ({reason}); write it with numpy.savez"
         ) from error
-    return {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
+    native = {key: array.astype(array.dtype.newbyteorder("="), copy=False) for key, array in arrays.items()}
+    # What torch has no type for is rounded to the next that it has.
+    return {key: a.astype(np.float64) if a.dtype == np.longdouble else a for key, a in native.items()}
 
 
 def _pick(arrays: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> np.ndarray:
@@ -171,7 +202,9 @@ def _check_range(x: np.ndarray, path: Path) -> None:
     if x.dtype == np.uint8 or not x.size:
         return
     if not np.issubdtype(x.dtype, np.floating):
-        raise LoadError(f"{path}: images are {x.dtype}, expected uint8 or floats in [0,1]; store x.astype('uint8')")
+        whole = np.issubdtype(x.dtype, np.integer) or x.dtype == bool
+        remedy = f"{as_pixels_remedy(x)}, store that" if whole else "store x.astype('float32')"
+        raise LoadError(f"{path}: images are {x.dtype}, expected uint8 or floats in [0,1]; {remedy}")
     low, high = x.min(), x.max()
     if not np.isfinite([low, high]).all():
         raise LoadError(f"{path}: {int((~np.isfinite(x)).sum())} pixels are NaN or infinite, expected [0,1]; repair it")
@@ -181,4 +214,5 @@ def _check_range(x: np.ndarray, path: Path) -> None:
             "them before normalisation and give --mean and --std"
         )
     if high > 1:
-        raise LoadError(f"{path}: pixels go up to {high:.4g}, expected [0,1]; divide them by 255, or store uint8")
+        remedy = "divide them by 255, or store uint8" if high <= 255 else "divide them by their largest possible value"
+        raise LoadError(f"{path}: pixels go up to {high:.4g}, expected [0,1]; {remedy}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import nn
 from lipaudit import zoo
 from lipaudit.errors import LoadError
 from lipaudit.loading import datasets, hubs
-from lipaudit.loading.checkpoints import load_weights, read_checkpoint
+from lipaudit.loading.checkpointfiles import SUFFIXES
+from lipaudit.loading.checkpoints import load_checkpoint, tensors_of
 from lipaudit.loading.downloads import megabytes
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.loading.hubs import Built, Request
 from lipaudit.loading.user_code import build_from_user_code
+from lipaudit.results.formatting import clean, letters
 
 __all__ = ["Built", "KnownModel", "Request", "build", "known_models"]
 
@@ -40,6 +43,55 @@ class KnownModel:
     """Whether the weights are on this machine."""
 
 
+def canonical(name: str) -> str:
+    """The name as its source writes it: `ResNet-18` is `resnet18`. What no source knows stays as it is.
+
+    Raises `LoadError` for a path, with what to type instead.
+    """
+    home, colon, rest = name.partition(":")
+    _refuse_path(name)
+    if not colon:
+        if letters(name) in (pairs := {letters(pair): pair for pair in PAIRS}):
+            return pairs[letters(name)]
+        return _spelled(name, [*hubs.torchvision_names(), *hubs.timm_names()])
+    if (hub := letters(home)) not in hubs.BUILDERS:
+        return name
+    return f"{hub}:{_spelled(rest, hubs.timm_names() if hub == 'timm' else hubs.torchvision_names())}"
+
+
+def _spelled(name: str, known: Sequence[str]) -> str:
+    """The known name that differs in case and signs only, if there is one; behind a dot stands a tag of timm."""
+    base, dot, tag = name.partition(".")
+    alike = {each for each in known if letters(each) == letters(base)}
+    return name if base in known or len(alike) != 1 else alike.pop() + dot + tag
+
+
+def _refuse_path(name: str) -> None:
+    """Refuse a file, a folder or an address, with the options that take it."""
+    path, colon, factory = name.partition(":")
+    shown = clean(name, 300)
+    if factory.startswith("//"):
+        raise LoadError(f"--model {shown} is an address; fetch the file, then: --model NAME --checkpoint FILE")
+    if path.endswith(".py"):
+        module = ".".join(part for part in re.split(r"[/\\]", path.removesuffix(".py")) if part not in ("", "."))
+        instead = f"{clean(module)}:{clean(factory) or 'FACTORY'}"
+        raise LoadError(f"--model {shown}: expected package.module:factory; did you mean {instead}?")
+    drive = colon and len(path) == 1  # of Windows
+    starts = ("/", "./", "../", "~", ".\\")
+    if (drive or not colon) and (name.endswith(SUFFIXES) or name.startswith(starts) or _is_there(name)):
+        raise LoadError(
+            f"--model {shown} is a path, expected the name of an architecture; did you mean "
+            f"--model NAME --checkpoint {shown}?"
+        )
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def build(request: Request, dataset: str | None) -> Built:
     """The network that the name means, by the first rule that knows it."""
     name = request.name
@@ -56,6 +108,12 @@ def build(request: Request, dataset: str | None) -> Built:
     return _bare(request, dataset)
 
 
+def brings_weights(name: str) -> bool:
+    """Whether the name stands for published weights: whatever is no code of the user's."""
+    home, colon, _ = name.partition(":")
+    return not colon or home in hubs.BUILDERS
+
+
 def _bundled(request: Request, dataset: str | None) -> Built:
     if dataset in datasets.NAMED and dataset != "digits" and request.pretrained:
         raise LoadError(
@@ -65,7 +123,7 @@ def _bundled(request: Request, dataset: str | None) -> Built:
     module: nn.Module = zoo.MODELS[request.name]()
     path = zoo.weights_file(request.name)
     if request.pretrained:
-        load_weights(module, read_checkpoint(path), path)
+        load_checkpoint(module, path)
     return Built(
         module,
         "bundled with lipaudit (lipaudit/zoo/digits.py)",
@@ -84,7 +142,7 @@ def _cifar_resnet18(request: Request) -> Built:
     module: nn.Module = resnet.ResNet18()
     path = _autoattack_file()
     if request.pretrained:
-        load_weights(module, read_checkpoint(path), path)
+        load_checkpoint(module, path)
     return Built(
         module,
         "CIFAR-10 ResNet-18 that ships with pyautoattack (examples/resnet.py, examples/model_test.pt)",
@@ -124,7 +182,7 @@ def _is_untrained(request: Request, module: nn.Module) -> bool:
 
 
 def _fingerprint(module: nn.Module) -> str:
-    return sha256_of_tensors(sorted(module.state_dict().items()))
+    return sha256_of_tensors(sorted(tensors_of(module).items()))
 
 
 def _bare(request: Request, dataset: str | None) -> Built:
@@ -152,8 +210,18 @@ def _check_known(name: str, home: str, full: str) -> None:
 
 
 def _unknown(name: str, known: Sequence[str]) -> LoadError:
-    close = difflib.get_close_matches(name, list(dict.fromkeys(known)), n=3)
-    hint = f"did you mean {', '.join(close)}?" if close else "expected a name, or package.module:factory"
+    spelled = {letters(each): each for each in reversed(known)}
+    close = difflib.get_close_matches(letters(name), list(spelled), n=3)
+    module, dot, factory = name.rpartition(".")
+    head = name.partition(".")[0]
+    own = head.isidentifier() and any(Path(place).is_file() for place in (f"{head}.py", f"{head}/__init__.py"))
+    hint = "expected a name, or package.module:factory"
+    if own:
+        hint = f"did you mean {module}:{factory}?" if dot else f"did you mean {name}:FACTORY?"
+    elif close:
+        hint = f"did you mean {', '.join(spelled[each] for each in close)}?"
+    elif dot and name.replace(".", "").isidentifier():
+        hint = f"did you mean {module}:{factory}?"
     return LoadError(f"unknown model {name!r}; {hint} (`lipaudit models WORD` searches)")
 
 

@@ -18,9 +18,9 @@ from torch import nn
 from lipaudit.errors import LoadError
 from lipaudit.graph.wrappers import Normalise, Normalised, as_module
 from lipaudit.loading import datasets
-from lipaudit.loading.checkpoints import check_finite, load_weights, read_checkpoint
+from lipaudit.loading.checkpoints import check_finite, load_checkpoint, tensors_of
 from lipaudit.loading.hashes import sha256_of_file, sha256_of_tensors
-from lipaudit.loading.model_names import Built, Request, build, known_models
+from lipaudit.loading.model_names import Built, Request, build, canonical, known_models
 from lipaudit.loading.user_code import one_line
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import ModelFacts
@@ -46,6 +46,7 @@ def load_model(
     *,
     dataset: str | None = None,
     checkpoint: Path | None = None,
+    checkpoint_key: str | None = None,
     mean: Statistics = None,
     std: Statistics = None,
     num_classes: int | None = None,
@@ -59,14 +60,18 @@ def load_model(
 
     `name`: `digits-aol`, `digits-cnn`, `resnet18` (with dataset `cifar10`), `timm:NAME`, `torchvision:NAME`,
     a bare name that only one of the two has, or `package.module:factory`. `input_shape` is (c, h, w); shape
-    and number of classes follow from a named data set. `mean`, `std`: per channel, in units of [0,1], or
+    and number of classes follow from a named data set. `checkpoint_key` says which weights of a `checkpoint` are meant
+    if it holds several that fit. `mean`, `std`: per channel, in units of [0,1], or
     "none".
     Raises `LoadError` whenever name, weights, shape and classes do not fit together.
     """
+    name, dataset = canonical(name), datasets.canonical(dataset) if dataset else None
     outline = datasets.outline(dataset)
     shape = tuple(input_shape) if input_shape else outline.shape
     if checkpoint is not None and random_weights:
         raise LoadError("--checkpoint and --random-weights contradict each other; give one of them")
+    if checkpoint_key is not None and checkpoint is None:
+        raise LoadError("--checkpoint-key says which weights of a file are meant; add --checkpoint FILE")
     request = Request(
         name=name,
         classes=num_classes or outline.classes,
@@ -79,8 +84,11 @@ def load_model(
         torch.manual_seed(seed)
         built = build(request, dataset)
     if checkpoint is not None:
-        load_weights(built.module, read_checkpoint(checkpoint), checkpoint)
-        built = replace(built, source=f"{built.source}; weights of {checkpoint.name}", weights_file=checkpoint)
+        notes = load_checkpoint(built.module, checkpoint, checkpoint_key)
+        how = f"{checkpoint.name} ({', '.join(notes)})" if notes else checkpoint.name
+        if notes:
+            request.progress.say(f"weights of {how}")
+        built = replace(built, source=f"{built.source}; weights of {how}", weights_file=checkpoint)
     network = _prepared(built.module, name)
     shape = shape or built.input_shape
     if shape is None:
@@ -96,7 +104,7 @@ def _prepared(module: nn.Module, name: str) -> nn.Module:
     """On the CPU, in evaluation mode, frozen, all floats in single precision and finite."""
     module = module.cpu().eval().requires_grad_(False)
     check_finite(module, f"--model {name}")
-    for label, tensor in module.state_dict().items():
+    for label, tensor in tensors_of(module).items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise LoadError(f"--model {name}: {label} is {tensor.dtype}, expected torch.float32; return model.float()")
     return module
@@ -175,7 +183,7 @@ def _facts(
         architecture=type(network).__name__,
         parameters=sum(p.numel() for p in network.parameters()),
         weights="random" if random_weights else "trained",
-        weights_sha256=sha256_of_tensors(sorted(network.state_dict().items())),
+        weights_sha256=sha256_of_tensors(sorted(tensors_of(network).items())),
         weights_file="" if file is None else file.name,
         weights_file_sha256="" if file is None else sha256_of_file(file),
         dtype="float32",

@@ -60,7 +60,7 @@ def _call(name: str, factory: Any, classes: int | None, module_name: str) -> Any
     if not callable(factory):
         raise LoadError(
             f"--model {name}: {module_name} has no function {attribute!r}; "
-            "expected a function (or class) that returns the network"
+            f"expected a function (or class) that returns the network{', without ()' if '(' in attribute else ''}"
         )
     parameters = _parameters(factory)
     keywords = {"num_classes": classes} if "num_classes" in parameters and classes is not None else {}

@@ -124,7 +124,7 @@ def plan(model: nn.Module, input_shape: Sequence[int], domain: tuple[float, floa
 
 def _make(model: nn.Module, input_shape: tuple[int, ...], domain: tuple[float, float] | None) -> Plan:
     frozen = copy.deepcopy(model).cpu().float().eval()
-    graph = capture(frozen, input_shape)
+    graph = capture(frozen, input_shape, domain=domain)
     ledger = Ledger(graph, torch.device("cpu"), method="schur", measure=False, domain=domain)
     with torch.no_grad():
         logits = ledger.settle(walk(graph, RULES, Value(INPUT), ledger)).step

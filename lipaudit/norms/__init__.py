@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -25,7 +26,7 @@ from lipaudit.norms.lattice import BUDGET, SPARE
 from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
 from lipaudit.norms.lipgrid import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.tight import tight_bound, tight_flops
-from lipaudit.norms.torus import torus_bound
+from lipaudit.norms.torus import torus_bound, torus_flops
 from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Upper
@@ -82,8 +83,17 @@ DENSE_METHODS.register("aol-plain")(aol_plain_bound)
 BEST = {Conv: ("torus", "schur"), Dense: ("svd",)}
 """The methods that can be the smallest: what all others bound is the norm on the lattice, at least that of a torus."""
 
-CONV_LIMITS: dict[str, tuple[Callable[[Conv], float], float]] = {
-    "tight": (tight_flops, SPARE),
+TRIFLE = 2e9
+"""What real borders may cost beside a torus of any size, in the unit of `tight_flops`: about a tenth of a second."""
+
+
+def _as_much_again(conv: Conv) -> float:
+    """What real borders may cost: as much as the torus, or what nobody notices beside reading the network."""
+    return max(TRIFLE, torus_flops(conv))
+
+
+CONV_LIMITS: dict[str, tuple[Callable[[Conv], float], float | Callable[[Conv], float]]] = {
+    "tight": (tight_flops, _as_much_again),
     "gram": (gram_torus_flops, SPARE),
     "gram-lattice": (gram_lattice_flops, SPARE),
     "riesz-grid": (riesz_flops, SPARE),
@@ -92,7 +102,8 @@ CONV_LIMITS: dict[str, tuple[Callable[[Conv], float], float]] = {
     "aol": (aol_flops, BUDGET),
     "aol-plain": (aol_flops, -1.0),  # never below "aol"
 }
-"""What a method costs, and the cost up to which `best` includes it. A method that is not listed always runs."""
+"""What a method costs, from shapes alone, and the cost up to which `best` and `all` include it; one not listed always
+runs."""
 DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
     "gram": (gram_flops, BUDGET),
     "aol": (aol_flops, BUDGET),
@@ -103,14 +114,18 @@ DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
 def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
     """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table.
 
-    `method` is "best" (what can be the smallest), "all" (every method that costs little, for the report), "tight"
-    (small maps with their real borders, whatever it takes), or the name of a single method.
+    `method` is "best" (what can be the smallest; small maps with their real borders where that takes at most as much
+    work again as the torus, by their shapes, or next to none; the torus says where it is left out), "all" (every method
+    that costs little, for the report), "tight" (real borders whatever they take), or the name of a single method.
     """
     if isinstance(linear, Transposed):
         return norm_bound(linear.conv, method)
     if isinstance(linear, (Conv, Dense)):
         table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
-        candidates = tuple(table[name](linear) for name in _chosen(linear, table, method))
+        chosen = _chosen(linear, table, method)
+        candidates = tuple(table[name](linear) for name in chosen)
+        if isinstance(linear, Conv) and method in ("best", "all") and "tight" not in chosen:
+            candidates = tuple(_left_out(linear, upper) for upper in candidates)
         agreeing = min(map(float, candidates)) * (1 + AGREE)
         return next(upper for upper in candidates if upper.value <= agreeing), candidates
     if isinstance(linear, Scale):
@@ -128,13 +143,32 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
 
 
 def _chosen(linear: Conv | Dense, table: Iterable[str], method: str) -> list[str]:
-    limits = CONV_LIMITS if isinstance(linear, Conv) else DENSE_LIMITS
-    affordable = [name for name in table if name not in limits or limits[name][0](linear) <= limits[name][1]]
+    if method == "tight" and isinstance(linear, Conv):
+        return ["torus", "tight", "schur"]
+    affordable = [name for name in table if affords(linear, name)]
     if method == "all":
         return affordable
-    if method == "best" or (method == "tight" and isinstance(linear, Dense)):
+    if method in ("best", "tight"):
         return [name for name in affordable if name in (*BEST[type(linear)], "tight")]
-    return ["torus", "tight", "schur"] if method == "tight" else [method]
+    return [method]
+
+
+def affords(linear: Conv | Dense, method: str) -> bool:
+    """Whether `best` and `all` may take that method for this map, which shapes alone decide."""
+    limits = CONV_LIMITS if isinstance(linear, Conv) else DENSE_LIMITS
+    if method not in limits:
+        return True
+    cost, limit = limits[method]
+    return cost(linear) <= (limit(linear) if callable(limit) else limit)
+
+
+def _left_out(conv: Conv, upper: Upper) -> Upper:
+    """A bound on the torus that says what real borders would take, where they are left out for their cost."""
+    cost = tight_flops(conv)
+    if upper.method != "torus-parity" or math.isinf(cost):
+        return upper
+    times = f"{cost / torus_flops(conv):.0f} times the work"
+    return replace(upper, because=f"{upper.because}; real borders are left to method 'tight': about {times}")
 
 
 def dense_norm(weight: torch.Tensor, *, method: str = "best") -> Upper:

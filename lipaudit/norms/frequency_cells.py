@@ -29,11 +29,11 @@ from lipaudit.norms.verified_eigenvalues import holds, largest_eigenvalue
 
 TOLERANCE = 3e-4
 """How far, relatively, the square of the bound may be above what is attained."""
-_PER_TAP = 8
+PER_TAP = 8
 """Cells per axis at first, for each tap but one."""
-_LANDSCAPE = 32
+LANDSCAPE = 32
 _PLACES = 8
-_STEPS = 6
+STEPS = 6
 
 
 def lattice_norm(conv: Conv, *, most: float) -> float | None:
@@ -47,12 +47,14 @@ def lattice_norm(conv: Conv, *, most: float) -> float | None:
         return 0.0
     spans = [max(int(t.places[:, axis].max()) for t in symbols.taps) for axis in range(len(conv.stride))]
     axes = [axis for axis, span in enumerate(spans) if span and not symbols.flat[axis]]
-    sizes = [_PER_TAP * span if axis in axes else 1 for axis, span in enumerate(spans)]
-    # An axis has _PER_TAP (k - 1) cells, so half a cell is h = pi / (_PER_TAP (k - 1)), and h (k - 1) / 2 is the same
+    sizes = [PER_TAP * span if axis in axes else 1 for axis, span in enumerate(spans)]
+    # An axis has PER_TAP (k - 1) cells, so half a cell is h = pi / (PER_TAP (k - 1)), and h (k - 1) / 2 is the same
     # for all axes.
-    rho = _peak(symbols, conv, axes) * (1 + TOLERANCE)
     cells = _first_cells(sizes, axes).to(symbols.device)
-    delta = first = len(axes) * math.pi / (2 * _PER_TAP)
+    if len(cells) > most:
+        return None
+    rho = _peak(symbols, conv, axes) * (1 + TOLERANCE)
+    delta = first = len(axes) * math.pi / (2 * PER_TAP)
     while len(cells):
         most -= len(cells)
         if most < 0:
@@ -85,8 +87,8 @@ def _halves(cells: torch.Tensor, axes: list[int]) -> torch.Tensor:
 
 def _peak(symbols: Symbols, conv: Conv, axes: list[int]) -> float:
     """About the largest eigenvalue of all Gram matrices, from below: the highest places of the landscape."""
-    sizes = [_LANDSCAPE if axis in axes else 1 for axis in range(len(conv.stride))]
-    heights = landscape(conv, sizes, steps=_STEPS).amax(0)
+    sizes = [LANDSCAPE if axis in axes else 1 for axis in range(len(conv.stride))]
+    heights = landscape(conv, sizes, steps=STEPS).amax(0)
     places = heights.flatten().topk(min(_PLACES, heights.numel())).indices
     index = 2 * torch.stack(torch.unravel_index(places, heights.shape), dim=1)
     return largest_eigenvalue(GramMatrices(symbols, index, sizes), torch.arange(len(index), device=symbols.device))

@@ -28,12 +28,16 @@ import torch
 from torch.nn import functional
 
 from lipaudit.norms.linear_maps import Conv, Dense
-from lipaudit.rounding import TINY, gamma, norm_up, up
+from lipaudit.rounding import TINY, gamma, norms_up, up
 
 BUDGET = 4e9
 """Floating-point operations that a method besides the main one may take by default."""
 SPARE = BUDGET / 8
 """The same for methods that seldom say more than others do."""
+CALL = 1e5
+"""A call of torch, in operations of a fast matrix product: what it takes whatever its size."""
+ENTRY = 20.0
+"""A number read, changed and written, in the same unit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +155,7 @@ def most_frequent(values: Iterable[int]) -> int:
 def absolute_norms(taps: torch.Tensor) -> torch.Tensor:
     """For each group a bound of the norm of the map with absolute taps: the Frobenius norm of their sums."""
     sums = taps.abs().flatten(3).sum(-1) if taps.ndim > 3 else taps.abs()
-    return torch.tensor([norm_up(block) for block in sums]) * (1 + 2 * gamma(taps[0].numel() + 4))
+    return norms_up(sums).cpu() * (1 + 2 * gamma(taps[0].numel() + 4))
 
 
 def autocorrelation(taps: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch.Tensor]]:
@@ -191,3 +195,8 @@ def autocorrelation_flops(shape: Sequence[int]) -> float:
     """Floating-point operations of the autocorrelation of taps of that shape."""
     groups, out, inputs, *size = shape
     return groups * out * out * inputs * math.prod(size) * (math.prod(size) + 1.0)
+
+
+def product_flops(rows: int, inner: int, columns: int, real: bool) -> float:
+    """A product of matrices in double precision; small ones are slower."""
+    return (2.0 if real else 8.0) * rows * inner * columns * (1 + 16 / min(rows, inner, columns)) / 2

@@ -303,12 +303,15 @@ def schur_test(linear: LinearMap, device: torch.device | None = None) -> float:
         return 0.0
     row, column = float(rows.max()), float(columns.max())
     # Both sums carry at most terms (rows) or all outputs touching an entry (columns) roundings.
-    slack = gamma(2 * (linear.terms + rows.numel())) + 2 * linear.relative_error + 8 * UNIT
+    outputs = linear.weight.shape[0] * math.prod(linear.output_size) if isinstance(linear, Conv) else rows.numel()
+    slack = gamma(2 * (linear.terms + outputs)) + 2 * linear.relative_error + 8 * UNIT
     return up(math.sqrt(row) * math.sqrt(column) * (1 + slack)) + (TINY if row else 0.0)
 
 
 def _absolute_sums(positive: LinearMap, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sums of all rows and of all columns of a map without negative entries."""
+    """The sums of all rows and of all columns of a map without negative entries; of equal ones not all."""
+    if isinstance(positive, Conv) and positive.padding_mode == "zeros":
+        return _sums_by_border(positive)
     ones = torch.ones(positive.input_shape, dtype=torch.float64, device=device)
     if not isinstance(positive, Conv):
         rows = positive.apply(ones)
@@ -319,3 +322,21 @@ def _absolute_sums(positive: LinearMap, device: torch.device | None) -> tuple[to
     reading = weight.unflatten(0, (positive.groups, -1)).sum(1).flatten(0, 1)[None]
     rows = read.apply(ones[:, :1])
     return rows, adjoint(replace(positive, weight=reading, groups=1), torch.ones_like(rows[:, :1]))
+
+
+def _sums_by_border(positive: Conv) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sums of a convolution padded with zeros, once for all places where the same taps meet the image."""
+    rows = positive.weight.sum(1)
+    columns = positive.weight.unflatten(0, (positive.groups, -1)).sum(1).flatten(0, 1)
+    axes = zip(
+        positive.input_size, positive.output_size, positive.stride, positive.dilation, positive.padding, strict=True
+    )
+    for (n, m, s, d, (p, _)), k in zip(axes, positive.kernel_size, strict=True):
+        places = s * torch.arange(m)[:, None] + d * torch.arange(k) - p  # that an output reads by each tap
+        inside = (places >= 0) & (places < n)
+        reached = torch.zeros(n, k, dtype=torch.bool)
+        reached[places[inside], torch.arange(k).expand(m, k)[inside]] = True
+        # The first axis of the kernel goes, and its places come last.
+        rows = torch.tensordot(rows, inside.unique(dim=0).to(rows), dims=([1], [1]))
+        columns = torch.tensordot(columns, reached.unique(dim=0).to(columns), dims=([1], [1]))
+    return rows, columns

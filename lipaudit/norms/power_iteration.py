@@ -23,6 +23,7 @@ def lower_bound(linear: LinearMap, *, steps: int = 12, device: torch.device | No
 
     The search is in single precision where the weights allow it; what is returned is measured in float64.
     """
+    linear = _one_place(linear)
     single = _single(linear)
     dtype = torch.float64 if single is None else torch.float32
     _, v = _golub_kahan(linear if single is None else single, steps, dtype, device)
@@ -32,6 +33,15 @@ def lower_bound(linear: LinearMap, *, steps: int = 12, device: torch.device | No
         return 0.0
     image = float(torch.linalg.vector_norm(linear.apply(v / length)))
     return image * _ROUND_DOWN if math.isfinite(image) else 0.0
+
+
+def _one_place(linear: LinearMap) -> LinearMap:
+    """The map on inputs that differ at one place only, where it does the same at every place."""
+    if isinstance(linear, Dense):
+        return replace(linear, input_shape=linear.input_shape[-1:])
+    if isinstance(linear, Conv) and math.prod(linear.kernel_size) == 1 and not any(map(any, linear.padding)):
+        return replace(linear, input_size=(1,) * len(linear.input_size), padding_mode="zeros")
+    return linear
 
 
 def _single(linear: LinearMap) -> LinearMap | None:

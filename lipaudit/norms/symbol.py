@@ -22,7 +22,7 @@ import torch
 
 from lipaudit.norms.linear_maps import Conv
 from lipaudit.norms.verified_eigenvalues import proof_error, prove
-from lipaudit.rounding import TINY, UNIT, gamma, norm_up, up
+from lipaudit.rounding import TINY, UNIT, gamma, norms_up, up
 
 PHASE_ERROR = 2.0**-46
 """Bound of the error of cos and sin at 2 pi j / M in float64, with j reduced exactly: argument and library."""
@@ -49,16 +49,14 @@ class Symbols:
         # A power of two, applied in two halves so that it cannot overflow itself: exact.
         weight = weight * 2.0 ** (-self.exponent // 2) * 2.0 ** (-self.exponent - (-self.exponent // 2))
         self.out, self.inputs = weight.shape[0] // groups, weight.shape[1]
-        phases = itertools.product(*(range(s) for s in conv.stride))
         blocks = weight.reshape(groups, self.out, self.inputs, -1).permute(0, 3, 1, 2).flatten(2)
-        taps = [_phase(conv, phase, blocks) for phase in phases]
-        self.taps = [phase for phase in taps if len(phase.places)]  # a phase that no tap reads adds nothing
+        self.taps = _phases(conv, blocks)
         self.groups, self.device = groups, weight.device
         self.columns = self.inputs * len(self.taps)
         self.side = min(self.out, self.columns)
         sums = weight.abs().reshape(groups, self.out, self.inputs, -1).sum(-1)
         count = math.prod(conv.kernel_size)
-        self.absolute = max((norm_up(block) for block in sums), default=0.0) * (1 + 2 * gamma(count + 4))
+        self.absolute = (float(norms_up(sums).max()) if sums.numel() else 0.0) * (1 + 2 * gamma(count + 4))
         """Bound of the norm of the map whose weights are the absolute values."""
         self.error = 2 * (PHASE_ERROR + gamma(count + 2)) * self.absolute
         """Bound of || computed F - exact F ||."""
@@ -161,6 +159,15 @@ class Symbols:
             parts.append(symbol.reshape(-1, self.groups, self.out, self.inputs))
         return torch.cat(parts, dim=3)
 
+    def selected(self, groups: torch.Tensor, index: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+        """F of one group at one frequency each: (groups, out, inputs * phases), complex."""
+        parts = []
+        for taps in self.taps:
+            angle, weights = _angle(index, taps.places, sizes)[:, None], taps.weights[groups]
+            symbol = torch.complex(torch.cos(angle) @ weights, -(torch.sin(angle) @ weights))
+            parts.append(symbol.reshape(-1, self.out, self.inputs))
+        return torch.cat(parts, dim=2)
+
 
 class GramMatrices:
     """The smaller Gram matrices at theta = pi index / size, as a `Batch`, each off by `symbols.gram_error` at most."""
@@ -195,16 +202,18 @@ def _angle(index: torch.Tensor, places: torch.Tensor, sizes: Sequence[int]) -> t
     return (turns * (2 * math.pi / moduli.double())).sum(-1)
 
 
-def _phase(conv: Conv, phase: Sequence[int], blocks: torch.Tensor) -> _Taps:
-    """The taps whose offset d a is congruent to `phase` modulo the stride; place = (d a) div s."""
-    places, chosen = [], []
+def _phases(conv: Conv, blocks: torch.Tensor) -> list[_Taps]:
+    """For each phase that a tap reads, the taps whose offset d a is congruent to it modulo the stride; (d a) div s."""
+    found: dict[tuple[int, ...], tuple[list[list[int]], list[int]]] = {}
     for number, tap in enumerate(itertools.product(*(range(k) for k in conv.kernel_size))):
-        offset = [d * a for d, a in zip(conv.dilation, tap, strict=True)]
-        if all(o % s == r for o, s, r in zip(offset, conv.stride, phase, strict=True)):
-            places.append([o // s for o, s in zip(offset, conv.stride, strict=True)])
-            chosen.append(number)
-    where = torch.tensor(places, dtype=torch.int64, device=blocks.device).reshape(-1, len(conv.stride))
-    return _Taps(where, blocks[:, chosen])
+        offset = [divmod(d * a, s) for d, a, s in zip(conv.dilation, tap, conv.stride, strict=True)]
+        places, chosen = found.setdefault(tuple(phase for _, phase in offset), ([], []))
+        places.append([place for place, _ in offset])
+        chosen.append(number)
+    return [
+        _Taps(torch.tensor(places, dtype=torch.int64, device=blocks.device), blocks[:, chosen])
+        for _, (places, chosen) in sorted(found.items())
+    ]
 
 
 def half_grid(sizes: Sequence[int], parity: Sequence[int]) -> torch.Tensor:

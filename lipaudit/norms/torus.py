@@ -23,11 +23,12 @@ from dataclasses import replace
 
 import torch
 
-from lipaudit.norms.frequency_cells import lattice_norm
-from lipaudit.norms.lattice import unbordered
+from lipaudit.norms.frequency_cells import LANDSCAPE, PER_TAP, STEPS, lattice_norm
+from lipaudit.norms.lattice import CALL, ENTRY, product_flops, shape, unbordered
 from lipaudit.norms.linear_maps import Conv
 from lipaudit.norms.power_iteration import landscape
 from lipaudit.norms.symbol import Symbols
+from lipaudit.norms.verified_eigenvalues import factor_flops
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
@@ -49,6 +50,31 @@ def torus_bound(conv: Conv) -> Upper:
     if copies > 1:
         norm, because = up(norm * up(math.sqrt(copies))), f"{because}; {conv.padding_mode} padding: {copies} copies"
     return Upper(norm, "torus-parity", because)
+
+
+def torus_flops(conv: Conv) -> float:
+    """About what `torus_bound` takes, from shapes alone: the landscape, the Gram matrices and their factors."""
+    inner, sizes, _ = torus(conv)
+    groups, out, inputs, *extent = shape(inner)
+    side, longer = min(out, inputs), max(out, inputs)
+    shifts = math.prod(2 * k - 1 for k in extent) // 2
+
+    def looked(places: int, steps: int) -> float:
+        return steps * (2 * inner.weight.numel() * places + 10 * ENTRY * groups * out * places + 150 * CALL)
+
+    def proved(frequencies: int) -> float:
+        direct = (
+            product_flops(side, longer, side, False) if 8 * frequencies < math.prod(inner.kernel_size) ** 2 else 0.0
+        )
+        gram = direct or 4 * (shifts + 1) * side**2
+        return groups * frequencies * (gram + factor_flops(side, False)) + 100 * CALL
+
+    spans = [(size, k - 1) for size, k in zip(sizes, extent, strict=True) if k > 1]
+    half = math.prod(size for size, _ in spans) // 2 + 1
+    cells = math.prod(PER_TAP * span for _, span in spans) // 2
+    if half > LARGE and cells <= half and inner.padding_mode != "circular":
+        return looked(LANDSCAPE ** len(spans), STEPS) + proved(cells)
+    return looked(math.prod(2 * size for size in sizes), _STEPS) + proved(half)
 
 
 def _largest(symbols: Symbols, inner: Conv, sizes: Sequence[int]) -> tuple[float, str]:

@@ -32,6 +32,9 @@ _CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
 _ESTIMATE_STEPS = 8
 _LARGE_SIDE = 256
 _LANCZOS_STEPS = 28
+_HUGE_SIDE = 1024
+_MOST_STEPS = 400
+"""For matrices of a larger side than that, whose eigenvalues take minutes."""
 
 
 class Batch(Protocol):
@@ -118,6 +121,18 @@ def holds(batch: Batch, numbers: torch.Tensor, rho: float) -> torch.Tensor:
     return done
 
 
+def factor_flops(side: int, real: bool) -> float:
+    """The cost of a Cholesky factorisation in operations of a fast matrix product: small ones are slow."""
+    return (1.0 if real else 4.0) * (side**3 / 3 + 80.0 * side**2)
+
+
+def eigenvalue_flops(side: int, real: bool, *, quickly: bool) -> float:
+    """The same of `largest_eigenvalue` of one matrix."""
+    if quickly and side >= _LARGE_SIDE:
+        return _LANCZOS_STEPS * (20.0 if real else 40.0) * side**2 + 3e7
+    return 6 * factor_flops(side, real) + 4e4
+
+
 def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = False) -> float:
     """About the largest eigenvalue of the matrices of those numbers; `quickly`: or one below it. Proves nothing."""
     gram = torch.empty(len(numbers), *batch.shape, dtype=batch.dtype, device=numbers.device)
@@ -131,11 +146,14 @@ def largest_eigenvalue(batch: Batch, numbers: torch.Tensor, *, quickly: bool = F
 
 def _by_lanczos(gram: torch.Tensor) -> float | None:
     """An eigenvalue near the top, by Lanczos iteration kept orthogonal; None if it takes too many steps."""
-    basis = gram.new_empty(_LANCZOS_STEPS + 1, len(gram))
+    huge = len(gram) > _HUGE_SIDE
+    # An eigenvalue errs by the square of the residual over the gap: 1e-7 is plenty where few steps are not the point.
+    steps, small = (_MOST_STEPS, 1e-7) if huge else (_LANCZOS_STEPS, 1e-10)
+    basis = gram.new_empty(steps + 1, len(gram))
     basis[0] = _start(len(gram), gram[None])[0, :, 0]
     basis[0] /= torch.linalg.vector_norm(basis[0])
-    tridiagonal = torch.zeros(_LANCZOS_STEPS + 1, _LANCZOS_STEPS + 1, dtype=torch.float64)
-    for step in range(_LANCZOS_STEPS):
+    tridiagonal = torch.zeros(steps + 1, steps + 1, dtype=torch.float64)
+    for step in range(steps):
         new = gram @ basis[step]
         tridiagonal[step, step] = float(torch.vdot(basis[step], new).real)
         for _ in range(2):  # twice is enough
@@ -143,7 +161,7 @@ def _by_lanczos(gram: torch.Tensor) -> float | None:
         beta = float(torch.linalg.vector_norm(new))
         if step % 4 == 3 or beta == 0.0:
             values, vectors = torch.linalg.eigh(tridiagonal[: step + 1, : step + 1])
-            if beta * float(vectors[-1, -1].abs()) <= 1e-10 * float(values[-1]):
+            if beta * float(vectors[-1, -1].abs()) <= small * float(values[-1]):
                 return float(values[-1])
         basis[step + 1] = new / beta
         tridiagonal[step, step + 1] = tridiagonal[step + 1, step] = beta
@@ -156,10 +174,16 @@ class _Products:
     def __init__(self, matrices: torch.Tensor) -> None:
         self.matrices, self.dtype = matrices, matrices.dtype
         self.shape = (min(matrices.shape[1:]),) * 2
+        self.only = self._products(matrices) if len(matrices) == 1 else None  # made once, for the guess and the proof
 
     def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
-        a = self.matrices[numbers]
-        torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
+        if self.only is None:
+            self._products(self.matrices[numbers], out)
+        else:
+            out.copy_(self.only[numbers])
+
+    def _products(self, a: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        return torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
 
 
 @functools.cache

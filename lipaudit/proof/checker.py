@@ -40,7 +40,7 @@ from operator import mul
 from pathlib import Path
 from typing import Any
 
-HEAD = ["lipaudit-proof/1", "every input closer than radius (L2) to the image has the label as its only largest logit"]
+HEAD = ["lipaudit-proof/2", "every input closer than radius (L2) to the image has the label as its only largest logit"]
 BITS, PLACES, SIZE = 224, 128, 60  # binary places of logits; of factors and sines; of bounds in matrices: any are sound
 DIGITS = 32  # significant bits of a layer bound: one moved by less is refused; by more, it changes what follows from it
 KINDS = {"F16": "e", "F32": "f", "F64": "d"}
@@ -68,7 +68,7 @@ def require(field: str, claimed: Any, derived: Any = True) -> None:
 
 def fields(item: dict[str, Any], names: str, where: str) -> list[Any]:
     """The values of an object that has exactly these fields."""
-    require(f"{where}: names of fields", sorted(item), sorted(names.split()))
+    require(f"{where}: names of fields", sorted(item) if isinstance(item, dict) else item, sorted(names.split()))
     return [item[name] for name in names.split()]
 
 
@@ -97,10 +97,9 @@ def fixed(values: Sequence[float]) -> list[int]:
 
 def root_above(square: Fraction) -> float:
     """The smallest float whose square is not below."""
-    root = math.sqrt(square) * (1 - 2.0**-50)
-    while Fraction(root) ** 2 < square:
-        root = math.nextafter(root, math.inf)
-    return root
+    places = max(0, square.denominator.bit_length() - square.numerator.bit_length()) // 2 + 64  # 63 bits or more
+    root = float(Fraction(math.isqrt(math.floor(square * 4**places)), 2**places))
+    return root if Fraction(root) ** 2 >= square else math.nextafter(root, math.inf)
 
 
 def decode(raw: bytes, kind: str, shape: Sequence[int]) -> tuple[float, ...]:
@@ -253,14 +252,15 @@ def read_step(item: Any, shapes: dict[str, tuple[int, ...]], tensors: dict[str, 
     for n, *axis in zip((*before, 1, 1)[1:3], *(options[key] for key in WINDOW), strict=True):
         k, s, p, d = (whole(value, f"{where}.{key}", key != "padding") for key, value in zip(WINDOW, axis, strict=True))
         outputs = (n + 2 * p - d * (k - 1) - 1) // s + 1
-        fits = [outputs > 0, k > 1 or d == 1, op != "max_pool" or 2 * p <= k, op != "avg_pool" or s >= k]
-        require(f"{where}: fits, no dilation of one tap, padding below half, no overlap", fits, [True] * 4)
+        small = p <= n + (k if op == "conv2d" else 0) and s <= n + 2 * p + k
+        fits = [outputs > 0, small, k > 1 or d == 1, op != "max_pool" or 2 * p <= k, op != "avg_pool" or s >= k]
+        require(f"{where}: fits, small steps, no dilation of one tap, padding below half, no overlap", fits, [True] * 5)
         window.append((n, k, s, p, d, outputs))
     if weight:
         axes = [len(weight), len(before), weight[1] * groups, weight[0] % groups]
         require(f"{where}: axes, channels, groups", axes, [*((4, 3) if op == "conv2d" else (2, 1)), before[0], 0])
     more = sum(whole(settings.get(side, 0), where) for side in ("before", "after"))
-    whole(settings.get("size", 1), f"{where}.size", 1)
+    require(f"{where}: channels left over", before[0] % whole(settings.get("size", 1), f"{where}.size", 1), 0)
     shape = ((weight or before)[0] + more, *(axis[-1] for axis in window))[: len(before)]
     for key, (found, _) in given.items():
         require(f"{where}.{key}: shape", found, weight if weight and key == "weight" else shape[:1])
@@ -347,7 +347,7 @@ class Network:
         ]
 
     def sample(self, claimed: dict[str, Any]) -> dict[str, Any]:
-        """What a proof says of a sample, derived from image, label and radius in the report; logits in 2^-BITS."""
+        """What a proof says of a sample, derived from image and label; logits in 2^-BITS."""
         raw, label = base64.b64decode(claimed["image"]), whole(claimed["label"], "samples.label")
         state = {"input": (fixed(decode(raw, self.kind, self.shape)), 1)}
         for step in self.steps:
@@ -355,15 +355,13 @@ class Network:
         logits, error = state[self.steps[-1].name]
         margins = {j: logits[label] - logits[j] for j in range(len(logits)) if j != label}
         bounds = {j: number(self.pairwise[min(j, label)][abs(j - label) - 1], "pairwise") for j in margins}
+        require("pairwise: above zero", min(bounds.values()) > 0)
         sure = min(Fraction(max(0, margin - 2 * error), 2**BITS) / bounds[j] for j, margin in margins.items())
         radius = float(sure) if Fraction(float(sure)) <= sure else math.nextafter(float(sure), 0.0)
-        report = number(claimed["report_radius"], "samples.report_radius")
         return {
             "image": base64.b64encode(raw).decode(), "sha256": hashlib.sha256(raw).hexdigest(), "label": label,
             "prediction": logits.index(max(logits)), "logits": [hex(v) for v in logits],
             "margin": (min(margins.values()) / 2**BITS).hex(), "radius": radius.hex(),
-            "report_radius": claimed["report_radius"],
-            "below_report": float(1 - Fraction(radius) / report if report else -Fraction(radius)).hex(),
         }  # fmt: skip
 
 
@@ -373,15 +371,18 @@ def check(proof: dict[str, Any], checkpoint: bytes, most: int | None = None, say
         names = "format promise checkpoint_sha256 count input tensors steps bounds pairwise samples"
         derived = [*HEAD, hashlib.sha256(checkpoint).hexdigest(), len(proof["samples"])]
         require("format, promise, checkpoint_sha256, count", fields(proof, names, "proof")[:4], derived)
-        network, samples = Network(proof, checkpoint, say), proof["samples"][:most]
+        samples, (shape, kind) = proof["samples"][:most], fields(proof["input"], "shape dtype", "input")
+        size = 4 * -(-math.prod(shape) * struct.calcsize(KINDS[kind]) // 3)  # before any work on shapes not theirs
+        require("samples: one or more, with images of base64 length", {len(one["image"]) for one in samples}, {size})
+        network = Network(proof, checkpoint, say)
         require("pairwise", proof["pairwise"], network.pairwise)
         for k, claimed in enumerate(samples):
             found = {"number": k, **network.sample(claimed)}
             for name, value in zip(found, fields(claimed, " ".join(found), f"samples.{k}"), strict=True):
                 require(f"samples.{k}.{name}", value, found[name])
             say(f"sample {k}: radius {float.fromhex(claimed['radius']):.6g}")
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ArithmeticError, struct.error) as error:
-        raise Rejected(f"not a proof as it should be: {type(error).__name__}: {error}") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
+        raise Rejected(f"a field is missing or of the wrong kind: {type(error).__name__}: {error}") from error
     return f"accepted: {len(proof['bounds'])} layer bounds, radii of {len(samples)} of {proof['count']} samples"
 
 
@@ -392,8 +393,7 @@ if __name__ == "__main__":
     parser.add_argument("--samples", type=int, help="check at most so many samples")
     given = parser.parse_args()
     try:
-        proof, checkpoint = json.loads(given.proof.read_bytes()), given.checkpoint.read_bytes()
-        sys.stdout.write(check(proof, checkpoint, given.samples) + "\n")
+        said = check(json.loads(given.proof.read_bytes()), given.checkpoint.read_bytes(), given.samples)
+        sys.stdout.write(said + "\n")
     except Rejected as error:
-        sys.stderr.write(f"rejected: {error}\n")
-        sys.exit(4)
+        parser.exit(4, f"rejected: {error}\n")

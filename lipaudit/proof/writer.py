@@ -2,8 +2,8 @@
 
 `write_proof` lists the network step by step, claims a bound of every linear step and says where its proof is to be
 found; the checker (`checker.py`) proves each of them its own way and derives the pairwise bounds, the logits and the
-radii, and what it derives is what the file says. So every radius in a proof is one that the checker confirms; it may be
-a little smaller than the report's, and the file says by how much.
+radii, and what it derives is what the file says: there is nothing in it that the checker does not derive. A radius may
+be a little smaller than the report's; `Written.below` says by how much.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from lipaudit.certification.certificates import certify_with, check_inputs, check_labels
+from lipaudit.certification.certificates import certify_with
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.errors import LipauditError, UnsupportedOp
 from lipaudit.files import replacing
 from lipaudit.graph.capture import capture
+from lipaudit.inputs import check_inputs, check_labels
 from lipaudit.norms.linear_maps import Conv
 from lipaudit.norms.symbol import Symbols
 from lipaudit.norms.torus import best_class, torus
@@ -107,8 +108,8 @@ def write_proof(
         proof["pairwise"] = network.pairwise
         reports = certify_with(composition, points, answers).radius.tolist()
         proof["samples"] = []
-        for k, (point, label, report) in enumerate(zip(points, answers, reports, strict=True)):
-            known = {"image": base64.b64encode(_raw(point)).decode(), "label": label, "report_radius": report.hex()}
+        for k, (point, label) in enumerate(zip(points, answers, strict=True)):
+            known = {"image": base64.b64encode(_raw(point)).decode(), "label": label}
             proof["samples"].append({"number": k, **network.sample(known)})
             progress.advance(1, f"sample {k}")
     except checker.Rejected as error:
@@ -118,7 +119,7 @@ def write_proof(
         partial.write_text(json.dumps(proof, indent=1), encoding="utf-8")
     progress.finish(f"written to {file.name}")
     radii = [float.fromhex(sample["radius"]) for sample in proof["samples"]]
-    below = max(float.fromhex(sample["below_report"]) for sample in proof["samples"])
+    below = max(1 - radius / report if report else -radius for radius, report in zip(radii, reports, strict=True))
     return Written(file, source, len(points), sum(radius > 0 for radius in radii), below, missing)
 
 

@@ -25,7 +25,12 @@ WITHDRAWN = (
     "contradicts it or something that follows from it. The ledger is kept below, struck out, to look for the "
     "fault in."
 )
-CONSTANT = "The network is constant as far as the bound can see: its Lipschitz bound is zero or not finite."
+ZERO_BRANCHES = (
+    "{stages} of this network {hold} a branch that is zero, such as one that ends in a batch norm with weights 0: it "
+    "adds nothing to the bound."
+)
+CONSTANT = "The network is constant: its Lipschitz bound is zero."
+NOT_FINITE = "There is nothing to draw: the bound of a layer is not finite."
 
 
 @dataclass(frozen=True)
@@ -85,19 +90,20 @@ def _stage(stage: Stage, bound: NetworkBound) -> tuple[str, str, str, str]:
 
 
 def _bound_note(bound: NetworkBound, withdrawn: bool) -> str:
-    """What to say where there is no Fig. 3."""
+    """What to say where there is no Fig. 3, or a branch in it is zero."""
     if withdrawn:
         return WITHDRAWN
     rows = stages(bound)
     if not rows:
-        return CONSTANT
+        return CONSTANT if bound.log10 == -math.inf else NOT_FINITE
     if waterfall.all_nearly_one(rows):
         most = max(rows, key=lambda stage: stage.gain)
         return (
             f"There is nothing to draw: every stage is ×1.00, the largest, {clean(most.name, 40)}, "
             f"{factor(most.gain)}. Such a network cannot stretch a change on its way to the logits."
         )
-    return ""
+    idle = sum(stage.idle for stage in rows)
+    return ZERO_BRANCHES.format(stages=plural(idle, "stage"), hold="holds" if idle == 1 else "hold") if idle else ""
 
 
 def _reality(audit: Audit) -> str:

@@ -59,6 +59,8 @@ def lamps(audit: Audit) -> tuple[Lamp, ...]:
     v = audit.verdict
     withheld = ("withheld", "open", "Nothing is said about the size of certificates that do not hold.")
     strength = (v.strength, *LAMPS[v.strength]) if v.strength else withheld
+    if audit.verdict.strength and not metrics.correct_rows(audit):
+        strength = (*strength[:2], "No image is answered correctly, so there is nothing to prove.")
     step = audit.dataset.smallest_change_text
     if audit.dataset.levels:
         step += ", the smallest change that such an image can have"

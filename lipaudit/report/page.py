@@ -168,6 +168,8 @@ def _robust_tile(audit: Audit, eps: str) -> Tile:
     proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
     label = f"robust accuracy at ε = {clean(eps, 20)}"
     upper = percent(unbroken.value if unbroken else audit.clean.value)
+    if not metrics.correct_rows(audit):
+        return Tile("none", label, "no image is answered correctly")
     if proved:
         return Tile(f"{percent(proved.value)} – {upper}", label, "proved – unbroken" if unbroken else "proved – clean")
     why = {"INVALID": "proof withdrawn", "UNPROVED": "nothing is proved"}.get(audit.verdict.integrity, "not computed")

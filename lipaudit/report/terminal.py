@@ -63,6 +63,21 @@ def to_text(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> str:
     return "\n".join("".join(span.text for span in line).rstrip() for line in summary(audit, paths)) + "\n"
 
 
+def brief(audit: Audit) -> str:
+    """An audit in five lines, for whoever prints it."""
+    v, bound = audit.verdict, NONE if audit.bound is None else number_from_log10(audit.bound.log10)
+    rates = [f"{percent(rate.value)} proved at {rate.eps}" for rate in audit.proved[:3]]
+    rates += [f"{percent(rate.value)} unbroken at {rate.eps}" for rate in audit.unbroken[:3]]
+    lines = (
+        f"Audit {audit.run}: {title(audit)}, {plural(audit.dataset.samples, 'image')}",
+        f"{v.integrity}, strength {v.strength or 'withheld'}, gate {v.gate}",
+        v.headline,
+        f"Lipschitz bound {bound}, median certified radius {number(metrics.median_radius(audit))}",
+        ", ".join([f"{percent(audit.clean.value)} right", *rates]),
+    )
+    return "\n".join(clean(line, 160) for line in lines)
+
+
 def _head(audit: Audit) -> list[Line]:
     d = audit.dataset
     about = f"{plural(d.samples, 'image')} · seed {d.seed} · {audit.threat.norm}"
@@ -79,6 +94,8 @@ def _head(audit: Audit) -> list[Line]:
 
 
 def _budgets(audit: Audit) -> list[Line]:
+    if not metrics.correct_rows(audit):
+        return [(Span(f"clean accuracy {percent(audit.clean.value)}: nothing to certify or attack", "bold"),)]
     lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'proved ≥':>12}{'unbroken ≤':>14}{'not known':>14}", "dim"),)]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
@@ -98,7 +115,7 @@ def _budgets(audit: Audit) -> list[Line]:
 def _promises(audit: Audit) -> list[Line]:
     """Certified accuracy under each promise, and what each is about."""
     found = promises(audit)
-    if not found.rows or not metrics.holds(audit):
+    if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
         return []
     lines: list[Line] = [(Span(f"{'certified accuracy':<24}{''.join(f'{eps:>16}' for eps in found.eps)}", "dim"),)]
     for row in found.rows:
@@ -193,6 +210,8 @@ def to_markdown(audit: Audit) -> str:
 
 
 def _markdown_budgets(audit: Audit) -> list[str]:
+    if not metrics.correct_rows(audit):
+        return [f"Clean accuracy {percent(audit.clean.value)}: nothing to certify or attack."]
     lines = ["| ε (L2) | proved, at least | unbroken, at most |", "|---|---:|---:|"]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
@@ -204,7 +223,7 @@ def _markdown_budgets(audit: Audit) -> list[str]:
 
 def _markdown_promises(audit: Audit) -> list[str]:
     found = promises(audit)
-    if not found.rows or not metrics.holds(audit):
+    if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
         return []
     names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
     lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]

@@ -10,9 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.bounds import Agreement, NetworkBound
+from lipaudit.results.formatting import eps_value, plural
 
-SCHEMA = "lipaudit-result/1.1"
+SCHEMA = "lipaudit-result/1.2"
+MOST_CLASSES = 128
+"""Of more classes, a result file leaves out the matrix of pairwise bounds."""
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
@@ -147,6 +150,8 @@ class DataFacts:
     images differ by at least width/levels in L2: one channel of one pixel, by one level. 0 if on no such grid."""
     width: float = 1.0
     """Of the range of the values: 1 for pixels in [0, 1]."""
+    rows_sha256: str = ""
+    """Of `index label image` of every row of `Samples`, in order; empty in files before 1.2."""
 
     @property
     def smallest_change(self) -> float:
@@ -169,7 +174,7 @@ class Threat:
     units: str = "pixels in [0, 1]"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Samples:
     """One column per fact, one row per audited image."""
 
@@ -190,10 +195,22 @@ class Samples:
     executed_distance: tuple[float | None, ...] = ()
     """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
     own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
+    image: tuple[str, ...] = ()
+    """The first 16 digits of the SHA-256 of the bytes of each image, as it was audited."""
+
+    def __repr__(self) -> str:
+        right, attacked = sum(self.correct()), sum(self.attacked)
+        certified = sum(radius > 0 for radius in self.radius)
+        return f"Samples({plural(len(self.index), 'row')}, {right} right, {certified} certified, {attacked} attacked)"
 
     def correct(self) -> list[bool]:
         """Which rows are predicted as labelled."""
         return [label == guess for label, guess in zip(self.label, self.prediction, strict=True)]
+
+    def contradicted(self) -> list[int]:
+        """Rows with an adversarial example within the certified radius; a radius of 0 claims nothing."""
+        pairs = zip(self.radius, self.distance, strict=True)
+        return [row for row, (radius, found) in enumerate(pairs) if found is not None and 0 < radius >= found]
 
     def certified(self, eps: float) -> list[bool]:
         """Which rows have a radius above `eps`: only correct ones have any."""
@@ -294,7 +311,7 @@ class Part:
     """Platform, device, threads."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Audit:
     """Everything that one run found out: the only input of `report/`."""
 
@@ -339,6 +356,8 @@ class Audit:
     """Every resolved setting of the run; under `origin`, where those come from that are no defaults."""
     estimates: tuple[Estimate, ...] = ()
     """Off unless asked for."""
+    agreement: Agreement | None = None
+    """None in results of versions that did not look."""
     shard: Shard | None = None
     """None for all samples."""
     parts: tuple[Part, ...] = ()
@@ -349,13 +368,25 @@ class Audit:
     def clean_accuracy(self) -> float:
         return self.clean.value
 
-    def certified_accuracy(self, eps: float) -> float:
-        """Share of all audited samples that are correct with `radius > eps`."""
-        return sum(self.samples.certified(eps)) / max(1, len(self.samples.radius))
+    def certified_accuracy(self, eps: float | str) -> float:
+        """Share of all audited samples that are correct with `radius > eps`, a number or a text such as "36/255"."""
+        size = eps_value(eps) if isinstance(eps, str) else eps
+        return sum(self.samples.certified(size)) / max(1, len(self.samples.radius))
 
-    def robust_accuracy(self, eps: float) -> float:
-        """Share of all audited samples that are correct and that no attack changed within `eps`."""
-        return sum(self.samples.unbroken(eps)) / max(1, len(self.samples.label))
+    def robust_accuracy(self, eps: float | str) -> float | None:
+        """Share of all audited samples that are correct and that no attack changed within `eps`, as above.
+
+        None where no attack was run although there was something to attack: then it is unknown.
+        """
+        if any(self.samples.correct()) and not any(self.samples.attacked):
+            return None
+        size = eps_value(eps) if isinstance(eps, str) else eps
+        return sum(self.samples.unbroken(size)) / max(1, len(self.samples.label))
+
+    def __repr__(self) -> str:
+        from lipaudit.report.terminal import brief
+
+        return brief(self)
 
     def to_json(self) -> str:
         """The result file."""

@@ -64,7 +64,7 @@ class LayerBound:
     """`file.py:line` of the model's code."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NetworkBound:
     """The proved Lipschitz bound of a network, input to logits, with its ledger."""
 
@@ -77,6 +77,14 @@ class NetworkBound:
     seconds: float = 0.0
     domain: tuple[float, float] | None = None
     """The bound holds between inputs with entries in this range only; None: between any two."""
+    least: tuple[float, ...] = ()
+    """Of each class, the smallest bound of `pairwise` with another one: in files that leave the matrix out."""
+    notes: tuple[str, ...] = ()
+    """What was fixed at its value at capture: weights that a parametrisation computes, constants read in Python."""
+
+    def __repr__(self) -> str:
+        shape, classes = "x".join(map(str, self.input_shape)), len(self.pairwise)
+        return f"NetworkBound(10^{self.log10:.6g}, {len(self.layers)} layers, {shape} inputs, {classes} classes)"
 
     @property
     def value(self) -> float:
@@ -85,6 +93,11 @@ class NetworkBound:
             return 0.0
         # One ulp of log10 near 300 is a factor 1 + 1.3e-13; pow itself errs by less than that.
         return 10.0**self.log10 * (1 + 1e-12) if self.log10 < 308.2 else math.inf
+
+    def least_of_classes(self) -> tuple[float, ...]:
+        """The smallest bound of each class with another one; empty if nothing here says so."""
+        rows = enumerate(self.pairwise)
+        return tuple(min((v for j, v in enumerate(row) if j != i), default=0.0) for i, row in rows) or self.least
 
     @property
     def smallest_pairwise(self) -> float:
@@ -122,3 +135,39 @@ class Witness:
     distance: float
     """L2 in raw-input units, of the exact tensors, rounded up."""
     prediction: int
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A logit that is not the same in the model, as it runs, and in the graph that was audited."""
+
+    sample: int
+    """Row of `Samples`."""
+    where: str
+    """At which input: its image, a point beside it, an adversarial example of it."""
+    how: str
+    """How the model was run."""
+    logit: int
+    model: float
+    """What the model, as it runs, gave for it."""
+    graph: float
+    """What the graph gave for it, in float64 at the same input."""
+
+    def said(self, number: int | None = None) -> str:
+        """For a reader; `number` is that of the image where it is not `sample`."""
+        image = self.sample if number is None else number
+        return (
+            f"logit {self.logit} of {self.where} {image} is {self.model:.6g} from the model {self.how} and "
+            f"{self.graph:.6g} from the graph"
+        )
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """On what the audited graph was held against the model, logit by logit, and where the two differ."""
+
+    images: int
+    """Alone, in batches and with noise."""
+    examples: int
+    """Adversarial examples, and points that attacks took for one."""
+    differences: tuple[Disagreement, ...] = ()

@@ -83,8 +83,12 @@ def result_text(html: str) -> str:
 def _slim(data: dict[str, Any], digits: int) -> dict[str, Any]:
     data["thumbnails"] = []
     if data["bound"] and len(data["bound"]["pairwise"]) > MOST_CLASSES:
+        rows = enumerate(data["bound"]["pairwise"])
+        least = [[math.inf if v is None else v for j, v in enumerate(row) if j != i] for i, row in rows]
+        data["bound"]["least"] = [None if min(row) == math.inf else min(row) for row in least]
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the result file has them"
+    data["samples"].pop("image", None)
     samples, budgets = data["samples"], [eps_value(eps) for eps in data["threat"]["eps"]]
     samples["margin"] = [_rounded(value, min(digits, MARGIN_DIGITS), 0) for value in samples["margin"]]
     pairs = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 
 THIN = "\u202f"  # narrow no-break space: groups digits
@@ -22,6 +23,11 @@ def clean(text: object, limit: int = 80) -> str:
     """The text on one line without control or direction characters, cut to `limit` characters."""
     shown = _UNSEEN.sub("\ufffd", re.sub(r"\s+", " ", str(text)[: 4 * limit + 4])).strip()
     return shown if len(shown) <= limit else shown[: limit - 1].rstrip() + "…"
+
+
+def letters(name: str) -> str:
+    """A name without what people write in several ways: `ResNet-18`, `resnet_18` and `resnet18` are one."""
+    return re.sub(r"[\W_]", "", name).lower()
 
 
 def power(exponent: int) -> str:
@@ -129,16 +135,38 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def eps_value(text: str) -> float:
-    """The size of a budget written as `36/255` or `0.5`; ValueError unless it is finite and positive."""
-    top, slash, bottom = text.partition("/")
+def eps_value(eps: str | float) -> float:
+    """The size of a budget: `36/255`, `0.5`, `1e-3/255` or a number. ValueError unless it is finite and above 0."""
+    top, slash, bottom = str(eps).partition("/")
     try:
         value = float(top) / float(bottom) if slash else float(top)
-    except ZeroDivisionError:
+    except (ValueError, ZeroDivisionError):
         value = math.nan
     if not 0 < value < math.inf:
-        raise ValueError(f"expected a budget such as 36/255 or 0.5, got {text!r}")
+        raise ValueError(f"expected eps above 0, a budget such as 36/255 or 0.5, got {clean(eps, 40)!r}")
     return value
+
+
+def budgets(eps: str | float | Iterable[str | float]) -> tuple[str, ...]:
+    """Budgets as written, each size once (`0.5` and `1/2` are one), the smallest first; ValueError for what is none.
+
+    One or several, texts or numbers; a text may hold several, with commas between.
+    """
+    several = [eps] if isinstance(eps, str) or not isinstance(eps, Iterable) else eps
+    sizes: dict[float, str] = {}
+    for one in several:
+        texts = [part for part in one.split(",") if part.strip()] or [one] if isinstance(one, str) else []
+        for text in texts or [_written(float(one))]:
+            sizes.setdefault(eps_value(text), "".join(text.split()))
+    return tuple(sizes[size] for size in sorted(sizes))
+
+
+def _written(eps: float) -> str:
+    """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
+    decimal, steps = f"{eps:.12g}", eps * 255
+    if not math.isfinite(eps) or float(decimal) == eps:
+        return decimal
+    return f"{round(steps)}/255" if round(steps) / 255 == eps else repr(eps)
 
 
 def eps_text(text: str) -> str:

@@ -20,13 +20,13 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from lipaudit.consistency import confirmed
 from lipaudit.errors import ReportError
-from lipaudit.results.audit import SCHEMA, Audit
+from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.embedding import result_text
 from lipaudit.results.formatting import clean, eps_value
 
-MOST_CLASSES = 128
 WIDTH = 110
 
 NULLS = {
@@ -34,6 +34,7 @@ NULLS = {
     ("LayerBound", "log10_so_far"): -math.inf,
     ("NetworkBound", "log10"): -math.inf,
     ("NetworkBound", "pairwise"): math.inf,
+    ("NetworkBound", "least"): math.inf,
     ("Samples", "radius"): math.inf,
     ("PromiseResult", "radius"): math.inf,
 }
@@ -46,6 +47,7 @@ def to_json(audit: Audit) -> str:
     data = _plain(audit)
     if audit.bound is not None and max(len(audit.bound.pairwise), audit.model.classes) > MOST_CLASSES:
         data["bound"]["pairwise"] = []
+        data["bound"]["least"] = _plain(audit.bound.least_of_classes())
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the layers are kept"
     return _write({"schema": data.pop("schema"), **data}) + "\n"
 
@@ -81,7 +83,8 @@ def from_json(text: str) -> Audit:
 def load_audit(path: str | Path) -> Audit:
     """The audit in a result file, or in a report page: from a page without pictures, with rounded sample numbers.
 
-    Raises ReportError with one line if the file is missing or holds no result.
+    Findings and sentences are those of this lipaudit, drawn again from the rows. Raises ReportError with one line if
+    the file is missing, holds no result, or one of which a field disagrees with the others (lipaudit/consistency.py).
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -90,8 +93,9 @@ def load_audit(path: str | Path) -> Audit:
         raise ReportError(f"cannot read {path}: {why}; name a .json file that `lipaudit run` wrote") from None
     except UnicodeDecodeError:
         raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
+    page = text.lstrip().startswith("<")
     try:
-        return from_json(result_text(text) if text.lstrip().startswith("<") else text)
+        return confirmed(from_json(result_text(text) if page else text), page=page)
     except ReportError as error:
         raise ReportError(f"cannot read {path}: {error}") from None
 
@@ -219,7 +223,7 @@ def _short(value: Any) -> str:
 def _check(audit: Audit) -> None:
     """What the types cannot say: columns of one length, rows that exist, budgets that are numbers."""
     lengths = {field.name: len(getattr(audit.samples, field.name)) for field in fields(audit.samples)}
-    for later in ("method", "executed_distance"):  # older files have no such columns
+    for later in ("method", "executed_distance", "image"):  # older files have no such columns
         if not lengths[later]:
             del lengths[later]
     lengths |= {f"promises.{p.promise}": len(p.radius) for p in audit.promises if p.certified}

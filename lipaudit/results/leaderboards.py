@@ -10,7 +10,7 @@ import json
 
 from lipaudit.errors import ReportError
 from lipaudit.results.audit import Audit
-from lipaudit.results.formatting import clean
+from lipaudit.results.formatting import clean, eps_value
 from lipaudit.results.metrics import rate_at
 
 
@@ -22,7 +22,7 @@ def to_robustbench(audit: Audit, eps: str | None = None) -> str:
     """
     _refuse_invalid(audit)
     eps = audit.threat.eps[0] if eps is None else eps
-    if eps not in audit.threat.eps:
+    if eps_value(eps) not in map(eps_value, audit.threat.eps):
         raise ReportError(f"expected one of the budgets {', '.join(audit.threat.eps)}, got {eps}")
     proved, unbroken = rate_at(audit.proved, eps), rate_at(audit.unbroken, eps)
     info = {

@@ -45,11 +45,8 @@ def tested_rows(audit: Audit) -> tuple[int, ...]:
 
 def contradictions(audit: Audit) -> tuple[Contradiction, ...]:
     """Rows with a witness within the radius, worst first."""
-    found = []
-    for row in certified_rows(audit):
-        distance = audit.samples.distance[row]
-        if distance is not None and distance <= audit.samples.radius[row]:
-            found.append(Contradiction(row, audit.samples.radius[row], distance))
+    radius, distance = audit.samples.radius, audit.samples.distance
+    found = [Contradiction(row, radius[row], distance[row] or 0.0) for row in audit.samples.contradicted()]
     return tuple(sorted(found, key=lambda c: (c.distance / c.radius, c.row)))
 
 
@@ -122,7 +119,7 @@ def budget(audit: Audit) -> float:
 
 
 def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:
-    return next((rate for rate in rates if rate.eps == eps), None)
+    return next((rate for rate in rates if eps_value(rate.eps) == eps_value(eps)), None)
 
 
 def class_name(audit: Audit, label: int | None) -> str:

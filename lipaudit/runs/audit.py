@@ -3,33 +3,26 @@
 from __future__ import annotations
 
 import datetime
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
-from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
-from lipaudit.certification.certificates import (
-    Certificates,
-    certify_with,
-    check_inputs,
-    check_labels,
-    under,
-    with_local_radii,
-)
-from lipaudit.certification.executed import Promise, sentence_of
+from lipaudit.certification.certificates import Certificates, certify_with, under, with_local_radii
+from lipaudit.certification.executed import Promise, lost, sentence_of
 from lipaudit.certification.local_search import BUDGET
 from lipaudit.certification.network_bound import Composition, compose, device_of, on_device
 from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
-from lipaudit.graph.ir import evaluate, in_dtype
 from lipaudit.graph.wrappers import as_module, domain_of, without_range
-from lipaudit.journal import Journal
+from lipaudit.held import Held
+from lipaudit.inputs import check_inputs, check_labels, with_labels
+from lipaudit.journal import Journal, Parts
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit, DataFacts, ModelFacts, Samples, Shard, Skip, Threat, Verdict
 from lipaudit.results.formatting import eps_value
@@ -46,17 +39,15 @@ NO_CLIP_VALUES = "the ART classifier has no clip_values: its inputs were taken t
 Local = Literal["auto", "on", "thorough", "off"]
 BEFORE = "before an interruption"
 """In `Audit.timing`: seconds of what an earlier process finished. The other entries are those of the last process."""
-JUDGED_BYTES = 2**28
-"""Memory of all float64 values of the samples that are judged at a time."""
 _PENDING = Verdict("UNPROVED", None, "not set", "", ())
 
 
 def audit(
     model: nn.Module | Any,
-    inputs: torch.Tensor | np.ndarray,
-    labels: torch.Tensor | np.ndarray | Sequence[int],
+    inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
+    labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    eps: Sequence[str | float] | None = None,
+    eps: str | float | Sequence[str | float] | None = None,
     attacks: str | Sequence[str] | None = "standard",
     norms: str = "all",
     promise: Promise = "R",
@@ -77,7 +68,7 @@ def audit(
     warnings: Sequence[str] = (),
     progress: Progress | None = None,
     journal: str | Path | None = None,
-    gates: Sequence[str] = (),
+    gates: str | Sequence[str] = (),
     shard: tuple[int, int] | None = None,
     smoothing: float | None = None,
     clever: bool = False,
@@ -87,10 +78,11 @@ def audit(
     `model` is an nn.Module in eval mode, an ART `PyTorchClassifier` or a model name; `inputs` (n, ...) are raw, with
     entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. Radii, distances and `eps`, the L2 budgets
     ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
-    rows. `attacks` is a preset or a list of names, "none" for none; `norms` is "all" (every method that costs little),
-    "best" or "tight" (see `lipaudit.norms.norm_bound`); `local` radii are looked for around as many images as a minute
-    allows ("auto"), around all ("on"), around all with all neurons taken together at last, for many times as long
-    ("thorough"), or not at all ("off"); of at most `local_samples` images.
+    rows; a DataLoader or Dataset of pairs as `inputs` brings its own. `attacks` is a preset or a list of names, "none"
+    for none; `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`);
+    `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"), around all with
+    all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of at most
+    `local_samples` images.
 
     Certificates are about the exact function of the weights ("R"), about the network as executed in its own dtype
     ("F"), and in float64 ("D"); `promise` says which of them the radii, rates and gates of the result are about
@@ -108,6 +100,7 @@ def audit(
     progress = progress or Silent()
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
     clock = _Clock()
+    inputs, labels = with_labels(inputs, labels)
     module = on_device(as_module(model, mean=mean, std=std), device)
     box = box_of(domain_of(model, domain))
     points = within(check_inputs(inputs), box)
@@ -115,40 +108,47 @@ def audit(
     attacks = "standard" if attacks is None else attacks
     if domain is None and without_range(model):
         warnings = (*warnings, NO_CLIP_VALUES)
-    composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress)
+    bounds = None if journal is None else Parts(journal, provenance.of_code())
+    composition = compose(module, tuple(points.shape[1:]), domain=box, method=norms, progress=progress, journal=bounds)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
-    index = range(len(points)) if index is None else index
-    whole = data_facts or provenance.of_data(points, answers, seed, box)
-    data_facts = whole
+    index, images = provenance.positions(index, len(points)), provenance.images_of(points)
+    whole = data_facts = provenance.of_rows(
+        data_facts or provenance.of_data(points, answers, seed, box), index, answers, images
+    )
     if shard is not None:
         rows = rows_of(shard, len(points))
         points, answers, index = points[rows], [answers[k] for k in rows], [index[k] for k in rows]
-        data_facts = replace(whole, sha256=provenance.of_data(points, answers, seed, box).sha256, samples=len(rows))
+        images = tuple(images[k] for k in rows)
+        data_facts = replace(whole, sha256=provenance.of_data(points, answers, seed, box).sha256)
+        data_facts = provenance.of_rows(data_facts, index, answers, images)
+    settings = {
+        "eps": threat.eps,
+        "domain": box,
+        "attacks": [entry.name for entry in plan(attacks)],
+        "norms": norms,
+        "promise": promise,
+        "local": local,
+        "local_samples": local_samples,
+        "seed": seed,
+        "device": device_of(module).type,
+        "time_limit": time_limit,
+        "batch_size": batch_size,
+    }
     held = None
     if journal is not None:
-        settings = {
-            "eps": threat.eps,
-            "domain": box,
-            "attacks": [entry.name for entry in plan(attacks)],
-            "norms": norms,
-            "promise": promise,
-            "local": local,
-            "local samples": local_samples,
-            "seed": seed,
-            "device": device_of(module).type,
-            "time limit": time_limit,
-            "batch size": batch_size,
-        }
         held = Journal(journal, provenance.of_audit(composition, points, answers, settings), started)
+        held.restored += 0.0 if bounds is None else bounds.restored
     clock.mark("layer bounds")
-    certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress)
+    against = Held(composition)
+    certificates = certify_with(composition, points, answers, promises=("F", "D"), progress=progress, held=against)
+    limit = lost(certificates.others)
     clock.mark("certificates")
     certificates, skipped = _locally(certificates, composition, points, local, local_samples, progress, held)
     certificates = under(certificates, promise)
     clock.mark("local radii")
     evidence = _attack(
         module,
-        composition,
+        against,
         points,
         answers,
         certificates,
@@ -160,17 +160,36 @@ def audit(
         progress=progress,
         journal=held,
     )
+    against.differences += evidence.differences
+    found = [(w.sample, w.distance) for w in evidence.witnesses]
+    rows = [row for row, _ in found]
+    against.at_examples(rows, evidence.perturbed[rows], [distance for _, distance in found], limit)
+    against.once_more(points, limit)
     clock.mark("attacks")
-    slope, share = _slopes(module, composition, points, answers, evidence, threat)
+    slope = share = None
+    if evidence.no_gradient:
+        skipped += (Skip("slopes", evidence.no_gradient, asked=False),)
+        skipped += (Skip("CLEVER", evidence.no_gradient),) if clever else ()
+    else:
+        slope, share = _slopes(module, against, points, answers, evidence, threat)
     clock.mark("slopes")
     worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
     executed = executed_distances(module, points.to(device_of(module)), answers, evidence, worth)
     clock.mark("as executed")
-    samples = _samples(index, answers, certificates, evidence, executed)
+    samples = replace(_samples(index, answers, certificates, evidence, executed), image=images)
     estimates = estimates_of(
-        module, points.to(device_of(module)), samples, threat, smoothing, clever, seed=seed, progress=progress
+        module,
+        points.to(device_of(module)),
+        samples,
+        threat,
+        smoothing,
+        clever and not evidence.no_gradient,
+        seed=seed,
+        progress=progress,
     )
     clock.mark("estimates")
+    more = {"samples": whole.samples, "mean": mean, "std": std, "smoothing": smoothing, "clever": clever}
+    more["gate"] = [condition.expression for condition in wanted]
     draft = Audit(
         run="" if held is None else held.run,
         started=started if held is None else held.started,
@@ -198,8 +217,9 @@ def audit(
         thumbnails=thumbnails(as_pixels(points, box), as_pixels(evidence.perturbed, box), samples),
         timing=clock.seconds | ({BEFORE: round(held.restored, 3)} if held and held.restored else {}),
         environment=provenance.environment(device_of(module)),
-        config=dict(config or {}),
+        config=provenance.plain({**settings, **more, **(config or {})}),
         estimates=estimates,
+        agreement=against.found(),
         shard=None if shard is None else Shard(*shard, whole, evidence.distances),
     )
     return conclude(draft, wanted)
@@ -251,7 +271,7 @@ class _Clock:
 
 def _attack(
     module: nn.Module,
-    composition: Composition,
+    against: Held,
     points: torch.Tensor,
     answers: Sequence[int],
     certificates: Certificates,
@@ -273,7 +293,8 @@ def _attack(
         attacks=attacks,
         eps=[eps_value(e) for e in threat.eps],
         radii=certificates.radius,
-        judge=ExactNetwork(composition),
+        judge=against.judge,
+        hold=against.at_claims,
         low=threat.low,
         high=threat.high,
         seed=seed,
@@ -284,58 +305,16 @@ def _attack(
     )
 
 
-class ExactNetwork(nn.Module):
-    """The function that the certificates speak of (promise R), in float64: the captured graph and its constants.
-
-    A copy of the model cast to float64 would recompute parametrised weights, and be another function by 1e-7.
-    """
-
-    def __init__(self, composition: Composition) -> None:
-        super().__init__()
-        self.graph = in_dtype(composition.graph, torch.float64)
-        entries = sum(math.prod(node.shape) for node in self.graph.nodes)
-        self.together = max(1, JUDGED_BYTES // (8 * entries))
-        """Samples at a time: many passes of a small network cost little more than one."""
-        self.agrees = False
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ExactNetwork:
-        return self  # the graph is immutable
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self._several(some) for some in x.split(self.together)])
-
-    def _several(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) > 1 and self.together > 1:
-            logits = self._mapped(x)
-            if logits is not None:
-                return logits
-            self.together = 1
-        return torch.stack([evaluate(self.graph, sample) for sample in x])
-
-    def _mapped(self, x: torch.Tensor) -> torch.Tensor | None:
-        """The logits by `torch.vmap`; None if it does not know an operation, or computes something else."""
-        with catch_warnings():
-            simplefilter("ignore")  # where it has no rule, it loops over the samples, and says so
-            try:
-                logits = torch.vmap(lambda sample: evaluate(self.graph, sample))(x)
-            except Exception:  # noqa: BLE001  (whatever it says of what it does not know: one after the other, then)
-                return None
-        if not self.agrees:
-            one = evaluate(self.graph, x[0])
-            self.agrees = bool((logits[0] - one).abs().max() <= 1e-9 * one.abs().max())
-        return logits if self.agrees else None
-
-
 def _slopes(
     module: nn.Module,
-    composition: Composition,
+    against: Held,
     points: torch.Tensor,
     answers: Sequence[int],
     evidence: Evidence,
     threat: Threat,
 ) -> tuple[float, float]:
     """The largest slope seen, and the largest share of its pairwise bound that a slope reached."""
-    device = device_of(module)
+    device, pairwise = device_of(module), against.composition.network.pairwise
     labels = torch.tensor(answers, device=device)
     found = [witness.sample for witness in evidence.witnesses]
     seen = torch.cat([points.to(device, torch.float64), evidence.perturbed[found].to(device)])
@@ -343,12 +322,11 @@ def _slopes(
         module,
         seen,
         torch.cat([labels, labels[found]]),
-        judge=ExactNetwork(composition),
+        judge=against.judge,
         low=threat.low,
         high=threat.high,
-        against=composition.network.pairwise,
+        against=pairwise,
     )
-    pairwise = composition.network.pairwise
     shares = [
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]

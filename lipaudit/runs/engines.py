@@ -20,6 +20,7 @@ from torch import nn
 from lipaudit.certification.network_bound import device_of
 from lipaudit.errors import LipauditError, LoadError, ReportError
 from lipaudit.graph.wrappers import as_module
+from lipaudit.inputs import with_labels
 from lipaudit.journal import SUFFIX, write_text
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit
@@ -52,6 +53,7 @@ def audit_in_shards(
     Raises the errors of `audit`, and `LoadError` where Ray is not installed or its cluster not reached.
     """
     progress = progress or Silent()
+    inputs, labels = with_labels(inputs, labels)  # once: the next time, a DataLoader may shuffle them
     folder = None if journal is None else Path(journal)
     done = {} if folder is None else {k: kept for k in range(1, shards + 1) if (kept := _kept(folder, k, shards))}
     wanted = [(k, shards) for k in range(1, shards + 1) if k not in done]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,10 @@ from lipaudit import __version__
 from lipaudit.certification.certificates import Certificates, under
 from lipaudit.certification.executed import sentence_of
 from lipaudit.certification.network_bound import Composition
+from lipaudit.consistency import digest_of
+from lipaudit.errors import BadThreat
 from lipaudit.graph.wrappers import PIXELS, Normalised
+from lipaudit.loading.checkpoints import tensors_of
 from lipaudit.loading.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.results.audit import DataFacts, ModelFacts, PromiseResult
@@ -30,7 +34,6 @@ _FEW = 32
 
 def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
     """Facts about a network given as an object; its weights are taken to be trained."""
-    state = module.state_dict()
     network, mean, std = module, (), ()
     if isinstance(module, Normalised):
         network, mean, std = module.network, *map(_per_channel, (module.normalise.mean, module.normalise.std))
@@ -41,7 +44,7 @@ def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: C
         architecture=type(network).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         weights="trained",
-        weights_sha256=sha256_of_tensors(sorted(state.items())),
+        weights_sha256=sha256_of_tensors(sorted(tensors_of(module).items())),
         weights_file="",
         weights_file_sha256="",
         dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
@@ -75,6 +78,32 @@ def of_data(points: torch.Tensor, answers: Sequence[int], seed: int, box: tuple[
     )
 
 
+def images_of(points: torch.Tensor) -> tuple[str, ...]:
+    """The digest of each image, for `Samples.image`."""
+    return tuple(hashlib.sha256(point.contiguous().numpy().tobytes()).hexdigest()[:16] for point in points.cpu())
+
+
+def positions(index: Sequence[int] | None, count: int) -> list[int]:
+    """Where the samples stand in their data set; raises `BadThreat` for positions that cannot be."""
+    found = [int(k) for k in (range(count) if index is None else index)]
+    if len(found) != count or len(set(found)) < count or min(found) < 0:
+        raise BadThreat(f"expected {count} positions in the data set as index, each once and from 0 on, got others")
+    return found
+
+
+def of_rows(data: DataFacts, index: Sequence[int], answers: Sequence[int], images: Sequence[str]) -> DataFacts:
+    """The facts of these rows of the data."""
+    available = max(data.available, max(index) + 1)
+    digest = digest_of(index, answers, images)
+    return replace(data, samples=len(index), available=available, rows_sha256=digest)
+
+
+def of_code() -> str:
+    """SHA-256 of lipaudit itself."""
+    sources = sorted(Path(lipaudit.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"\0".join(source.read_bytes() for source in sources)).hexdigest()
+
+
 def of_audit(
     composition: Composition, points: torch.Tensor, answers: Sequence[int], settings: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
@@ -88,8 +117,6 @@ def of_audit(
         tensors = [(name, value) for name, value in node.args.items() if isinstance(value, torch.Tensor)]
         graph.update(f"{node.name}|{node.op}|{node.output}|{node.shape}|{plain!r}\0".encode())
         graph.update(sha256_of_tensors(tensors).encode())
-    sources = sorted(Path(lipaudit.__file__).parent.rglob("*.py"))
-    code = hashlib.sha256(b"\0".join(source.read_bytes() for source in sources))
     return {
         "audited": {"network": graph.hexdigest(), "images": of_data(points, answers, 0).sha256},
         "settings": dict(settings),
@@ -97,9 +124,22 @@ def of_audit(
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
             "lipaudit": __version__,
-            "code of lipaudit": code.hexdigest(),
+            "code of lipaudit": of_code(),
         },
     }
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as they are read back from a result file."""
+    return {
+        name: list(map(plain_number, value)) if isinstance(value, tuple | list | np.ndarray | torch.Tensor) else value
+        for name, value in settings.items()
+    }
+
+
+def plain_number(value: Any) -> Any:
+    """A number of a tensor or an array as one of Python; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -13,23 +13,28 @@ Note [What a merged result is]
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from lipaudit.consistency import check_rows, digest_of, log10
 from lipaudit.errors import BadThreat, ReportError
 from lipaudit.results.audit import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
-from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.bounds import Agreement, NetworkBound
 from lipaudit.verdict.checks.integrity import rate, refuted
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude
 
 WITHIN = ("lipaudit", "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 """Versions that all shards have to share."""
-PLACES = ("shard", "data_dir", "checkpoint", "offline")
+PLACES = ("shard", "data_dir", "checkpoint", "offline", "device")
 """Settings that may differ: the weights and images themselves are compared."""
 THUMBNAILS = 8
+HARDWARE = 1e-6
+"""Bounds of one layer by one method, in float64, differ by a smaller part on different hardware: what iterations stop
+at and factorisations round is far below."""
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -59,6 +64,14 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
     _alike(audits)
     first = audits[0]
     samples = _samples(audits)
+    if len(set(samples.index)) < len(samples.index):
+        raise ReportError("expected each image in one shard, got indices twice: these are not the shards of one run")
+    whole = parts[0].whole.rows_sha256
+    if whole and digest_of(samples.index, samples.label, samples.image) != whole:
+        raise ReportError(
+            "expected the images of the whole run, each in its place, got others (index, label or image of a row): "
+            "these are not the shards of one run"
+        )
     draft = replace(
         first,
         run="",
@@ -79,6 +92,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         config={name: value for name, value in first.config.items() if name != "shard"},
         promises=_promises(audits),
         estimates=_estimates(audits),
+        agreement=_agreement(audits),
         shard=None,
         parts=tuple(
             Part(a.run, a.started, s.number, s.of, len(a.samples.index), _where(a))
@@ -136,11 +150,31 @@ def _alike(audits: Sequence[Audit]) -> None:
                     f"expected shards of one audit, got another {name} in {audit.run}{_detail(value, expected[name])}"
                 )
     for audit in audits:
-        assert audit.shard is not None
-        total, number, of = audit.shard.whole.samples, audit.shard.number, audit.shard.of
-        rows = len(rows_of((number, of), total))
-        if len(audit.samples.index) != rows:
-            raise ReportError(f"expected {rows} samples in shard {number}/{of}, got {len(audit.samples.index)}")
+        try:
+            check_rows(audit)
+        except ReportError as error:
+            raise ReportError(f"{audit.run}: {error}") from None
+    _same_bounds([audit for audit in audits if audit.bound is not None])
+
+
+def _same_bounds(audits: Sequence[Audit]) -> None:
+    """Refuses bounds that differ by more than hardware explains: the weights, the method and the versions are equal."""
+    for audit in audits[1:]:
+        one, two = audits[0].bound, audit.bound
+        assert one is not None
+        assert two is not None
+        pairs = [("the network", one.log10, two.log10)]
+        pairs += [
+            (a.name, log10(a.upper.value), log10(b.upper.value)) for a, b in zip(one.layers, two.layers, strict=False)
+        ]
+        rows = zip(itertools.chain(*one.pairwise), itertools.chain(*two.pairwise), strict=False)
+        pairs += [("a pair of classes", log10(a), log10(b)) for a, b in rows]
+        for what, first, second in pairs:
+            if first != second and not abs(first - second) <= HARDWARE / math.log(10):
+                raise ReportError(
+                    f"expected bounds that differ by a part of {HARDWARE:g} at most, as on other hardware, got those "
+                    f"of {what} in {audits[0].run} and {audit.run} {abs(first - second):.3g} orders of magnitude apart"
+                )
 
 
 def _detail(value: Any, expected: Any) -> str:
@@ -220,6 +254,23 @@ def _estimates(audits: Sequence[Audit]) -> tuple[Estimate, ...]:
     return tuple(
         replace(same[0], values=_interleaved([e.values for e in same]), seconds=sum(e.seconds for e in same))
         for same in each
+    )
+
+
+def _agreement(audits: Sequence[Audit]) -> Agreement | None:
+    """Of all rows; None where a shard has none."""
+    found = [audit.agreement for audit in audits]
+    each = [one for one in found if one is not None]
+    if len(each) < len(found):
+        return None
+    return Agreement(
+        sum(one.images for one in each),
+        sum(one.examples for one in each),
+        tuple(
+            replace(difference, sample=difference.sample * len(each) + number)
+            for number, one in enumerate(each)
+            for difference in one.differences
+        ),
     )
 
 

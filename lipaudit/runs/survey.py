@@ -21,6 +21,7 @@ from torch import nn
 from lipaudit.crosscheck.slope import largest_slope
 from lipaudit.domains.interpreter import refuse_unknown, walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.errors import CaptureError, LoadError, NotLipschitz, UnsupportedOp
 from lipaudit.graph.capture import capture, outline
@@ -205,7 +206,7 @@ def network_bound(graph: Graph) -> tuple[float, bool]:
     """log10 of a proved bound, and whether it holds in `DOMAIN` only; nothing is measured from below."""
     ledger = Ledger(graph, torch.device("cpu"), method=METHOD, measure=False, domain=DOMAIN)
     with torch.no_grad():
-        logits = ledger.settle(walk(graph, RULES, Value(INPUT), ledger))
+        logits = ledger.settle(walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger)))
     log10 = log10_up(ledger.so_far[logits.step])
     if math.isnan(log10) or log10 == math.inf:
         raise NotLipschitz(f"expected a finite bound, got 10^{log10}")

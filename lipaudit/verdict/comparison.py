@@ -22,8 +22,10 @@ from lipaudit.verdict.checks.integrity import integrity_of, unfinished
 KIND = "lipaudit-comparison/1.0"
 SIGNIFICANT = 0.05
 """A change with a larger p is called noise."""
-EFFORT = ("tight", "local", "local_samples")
-"""Settings under which more or less is proved of the same network."""
+EFFORT = dict.fromkeys(("norms", "local", "local_samples"), "proving") | dict.fromkeys(
+    ("time_limit", "batch_size"), "attacks"
+)
+"""Settings under which more or less is proved of the same network, or attacks go other ways."""
 MOST_LAYERS = 5
 MOVED = 0.001
 """Layers whose bounds differ by a smaller part did not move."""
@@ -219,9 +221,9 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
     if base.dataset.seed != new.dataset.seed:
         said.append(f"seed {base.dataset.seed} → {new.dataset.seed}: attacks start elsewhere")
     for name in EFFORT:
-        one, two = base.config.get(name), new.config.get(name)
+        one, two = _setting(base, name), _setting(new, name)
         if one != two:
-            said.append(f"{name} {clean(one, 40)} → {clean(two, 40)}: another effort at proving")
+            said.append(f"{name} {clean(one, 40)} → {clean(two, 40)}: another effort at {EFFORT[name]}")
     local = [audit.samples.method.count("local") for audit in (base, new)]
     if local[0] != local[1]:
         said.append(f"radii by affine forms around the image: of {local[0]} → {local[1]} images")
@@ -230,6 +232,13 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
         if one != two:
             said.append(f"{clean(name, 40)} {clean(one, 40)} → {clean(two, 40)}")
     return tuple(said)
+
+
+def _setting(audit: Audit, name: str) -> Any:
+    """A setting; results before 1.2 said `tight` of the norms."""
+    if name == "norms" and name not in audit.config and "tight" in audit.config:
+        return "tight" if audit.config["tight"] else "all"
+    return audit.config.get(name)
 
 
 def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:

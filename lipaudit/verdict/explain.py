@@ -40,7 +40,7 @@ PAGES: dict[str, Explanation] = {
         {
             "pass": "every adversarial example found lies outside the certified radius of its image",
             "fail": "one lies on or inside it: the verdict is INVALID, the exit code 4",
-            "not run": NO_ATTACKS,
+            "not run": f"{NO_ATTACKS}, or no attacked image has a certified radius above 0",
         },
     ),
     "LA002": Explanation(
@@ -51,7 +51,7 @@ PAGES: dict[str, Explanation] = {
         {
             "pass": "the steepest slope seen is at most the bound of its pair of classes",
             "fail": "it is above: the verdict is INVALID, the exit code 4",
-            "not run": "no slope was measured, or there is no bound",
+            "not run": "no slope was measured, none was above rounding, or there is no bound",
         },
     ),
     "LA003": Explanation(
@@ -62,7 +62,7 @@ PAGES: dict[str, Explanation] = {
         {
             "pass": "every layer has a proved bound, none below what was measured",
             "fail": "the network has no bound (UNPROVED, exit code 5), or a measured norm exceeds one (INVALID, 4)",
-            "not run": WITHHELD,
+            "not run": f"no layer needs a bound, or {WITHHELD}",
         },
     ),
     "LA004": Explanation(
@@ -70,20 +70,31 @@ PAGES: dict[str, Explanation] = {
         "range of pixels. lipaudit evaluates each claimed example again: in float64, alone and in a batch, inside the "
         "range, its distance measured anew. Only what survives counts as a witness, for or against a certificate.",
         "Nothing is to be done. Many rejected examples say that an attack library and this network do not go together.",
-        {"pass": "the examples that counted were re-checked; the value says how many were rejected"},
+        {
+            "pass": "the examples that counted were re-checked; the value says how many were rejected",
+            "not run": "no attack claimed an adversarial example",
+        },
     ),
     "LA005": Explanation(
-        "Bounds are computed on a graph that is captured from the model. It has to be the same function: it must give "
-        "the model's own logits on fresh inputs, one image must not influence another, nothing may be random.",
-        "A model for which this does not hold is refused before the audit begins: call model.eval(), take randomness "
-        "and mixing of a batch out of the forward pass.",
-        {"pass": "the graph agreed with the model; without that there is no report"},
+        "Bounds are computed on a graph that is captured from the model. It has to be the same function. So the model "
+        "itself is run on every audited image, alone and in batches, with and without gradients, on a point beside "
+        "each image and on what attacks claim, and each logit is held against the graph's, within its own rounding.",
+        "Take out of the forward pass what depends on how, how often or on which inputs the model is called, and audit "
+        "again. A model that differs on random inputs is refused before the audit begins.",
+        {
+            "pass": "the graph agreed with the model on all of them",
+            "fail": "a logit differs by more than rounding: INVALID, exit code 4",
+            "not run": "a result of an older lipaudit, which did not look",
+        },
     ),
     "LA006": Explanation(
         "Floating-point arithmetic can make a false proof of a true theorem. Margins are evaluated in float64 with a "
         "proved bound of the rounding error, which is taken off; every bound is rounded upwards.",
         "Nothing is to be done. The value is how far the computed logits may be from the exact ones.",
-        {"pass": "radii include the rounding of their own computation", "not run": WITHHELD},
+        {
+            "pass": "radii include the rounding of their own computation",
+            "not run": f"no image has a certified radius, or {WITHHELD}",
+        },
     ),
     "LA007": Explanation(
         "Networks are trained on normalised images. Dividing pixels by a standard deviation of 0.2 stretches distances "
@@ -91,7 +102,7 @@ PAGES: dict[str, Explanation] = {
         "State the normalisation with --mean and --std, or put it inside the model.",
         {
             "pass": "the normalisation that lipaudit put in front of the network is part of the bound",
-            "not run": WITHHELD,
+            "not run": f"there is none but what the model does itself, or {WITHHELD}",
         },
     ),
     "LA008": Explanation(
@@ -102,6 +113,7 @@ PAGES: dict[str, Explanation] = {
         {
             "pass": "no adversarial example lies within a radius of R, F or D",
             "fail": "one does: the verdict is INVALID, the exit code 4; the value names the promise",
+            "not run": "no attacked image has a radius above 0 under any promise",
         },
     ),
     "LA009": Explanation(
@@ -149,13 +161,15 @@ PAGES: dict[str, Explanation] = {
     ),
     "LA104": Explanation(
         "Everything else rests on images that the network gets right. Accuracy near chance usually means a wrong "
-        "normalisation, channel order or order of classes, and then the audit is about another network than you think.",
+        "normalisation, channel order or order of classes, and then the audit is about another network than you think. "
+        "It is near chance if the odds of a right answer are at most twice those of guessing: for k classes an "
+        "accuracy of 2 / (k + 1), 18 % for ten of them, 67 % for two. Both limits are one-sided and exact (95 %).",
         "Compare --mean, --std, the channels and the order of classes with those of training; load trained weights.",
         {
-            "pass": "clean accuracy is well above that of guessing, and reaches its gate if there is one",
-            "warn": "the weights are random, accuracy is near chance, or a gate of level warn is missed",
+            "pass": "the lower limit of clean accuracy is above that of guessing, or accuracy reaches its gate",
+            "warn": "the weights are random, the upper limit is near chance, or a gate of level warn is missed",
             "fail": "a gate of level error on clean_accuracy is missed: exit code 3",
-            "not run": f"a gate on clean_accuracy cannot be judged: {WITHHELD}",
+            "not run": f"too few images to tell, or a gate on clean_accuracy cannot be judged: {WITHHELD}",
         },
     ),
     "LA105": Explanation(
@@ -175,15 +189,19 @@ PAGES: dict[str, Explanation] = {
         "would have been.",
         "Give more time with --time-limit, or fewer images; the report says what each attack said.",
         {
-            "pass": "every attack that was asked for ran to the end",
+            "pass": "every attack that could run ran to the end; the title names those that could not",
             "warn": "some did not: the audit is incomplete, exit code 5",
-            "not run": "none was asked for",
+            "not run": "none was asked for, or none had an image to work on",
         },
     ),
     "LA203": Explanation(
         "Attack libraries warn when their result is not to be relied on. What LA211 to LA215 do not name stands here.",
         "Read the warning, and the library's documentation of it.",
-        {"pass": "the libraries raised no other warnings", "warn": "they did; the first is in the title"},
+        {
+            "pass": "the libraries raised no other warnings",
+            "warn": "they did; the first is in the title",
+            "not run": "no attack had an image to work on",
+        },
     ),
     "LA204": Explanation(
         "At some distance every image can be changed into another. Attacks that break none are more likely broken "

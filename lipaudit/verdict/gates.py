@@ -112,9 +112,10 @@ def _share(text: str) -> float:
     return float(share)
 
 
-def conditions(expressions: Iterable[str]) -> tuple[Condition, ...]:
-    """Each expression's condition, each once; raises `ConfigError` for the first that is none."""
-    return tuple({made.expression: made for made in map(parse, expressions)}.values())
+def conditions(expressions: str | Iterable[str]) -> tuple[Condition, ...]:
+    """The condition of one expression, or of each, each once; raises `ConfigError` for the first that is none."""
+    several = [expressions] if isinstance(expressions, str) else expressions
+    return tuple({made.expression: made for made in map(parse, several)}.values())
 
 
 def judge(audit: Audit, wanted: Iterable[Condition], integrity: str) -> tuple[Gate, ...]:
@@ -158,7 +159,8 @@ def _untested(audit: Audit, wanted: Condition) -> str:
     """Why there is nothing to count."""
     if not audit.samples.label:
         return "no image was audited"
-    if wanted.measure == "unbroken_accuracy" and not any(audit.samples.attacked):
+    attackable = any(audit.samples.correct())  # where nothing is right, nothing is unbroken
+    if wanted.measure == "unbroken_accuracy" and attackable and not any(audit.samples.attacked):
         return "no attack was run; choose some by --attacks"
     return ""
 

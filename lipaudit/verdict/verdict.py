@@ -1,14 +1,30 @@
-"""The last step of every audit, also of one that is made of shards: from what was found to what it means."""
+"""The last step of every audit, also of one that is made of shards: from what was found to the three verdicts."""
 
 from __future__ import annotations
 
 import hashlib
+import statistics
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
-from lipaudit.results.audit import Audit
-from lipaudit.results.formatting import eps_value
-from lipaudit.verdict.checks.integrity import examine, incomplete, integrity_of, rate
+from lipaudit.promised import no_promise_broken
+from lipaudit.results.audit import Audit, Finding, Verdict
+from lipaudit.results.formatting import eps_value, number, number_from_log10, percent, plural
+from lipaudit.verdict import gates
+from lipaudit.verdict.checks.integrity import (
+    CHECKS,
+    REST_ON_BOUNDS,
+    SUBSTANTIAL,
+    WEAK,
+    contradicted,
+    incomplete,
+    integrity_of,
+    put_to_the_test,
+    rate,
+    reached,
+    unfinished,
+)
 from lipaudit.verdict.gates import Condition, judge
 
 
@@ -43,5 +59,100 @@ def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
 
 def run_name(draft: Audit) -> str:
     """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
-    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, draft.samples, draft.config))
+    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, vars(draft.samples), draft.config))
     return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
+
+
+def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
+    """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
+    findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
+    integrity = integrity_of(audit)
+    if integrity != "SOUND":
+        findings = [_withheld(f) if f.id in REST_ON_BOUNDS and f.state != "fail" else f for f in findings]
+    return tuple(findings), _verdict(audit, integrity), gates.exit_code(audit.gates, integrity, incomplete(audit))
+
+
+def _withheld(finding: Finding) -> Finding:
+    return Finding(finding.id, "not run", f"{CHECKS.claim(finding.id)} Withheld", "no valid certificates", finding.why)
+
+
+def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -> Verdict:
+    eps = audit.threat.eps[0]
+    strength, headline, sentences = None, "", []
+    if integrity == "INVALID":
+        headline, sentences = _invalid(audit)
+    elif integrity == "UNPROVED":
+        headline = "No certificate: the network has no proved bound."
+    else:
+        strength, headline, sentences = _strength(audit, eps)
+    if not any(audit.samples.correct()):
+        pass  # no robust accuracy to speak of
+    elif audit.unbroken and integrity == "SOUND":
+        proved, most = audit.proved[0], audit.unbroken[0]
+        sentences.append(
+            f"At ε = {eps}, robust accuracy is between {percent(proved.value)} (proved) and {percent(most.value)} "
+            "(not broken by the attacks run)."
+        )
+    elif audit.unbroken:
+        sentences.append(f"At ε = {eps}, robust accuracy is at most {percent(audit.unbroken[0].value)}.")
+    if audit.model.weights == "random":
+        headline = f"Random weights: this network is untrained. {headline}"
+    missing = unfinished(audit)
+    if missing:
+        headline = f"Incomplete: {', '.join(missing)} did not run to the end. {headline}"
+    headline = gates.headline_of(audit.gates, integrity) + headline
+    return Verdict(integrity, strength, gates.state_of(audit.gates), headline, tuple(sentences))
+
+
+def _invalid(audit: Audit) -> tuple[str, list[str]]:
+    broken = len(contradicted(audit))
+    caution = "Do not use any certificate in this report until the cause is found."
+    if broken:
+        noun = "certificate is" if broken == 1 else "certificates are"
+        return f"Integrity failure: {broken} {noun} contradicted by attacks.", [caution]
+    if audit.agreement is not None and audit.agreement.differences:
+        return "Integrity failure: the model does not compute what was audited.", [caution]
+    promises = no_promise_broken(audit)
+    if promises is not None and promises.state == "fail":
+        return f"Integrity failure: an adversarial example lies within a radius of promise {promises.value}.", [caution]
+    return "Integrity failure: a proved bound is contradicted by a measurement.", [caution]
+
+
+def nothing_right(audit: Audit) -> str:
+    """The headline where there is nothing to speak of."""
+    count = len(audit.samples.label)
+    return (
+        f"This network answers none of {plural(count, 'image')} correctly: nothing to certify or attack; check class "
+        "order and normalisation."
+    )
+
+
+def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
+    share, right = reached(audit), audit.samples.correct()
+    if not any(right):
+        return "vacuous", nothing_right(audit), []
+    tested = put_to_the_test(audit)
+    held = "No attack was run."
+    if any(audit.samples.attacked):
+        held = "No attacked image has a certificate that an attack could contradict."
+    if tested:
+        held = f"No attack contradicted a certificate ({plural(tested, 'image')} tested)."
+    radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
+    missing = next((p for p in audit.promises if p.headline and not p.certified), None)
+    if missing is not None:
+        return "vacuous", f"{missing.promise}: not certified.", [f"{held} {missing.promise}: {missing.why_not}."]
+    if share < WEAK:
+        assert audit.bound is not None
+        median = statistics.median(radii) if radii else 0.0
+        image = "an 8-bit image" if audit.dataset.levels in (0, 255) else "such an image"
+        vacuous = (
+            f"{held} But the Lipschitz bound of the network is {number_from_log10(audit.bound.log10)}, so the median "
+            f"certified radius is {number(median)}: smaller than the smallest possible change of {image} "
+            f"({audit.dataset.smallest_change_text} = {audit.dataset.smallest_change:.2g}) for {percent(1 - share)} of "
+            "the correctly classified images."
+        )
+        return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
+    proved = f"{percent(audit.proved[0].value)} accuracy is" if audit.proved[0].count else "nothing is"
+    if share < SUBSTANTIAL:
+        return "weak", f"Certificates hold for small changes; {proved} proved at ε = {eps}.", [held]
+    return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]

@@ -27,10 +27,10 @@ from lipaudit.certification.local_search import beginning, local_radius
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck import cross_check
 from lipaudit.errors import LipauditError
+from lipaudit.held import ExactNetwork
 from lipaudit.loading.datasets import open_dataset
 from lipaudit.loading.models import load_model
 from lipaudit.progress import Silent
-from lipaudit.runs.audit import ExactNetwork
 
 
 def main() -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import random
 from fractions import Fraction
@@ -14,7 +15,7 @@ import torch
 from proofs import Proof, accepted, images, prove, remembering
 from torch import nn
 
-from lipaudit.proof import checker
+from lipaudit.proof import checker, writer
 from lipaudit.proof.checker import Step, bound_holds, cosine, norm_at_most, root_above
 
 TWISTS = ("--", "-+", "+-", "++")
@@ -110,7 +111,13 @@ def test_cosines_and_roots_against_a_library() -> None:
             angle = 2 * mpmath.pi * turn.numerator / turn.denominator
             for found, exact in zip(cosine(turn), (mpmath.cos(angle), mpmath.sin(angle)), strict=True):
                 assert abs(found - exact * 2**checker.PLACES) < 1.01
-    for square in (Fraction(2), Fraction(1, 4), Fraction(10**40), Fraction(3, 10**30), Fraction(0)):
+    draw = random.Random(0)
+    drawn = [
+        Fraction(draw.getrandbits(200), draw.getrandbits(90) + 1) / Fraction(2) ** draw.randint(-1800, 2100)
+        for _ in range(99)
+    ]
+    tiny = [Fraction(k, 4**1075) for k in range(9)]  # below the least float, and between it and the next
+    for square in (Fraction(2), Fraction(1, 4), Fraction(10**40), Fraction(3, 10**30), Fraction(0), *tiny, *drawn):
         root = root_above(square)
         assert Fraction(root) ** 2 >= square
         assert root == 0.0 or Fraction(math.nextafter(root, 0.0)) ** 2 < square
@@ -305,3 +312,36 @@ def test_groups_of_no_entries_are_refused(size: Any) -> None:
 def shortened(x: float) -> float:
     mantissa, exponent = math.frexp(x)
     return math.ldexp(math.floor(math.ldexp(mantissa, checker.DIGITS)), exponent - checker.DIGITS)
+
+
+def test_a_last_layer_of_tiny_weights_takes_no_longer(tmp_path: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double().eval()
+    with torch.no_grad():
+        model[1].weight.mul_(1e-170)
+    written = writer.write_proof(tmp_path / "p.json", model, torch.rand(1, 1, 2, 2, dtype=torch.float64), [0])
+    assert accepted(json.loads(written.file.read_bytes()), written.checkpoint.read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda claims: {**claims, "samples": [], "count": 0}, "samples: one or more"),
+        (
+            lambda claims: {**claims, "samples": [{**claims["samples"][0], "report_radius": "0x1.0p+3"}]},
+            "names of fields",
+        ),
+        (lambda claims: {**claims, "steps": 7}, "wrong kind"),
+        (lambda claims: [claims], "wrong kind|names of fields"),
+    ],
+)
+def test_what_is_no_proof_of_a_sample_is_refused_in_one_line(change: Any, says: str, tmp_path: Any) -> None:
+    claims, weights = prove(tmp_path, "everything", 1)
+    with pytest.raises(checker.Rejected, match=says) as refused:
+        checker.check(change(claims), weights, say=lambda _: None)
+    assert "\n" not in str(refused.value)
+
+
+def test_no_samples_were_asked_for(tmp_path: Any) -> None:
+    claims, weights = prove(tmp_path, "everything", 1)
+    with pytest.raises(checker.Rejected, match="one or more"):
+        checker.check(claims, weights, 0, say=lambda _: None)

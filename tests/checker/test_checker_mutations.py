@@ -60,6 +60,8 @@ def stands(claims: Proof, path: Path) -> bool:
 
 def mutations(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Every way to change one field: numbers nudged, texts changed, lists cut, repeated and turned, fields lost."""
+    if isinstance(value, dict | list):
+        yield from ((path, other) for other in (None, 0, "x"))
     if isinstance(value, dict):
         for key, inner in value.items():
             yield path, {k: v for k, v in value.items() if k != key}
@@ -75,7 +77,8 @@ def mutations(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     elif isinstance(value, str):
         yield from ((path, other) for other in texts(value))
     elif isinstance(value, int):
-        yield from ((path, other) for other in (value + 1, value - 1, -value, float(value), str(value), None))
+        others = (value + 1, value - 1, -value, 10**9, -(10**400), float(value), str(value), True, None, [], {})
+        yield from ((path, other) for other in others)
     else:
         assert value is None
         yield path, "input"
@@ -96,6 +99,7 @@ def texts(value: str) -> Iterator[str]:
     elif value.lstrip("-").startswith("0x"):
         yield hex(int(value, 16) + 1)
         yield hex(int(value, 16) - 1)
+    yield "0x1.0p+5000"
     middle = len(value) // 2
     yield value[:middle] + ("A" if value[middle] != "A" else "B") + value[middle + 1 :]
     yield value[:-1]

@@ -151,7 +151,7 @@ def test_a_flip_that_only_happens_in_a_batch_is_rejected(plant) -> None:
             first = inputs.flatten(1)[:, 0] - 0.5
             sign = -1.0 if len(inputs) > 1 else 1.0
             margin = torch.where(first > 0.2, sign * torch.ones_like(first), torch.ones_like(first))
-            return torch.stack([margin, torch.zeros_like(margin)], 1)
+            return torch.stack([margin, 0 * first], 1)
 
     def shift(_network, batch):
         yield (batch.inputs + 0.3).clamp(0, 1)
@@ -168,8 +168,9 @@ def test_a_margin_within_the_noise_is_no_witness(plant) -> None:
         """Logits of size 1 that differ by 1e-12."""
 
         def forward(self, inputs: Tensor) -> Tensor:
-            gap = torch.where(inputs.flatten(1)[:, 0] > 0.6, -1e-12, 1e-12).double()
-            return torch.stack([1 + gap, torch.ones_like(gap)], 1)
+            first = inputs.flatten(1)[:, 0]
+            gap = torch.where(first > 0.6, -1e-12, 1e-12).double()
+            return torch.stack([1 + gap, 1 + 0 * first.double()], 1)
 
     def shift(_network, batch):
         yield (batch.inputs + 0.3).clamp(0, 1)
@@ -301,7 +302,7 @@ def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatc
             assert record.status == "done"
             # The harness itself looks at each claim, to tell a false claim from none, and draws the closest one in.
             assert counts["forward"] <= 2 * (passes.forward + passes.claims + INWARD_STEPS + 2), name
-            assert counts["backward"] <= 2 * passes.backward, name
+            assert counts["backward"] <= 2 * passes.backward + 1, name  # whether there is a gradient
             if name not in stops_early:
                 assert counts["forward"] >= 0.8 * 2 * passes.forward, name
                 assert counts["backward"] >= 0.8 * 2 * passes.backward, name

@@ -53,7 +53,7 @@ def test_the_pairs_measured_are_those_that_come_closest_to_their_bounds() -> Non
     assert len(slope.pairs) <= 3
     assert slope.pairs[lie] > against[lie[0]][lie[1]]
     everywhere = largest_slope(network, inputs, labels, most=(40, 90))
-    assert slope.value == everywhere.value
+    assert slope.value == pytest.approx(everywhere.value, rel=1e-8)  # that of another point may be as steep
     assert int(labels[slope.sample]) == slope.label
 
 

@@ -340,7 +340,7 @@ def test_weights_of_a_normalisation_meet_those_that_follow() -> None:
         (lambda x: torch.log(x), "unbounded at 0"),
         (lambda x: (x - 0.25) ** -1, "unbounded at 0"),
         (lambda x: F.layer_norm(x, (4,), eps=0.0), "give it an eps"),
-        (lambda x: F.rms_norm(x, (4,)), "give it an eps"),
+        (lambda x: F.rms_norm(x, (4,), eps=0.0), "give it an eps"),
     ],
 )
 def test_what_is_unbounded_in_the_domain_is_refused(function: Function, reason: str) -> None:

@@ -38,7 +38,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], Exact]] = {
     "silu": (nn.SiLU, lambda z: z / (1 + mpmath.exp(-z))),
     "tanh": (nn.Tanh, mpmath.tanh),
     "sigmoid": (nn.Sigmoid, lambda z: 1 / (1 + mpmath.exp(-z))),
-    "softplus": (nn.Softplus, lambda z: mpmath.log1p(mpmath.exp(z))),
+    "softplus": (lambda: nn.Softplus(threshold=40), lambda z: mpmath.log1p(mpmath.exp(z))),
 }
 
 

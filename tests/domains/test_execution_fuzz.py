@@ -16,6 +16,7 @@ import pytest
 import torch
 from executions import executed, fused, largest_first, shuffled
 from fuzzed import BLOCKS, captured, fuzzed, reweighted
+from torch import nn
 
 from lipaudit.certification.executed import Execution
 from lipaudit.certification.network_bound import Composition, pairwise
@@ -54,7 +55,7 @@ def composed(graph: Graph) -> Composition:
         head = walk(graph, RULES, Value(INPUT), ledger)
         ledger.settle(head)
         bound = NetworkBound(tuple(ledger.lines), 0.0, pairwise(head, ledger), graph.input_shape)
-    return Composition(bound, graph, ledger, head)
+    return Composition(bound, graph, ledger, head, nn.Module())
 
 
 def examine(seed: int, name: str, tally: Tally) -> None:

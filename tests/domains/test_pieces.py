@@ -78,7 +78,7 @@ FREE: dict[str, tuple[Function, float]] = {
     "written into an index": (one_index_written_into, 3.0),
     "a part of what a part was written into": (
         lambda x: torch.cat([torch.relu(written_into(x)[:, :2]), torch.relu(written_into(x)[:, 2:])], 1),
-        3.0 * 2**0.5,  # written twice: nobody sees that it is the same tensor
+        3.0,  # written twice: the same tensor
     ),
     "slices of slices": (lambda x: torch.cat([torch.relu(x[:, :3][:, 1:]), torch.relu(x[:, 3:])], 1), 1.0),
     "patches": (

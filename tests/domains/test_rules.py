@@ -90,7 +90,7 @@ class Model(nn.Module):
 
 
 def test_unknown_operations_are_listed_with_their_layers() -> None:
-    model = Model(lambda x: torch.lgamma(torch.special.i0e(x)) + torch.special.i0e(x)).eval()
+    model = Model(lambda x: torch.lgamma(torch.special.i0e(x)) + torch.special.i0e(2 * x)).eval()
     with pytest.raises(UnsupportedOp, match=r"i0e.default x2 .*lgamma.default x1 .*test_rules.py"):
         compose(model, (8,))
 
@@ -121,8 +121,19 @@ def test_products_and_quotients_of_activations_need_a_domain(function: Callable)
         lambda x: torch.remainder(x, 0.3),
         lambda x: torch.div(x, 0.3, rounding_mode="floor"),
         lambda x: nn.functional.threshold(x, 0.1, 0.0),
+        lambda x: nn.functional.softplus(x, threshold=0.1),
+        lambda x: nn.functional.softplus(x, beta=100.0, threshold=1.0),
     ],
 )
 def test_what_jumps_is_refused_with_that_reason(function: Callable) -> None:
     with pytest.raises(NotLipschitz, match=r"jumps.*test_rules.py"):
         compose(Model(function).eval(), (8,))
+
+
+def test_an_average_over_a_negative_divisor_is_refused_by_name() -> None:
+    class Negative(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.avg_pool2d(x, 2, divisor_override=-1).flatten(1)
+
+    with pytest.raises(UnsupportedOp, match=r"divisor_override above 0 in avg_pool2d.default .*, got -1"):
+        compose(Negative().eval(), (1, 4, 4))

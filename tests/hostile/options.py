@@ -77,7 +77,7 @@ SHAPES = ("3", "3,32", "0,8,8", "-1,8,8", "1,8,8,8", "1.5,8,8", "a,b,c", "")
 STATISTICS = ("x", "0.5,y", "nan?", "1/0")
 
 CASES = [
-    *(Call(f"--eps {e!r}", run("--eps", e), USAGE, "expected a positive number or fraction") for e in BUDGETS),
+    *(Call(f"--eps {e!r}", run("--eps", e), USAGE, "expected eps above 0, a budget such as") for e in BUDGETS),
     *(Call(f"--time-limit {t!r}", run("--time-limit", t), USAGE, "expected a time such as") for t in TIMES),
     *(Call(f"--input-shape {s!r}", run("--input-shape", s), USAGE, "channels,height,width") for s in SHAPES),
     *(Call(f"--mean {m!r}", run("--mean", m), USAGE, "expected numbers such as") for m in STATISTICS),
@@ -93,6 +93,35 @@ CASES = [
     Call("an option that is a little off", run("--epss", "1"), USAGE, "Did you mean"),
     Call("an option without its value", run("--eps"), USAGE, "requires an argument"),
     Call("an argument too many", run("more"), USAGE, "unexpected extra argument"),
+    *(
+        Call(f"words for options: {' '.join(given)}", words(*given), USAGE, f"did you mean: lipaudit {meant}")
+        for given, meant in {
+            ("run", "resnet18", "cifar10"): "run --model resnet18 --dataset cifar10?",
+            ("run", "CIFAR-10", "ResNet18"): "run --dataset cifar10 --model ResNet18?",
+            ("run", "net.pt", "imagefolder:val", "8/255"): "run --checkpoint net.pt --dataset imagefolder:val --eps 8/255?",
+            ("run", "a b.npz"): "run --dataset 'npz:a b.npz'?",
+            ("run", "--model", "resnet18", "cifar10"): "run … --dataset cifar10?",
+            ("run", "reports/a.json"): "check reports/a.json?",
+            ("run", "."): "run --dataset imagefolder:.?",
+            ("bounds", "resnet18", "cifar10"): "bounds … --dataset cifar10?",
+            ("resnet18", "cifar10"): "run --model resnet18 --dataset cifar10?",
+            ("cifar-10",): "run --dataset cifar10?",
+            ("result.json",): "check result.json?",
+            ("audit", "x"): "run?",
+            ("--model", "resnet18"): "run --model …?",
+        }.items()
+    ),
+    *(
+        Call(f"too many words: {' '.join(given)}", words(*given), USAGE, says)
+        for given, says in {
+            ("run", "resnet18", "resnet50"): "unexpected extra arguments (resnet18 resnet50) (lipaudit run --help)",
+            ("run", ""): "unexpected extra argument",
+            ("run", "\x1b[2J"): "unexpected extra argument (\ufffd[2J)",
+            ("datasets", "cifar10"): "unexpected extra argument (cifar10) (lipaudit datasets --help)",
+            ("models", "a", "b"): "unexpected extra argument (b)",
+            ("frobnicate",): "No such command 'frobnicate'.",
+        }.items()
+    ),
     Call("a command that is a little off", words("rum"), USAGE, "No such command 'rum'"),
     Call("an attack that is a little off", run("--attacks", "apgd-cee"), USAGE, "apgd-ce"),
     Call("an attack of nothing", run("--attacks", "quick,,no-such"), USAGE, "no-such"),

@@ -23,7 +23,7 @@ from lipaudit.norms import conv_norm
 from lipaudit.norms.aol import aol_plain_bound
 from lipaudit.norms.gram import gram_lattice_bound
 from lipaudit.norms.linear_maps import Conv
-from lipaudit.rounding import UNIT, WIDE, down, gamma, narrow_up, norm_up, up, wide, wide_sqrt
+from lipaudit.rounding import UNIT, WIDE, down, gamma, narrow_up, norm_up, norms_up, up, wide, wide_sqrt
 
 NUMBERS = [0.1, 0.2, 0.3, 0.7, 1.1, 1.3, 1e-3, 3.3e5]
 
@@ -59,6 +59,17 @@ def test_gamma_is_what_higham_says(n: int) -> None:
 def test_a_norm_of_any_size(exponent: int) -> None:
     found = norm_up(torch.tensor([3.0, 4.0], dtype=torch.float64) * 2.0**exponent)
     assert 5 * 2.0**exponent <= found <= 5 * 2.0**exponent * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("exponent", [-600, -1, 0, 1, 600])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (5, 4, 4), (3, 1000)], ids=str)
+def test_norms_of_any_size_at_once(exponent: int, shape: tuple[int, ...]) -> None:
+    many = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2.0**exponent
+    many[0] *= 1e-3
+    for found, block in zip(norms_up(many).tolist(), many, strict=True):
+        exact = sum(Fraction(entry) ** 2 for entry in block.flatten().tolist())
+        assert exact <= Fraction(found) ** 2 <= exact * (1 + Fraction(1, 10**9))
+    assert norms_up(many * 0).tolist() == [0.0] * len(many)
 
 
 def test_a_pair_of_unlinked_logits_costs_root_two() -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given, settings
+from oracles import convolutions
 
 from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import (
@@ -81,3 +85,11 @@ def test_gather_counts_copies() -> None:
     copies = Gather(lambda x: x.expand(1, 4, 3), (1, 1, 3), 1)
     assert norm_bound(copies)[0].value == pytest.approx(2.0, rel=1e-9)
     assert norm_bound(copies)[0].value >= 2.0
+
+
+@settings(max_examples=100, deadline=None)
+@given(convolutions(modes=("zeros",)))
+def test_schur_of_a_convolution_is_that_of_its_matrix(conv: Conv) -> None:
+    matrix = dense(conv).abs()
+    exact = math.sqrt(float(matrix.sum(0).max()) * float(matrix.sum(1).max()))
+    assert float(torch.linalg.svdvals(dense(conv))[0]) <= schur_test(conv) <= exact * (1 + 1e-9) + 1e-300

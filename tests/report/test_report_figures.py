@@ -8,18 +8,22 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 
+import audit_parts
 import audits
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import page, seen
 
+from lipaudit.report.bound_section import bounds
 from lipaudit.report.figures import classes, margins
+from lipaudit.report.figures.layer_groups import stages
 from lipaudit.report.html import to_html
 from lipaudit.report.images_section import images
 from lipaudit.results.audit import Audit
+from lipaudit.results.bounds import Upper
 from lipaudit.results.formatting import number, told_apart
-from lipaudit.verdict.checks.integrity import examine
+from lipaudit.verdict.verdict import examine
 
 
 def with_margins(values: list[float]) -> Audit:
@@ -226,3 +230,23 @@ def test_no_check_that_rests_on_a_certificate_passes_once_one_is_contradicted() 
     states = {finding.id: (finding.state, finding.value) for finding in broken if finding.id in resting}
     assert states == dict.fromkeys(resting, ("not run", "no valid certificates"))
     assert next(finding for finding in broken if finding.id == "LA001").state == "fail"
+
+
+def test_a_branch_that_is_zero_is_drawn() -> None:
+    """As in every residual network whose blocks begin with a last batch norm of weights 0 (timm)."""
+    ledger = list(audit_parts.resnet_ledger(random.Random(5)))
+    names = [line.step for line in ledger]
+    place = names.index("layer1.0.conv2 + layer1.0.bn2/conv2d")
+    ledger[place] = replace(ledger[place], upper=Upper(0.0, "zero"), log10_so_far=-math.inf, candidates=(), lower=0.0)
+    bound = audit_parts.network(tuple(ledger))
+    audit = replace(audits.strong(60), bound=bound)
+    shown = bounds(audit)
+    assert shown.figure is not None
+    assert "hold a branch that is zero" in shown.note or "holds a branch that is zero" in shown.note
+    assert "constant" not in shown.note
+    gains = [stage.gain for stage in stages(bound)]
+    assert sum(gains) == pytest.approx(bound.log10)
+    assert sum(stage.idle for stage in stages(bound)) == 1
+    assert "(+ 0)" in to_html(audit)
+    nothing = replace(bound, log10=-math.inf)
+    assert bounds(replace(audit, bound=nothing)).note == "The network is constant: its Lipschitz bound is zero."

@@ -72,9 +72,12 @@ def test_results_of_every_version_are_valid_and_render(file: Path) -> None:
     audit = load_audit(file)
     parsed = seen(to_html(audit))
     assert "digits-cnn on digits test" in parsed.words()
-    assert stored["verdict"]["headline"] in parsed.words()
+    assert audit.verdict.headline in parsed.words()
     assert "nan" not in parsed.words().lower().split()
     # What was written then is written now, and what has been added since has its default.
+    # Only its findings and sentences are those of today.
+    for name in ("findings", "verdict"):
+        del stored[name]
     assert contains(json.loads(to_json(audit)), stored)
 
 

@@ -19,6 +19,7 @@ from lipaudit.domains.intervals.value import (
     rounded,
     widened,
 )
+from lipaudit.domains.rounding.float64_linear import by_products
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.ir import Node, Ref
 from lipaudit.rounding import gamma
@@ -222,20 +223,91 @@ def reciprocal(node: Node, nodes: Nodes, self: Any) -> Range:
     return over(as_range(1.0, self.low), self)
 
 
-@RANGES.rule("exp.default")
+@RANGES.rule("exp.default", "exp2.default")
 def exponential(node: Node, nodes: Nodes, self: Any) -> Range:
     """exp grows with x."""
-    del node, nodes
-    return rounded(self.low.exp(), self.high.exp(), _LIBRARY, nonnegative=True)
+    del nodes
+    return rounded(*both_ends(node, {"self": self}), _LIBRARY, nonnegative=True)
 
 
-@RANGES.rule("log.default")
+@RANGES.rule("expm1.default")
+def exponential_minus_one(node: Node, nodes: Nodes, self: Any) -> Range:
+    """exp(x) - 1 grows with x, from -1."""
+    del nodes
+    return rounded(*both_ends(node, {"self": self}), _LIBRARY).within(-1.0, INFINITY)
+
+
+@RANGES.rule("log.default", "log2.default", "log10.default", "log1p.default")
 def logarithm(node: Node, nodes: Nodes, self: Any) -> Range:
     """log grows with x; unbounded where x may be 0."""
-    del node, nodes
-    low, high = self.low.clamp_min(0).log(), self.high.log()
+    del nodes
+    least = -1.0 if node.op == "log1p.default" else 0.0
+    return _logarithmic(node, {"self": Range(self.low.clamp_min(least), self.high)})
+
+
+@RANGES.rule("logit.default")
+def logit(node: Node, nodes: Nodes, self: Any, eps: float | None) -> Range:
+    """log(x / (1 - x)) grows with x; unbounded where x may be 0 or 1."""
+    del nodes
+    return _logarithmic(node, {"self": Range(self.low.clamp(0, 1), self.high.clamp(0, 1)), "eps": eps})
+
+
+def _logarithmic(node: Node, arguments: dict[str, Any]) -> Range:
+    low, high = both_ends(node, arguments)
     below, above = (gamma(_LIBRARY) * (1 + end.abs()) for end in (low, high))
     return widened(low, high, below, above)
+
+
+@RANGES.rule("hypot.default")
+def hypotenuse(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
+    """sqrt(a^2 + b^2) grows with |a| and |b|."""
+    del nodes
+    a, b = (absolute(operand) for operand in operands(self, other))
+    return rounded(*both_ends(node, {"self": a, "other": b}), _LIBRARY, nonnegative=True)
+
+
+@RANGES.rule("logaddexp.default", "logaddexp2.default")
+def log_add_exp(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
+    """log(exp(a) + exp(b)) grows with both."""
+    del nodes
+    a, b = operands(self, other)
+    low, high = both_ends(node, {"self": a, "other": b})
+    below, above = (
+        gamma(_LIBRARY) * (1 + x.abs() + y.abs() + end.abs())
+        for x, y, end in ((a.low, b.low, low), (a.high, b.high, high))
+    )
+    return widened(low, high, below, above)
+
+
+@RANGES.rule("atan2.default")
+def angle(node: Node, nodes: Nodes, self: Any, other: Any) -> Range:
+    """The angle of a box off the negative x-axis is extreme at its corners; of any other, nothing is known."""
+    del node, nodes
+    y, x = operands(self, other)
+    low, high = _extremes([torch.atan2(b, a) for b in (y.low, y.high) for a in (x.low, x.high)])
+    unknown = ~((y.low > 0) | (y.high < 0) | (x.low > 0))
+    low, high = low.masked_fill(unknown, -3.2), high.masked_fill(unknown, 3.2)
+    return rounded(low - 1e-15, high + 1e-15, _LIBRARY)
+
+
+@RANGES.rule("cdist.default", "_cdist_forward.default")
+def distances(node: Node, nodes: Nodes, x1: Any, x2: Any, p: float, compute_mode: Any) -> Range:
+    """Distances to constant points grow with the absolute value of every difference."""
+    del node, nodes
+    if isinstance(x1, Range) and isinstance(x2, Range):
+        raise UnsupportedOp("expected distances to constant points, got two sets that depend on the input")
+    a, b = operands(x1, x2)
+    apart = plus(
+        Range(a.low[..., :, None, :], a.high[..., :, None, :]),
+        negative(Range(b.low[..., None, :, :], b.high[..., None, :, :])),
+    )
+    low, high = (torch.linalg.vector_norm(end, p, -1) for end in (absolute(apart).low, apart.magnitude))
+    off = torch.zeros((), dtype=torch.float64, device=low.device)
+    if by_products(p, compute_mode, a.low, b.low):
+        size = sum(torch.linalg.vector_norm(z.magnitude, 2, -1).square().amax() for z in (a, b))
+        off = (8 * gamma(a.low.shape[-1] + _LIBRARY) * size).sqrt()
+    count = 2 * gamma(a.low.shape[-1] + _LIBRARY)
+    return widened(low, high, off + count * low, off + count * high + NORM_FLOOR, nonnegative=True)
 
 
 @RANGES.rule("linalg_vector_norm.default")

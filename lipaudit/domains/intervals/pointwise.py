@@ -11,6 +11,7 @@ from lipaudit.domains.intervals.arithmetic import times
 from lipaudit.domains.intervals.value import INFINITY, RANGES, Nodes, Range, around, both_ends, rounded, run, widened
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.ir import Node
+from lipaudit.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.rounding import gamma, up
 
 _LIBRARY = 64
@@ -176,6 +177,19 @@ def _kinked(node: Node, arguments: dict[str, Any]) -> Range:
     low = torch.where(inside, low.clamp_max(0), low)
     high = torch.where(inside, high.clamp_min(0), high)
     return widened(low, high, gamma(8) * low.abs(), gamma(8) * high.abs())
+
+
+@RANGES.rule(PIECEWISE)
+def in_pieces(node: Node, nodes: Nodes, self: Any, points: Any, steps: Any, slope: Any, offset: Any) -> Range:
+    """A function of straight pieces is extreme at an end of the range, or where two pieces meet in it."""
+    del nodes
+    places = [self.low, self.high, *(torch.minimum(torch.maximum(p, self.low), self.high) for p in points)]
+    constants = {"points": points, "steps": steps, "slope": slope, "offset": offset}
+    values = torch.stack([run(node, {**constants, "self": place}) for place in places])
+    sizes = torch.stack([sum_of_pieces({**constants, "self": place}) for place in places])
+    lost = gamma(2 * len(points) + 8) * sizes
+    none = torch.zeros_like(self.low)
+    return widened((values - lost).amin(0), (values + lost).amax(0), none, none)
 
 
 @RANGES.rule("silu.default", "mish.default", "hardswish.default")

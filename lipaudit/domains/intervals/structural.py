@@ -39,11 +39,13 @@ EXACT = (
       for axes in (1, 2, 3) for name in ("vec", "default")),
     "relu.default", "relu6.default", "hardtanh.default", "clamp.default", "clamp.Tensor", "clamp_min.default",
     "clamp_max.default", "clamp_min.Tensor", "clamp_max.Tensor", "maximum.default", "minimum.default", "max.other",
-    "min.other", "fmax.default", "fmin.default", "amax.default", "amin.default", "max.default", "min.default",
+    "scatter.src", "scatter.value", "index_copy.default", "index_fill.int_Scalar", "median.default", "min.other",
+    "fmax.default", "fmin.default", "amax.default", "amin.default", "max.default", "min.default",
     "aminmax.default", "max_pool1d.default", "max_pool2d.default", "max_pool3d.default",
 )  # fmt: skip
 
 VALUES_AND_INDICES = (
+    "median.dim", "kthvalue.default", "cummax.default", "cummin.default",
     "max.dim", "min.dim", "sort.default", "topk.default", "max_pool2d_with_indices.default",
     "max_pool3d_with_indices.default", "adaptive_max_pool1d.default", "adaptive_max_pool2d.default",
     "adaptive_max_pool3d.default",
@@ -58,6 +60,7 @@ SUMS = (
 INTERPOLATING = (
     "upsample_linear1d.vec", "upsample_linear1d.default", "upsample_bilinear2d.vec", "_upsample_bilinear2d_aa.vec",
     "_upsample_bilinear2d_aa.default", "upsample_trilinear3d.vec", "upsample_trilinear3d.default",
+    "grid_sampler_2d.default", "grid_sampler_3d.default",
 )  # fmt: skip
 
 JUMPING = (
@@ -82,6 +85,30 @@ def monotone(node: Node, nodes: Nodes, **arguments: Any) -> Range:
     if any(isinstance(arguments.get(name), Range) for name in ("mask", "condition", "index", "indices")):
         raise UnsupportedOp(f"expected a mask that does not depend on the input in {node.op}, got one that does")
     return Range(*both_ends(node, arguments))
+
+
+@RANGES.rule("index_put.default", "_unsafe_index_put.default", "scatter_add.default", "index_add.default")
+def added(node: Node, nodes: Nodes, **arguments: Any) -> Range:
+    """Entries that are replaced at constant places, or added there: alpha times each, which it grows or falls with."""
+    del nodes
+    if arguments.get("accumulate") is False:
+        return Range(*both_ends(node, arguments))
+    name = {"index_put": "values", "scatter_add": "src", "index_add": "source"}[
+        node.op.split(".")[0].removeprefix("_unsafe_")
+    ]
+    start, term = (
+        value if isinstance(value, Range) else Range(value, value) for value in (arguments["self"], arguments[name])
+    )
+    fixed = dict(arguments)
+    if fixed.get("alpha", 1) < 0:
+        fixed["alpha"], term = -fixed["alpha"], Range(-term.high, -term.low)
+    low, high = both_ends(node, {**fixed, "self": start, name: term})
+    charge = 2 * gamma(term.low.numel() + 8)
+    below, above = (
+        charge * run(node, {**fixed, "self": end.abs(), name: other.abs()})
+        for end, other in ((start.low, term.low), (start.high, term.high))
+    )
+    return widened(low, high, below, above)
 
 
 @RANGES.rule(*VALUES_AND_INDICES)
@@ -112,6 +139,8 @@ def sums(node: Node, nodes: Nodes, **arguments: Any) -> Range:
 def interpolated(node: Node, nodes: Nodes, **arguments: Any) -> Range:
     """Linear interpolation is an average of neighbours; its weights come from positions that are rounded too."""
     del nodes
+    if isinstance(arguments.get("grid"), Range) or arguments.get("interpolation_mode", 0) not in (0, 1):
+        raise UnsupportedOp(f"expected {node.op} at constant places and without negative weights, got another")
     x: Range = arguments["input"] if "input" in arguments else arguments["self"]
     low, high = both_ends(node, arguments)
     charge = 2 * gamma(x.low.numel() + 64) * x.magnitude.amax()

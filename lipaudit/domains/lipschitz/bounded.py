@@ -13,12 +13,15 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.intervals.value import as_range
+from lipaudit.domains.lipschitz.joining import together
 from lipaudit.domains.lipschitz.magnitudes import root_of_squares, widened_norm
 from lipaudit.domains.lipschitz.propagator import BOUNDED, ROOM, RULES, Ledger, Value
+from lipaudit.domains.lipschitz.shape import copies
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph.ir import Node
 from lipaudit.results.bounds import Upper
-from lipaudit.rounding import TINY, gamma, up
+from lipaudit.rounding import TINY, down, gamma, up
 
 Slope = Callable[[float, float], tuple[float, float]]
 """From the least and the largest value of an operand to the steepest slope and what its room is a share of: an error
@@ -64,14 +67,31 @@ def _float_power(base: float, exponent: float) -> float:
         return math.inf
 
 
-def _exponential(low: float, high: float) -> tuple[float, float]:
-    del low
-    return (math.exp(high) + TINY if high < 709 else math.inf), 1.0
+def _exponential(rate: float) -> Slope:
+    """rate exp(rate x), for a rate of at most 1: an error e changes it by a factor within exp(e)."""
+
+    def slope(low: float, high: float) -> tuple[float, float]:
+        del low
+        return (rate * math.exp(rate * high) + TINY if rate * high < 709 else math.inf), 1.0
+
+    return slope
 
 
-def _logarithm(low: float, high: float) -> tuple[float, float]:
-    del high
-    return 1.0 / _positive(low, "log"), low
+def _logarithm(base: float, shift: float = 0.0) -> Slope:
+    """The slope of log(x + shift) to a base, 1 / ((x + shift) log(base))."""
+
+    def slope(low: float, high: float) -> tuple[float, float]:
+        del high
+        least = _positive(down(low + shift) if shift else low, "log")
+        return 1.0 / least / math.log(base), least
+
+    return slope
+
+
+def _logit(low: float, high: float) -> tuple[float, float]:
+    """1 / x + 1 / (1 - x), largest at one of the ends."""
+    least = min(_positive(low, "logit"), _positive(down(1.0 - high), "1 - x in logit"))
+    return 1.0 / least + 2.0, least / 2
 
 
 SLOPES: dict[str, tuple[Slope, str]] = {
@@ -79,12 +99,19 @@ SLOPES: dict[str, tuple[Slope, str]] = {
     "sqrt.default": (power(0.5), "1 / (2 sqrt(x))"),
     "rsqrt.default": (power(-0.5), "x^(-3/2) / 2"),
     "reciprocal.default": (power(-1.0), "1 / x^2"),
-    "exp.default": (_exponential, "exp(x)"),
-    "log.default": (_logarithm, "1 / x"),
+    "exp.default": (_exponential(1.0), "exp(x)"),
+    "expm1.default": (_exponential(1.0), "exp(x)"),
+    "exp2.default": (_exponential(math.log(2.0)), "2^x log 2"),
+    "log.default": (_logarithm(math.e), "1 / x"),
+    "log1p.default": (_logarithm(math.e, 1.0), "1 / (1 + x)"),
+    "log2.default": (_logarithm(2.0), "1 / (x log 2)"),
+    "log10.default": (_logarithm(10.0), "1 / (x log 10)"),
 }
 """Operation -> its steepest slope over a range, and the formula of the slope."""
 
-BOUNDED.update({*SLOPES, "pow.Tensor_Scalar", "pow.Tensor_Tensor", "var.dim", "var.correction"})
+BOUNDED.update(
+    {*SLOPES, "logit.default", "atan2.default", "pow.Tensor_Scalar", "pow.Tensor_Tensor", "var.dim", "var.correction"}
+)
 
 
 def _with_slope(op: str) -> None:
@@ -99,6 +126,43 @@ def _with_slope(op: str) -> None:
 
 for _op in SLOPES:
     _with_slope(_op)
+
+
+@RULES.rule("logit.default")
+def logit(node: Node, ledger: Ledger, self: Any, eps: float | None) -> Value:
+    """log(x / (1 - x)) of x clamped to [eps, 1 - eps]: slope 1 / (x (1 - x)), steepest at an end of its range."""
+
+    def slope(low: float, high: float) -> tuple[float, float]:
+        if eps is not None:
+            low, high = min(max(low, eps), 1 - eps), max(min(high, 1 - eps), eps)
+        return _logit(low, high)
+
+    return _steepest(node, ledger, self, slope, "1 / (x (1 - x))")
+
+
+@RULES.rule("atan2.default")
+def angle(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
+    """The angle of (x, y) moves by at most 1 / its distance from the origin; it jumps across the negative x-axis."""
+    read = {name: value for name, value in (("self", self), ("other", other)) if isinstance(value, Value)}
+    held = [
+        ledger.range_of(node, name) if name in read else as_range(constant, torch.empty(0, device=ledger.device))
+        for name, constant in (("self", self), ("other", other))
+    ]
+    y, x = held
+    apart = bool(((y.low > 0) | (y.high < 0) | (x.low > 0)).all())
+    least = float(torch.hypot(*(torch.maximum(z.low, -z.high).clamp_min(0) for z in held)).min()) if apart else 0.0
+    if not least > 0.0:
+        raise NotLipschitz(
+            "atan2 jumps across the negative x-axis and at 0, and no range keeps its operands away from there; shift "
+            "or clamp them"
+        )
+    bound = ledger.widened(_LIBRARY / least, least)
+    because = "1 / the least distance from the origin"
+    moved = [
+        ledger.scaled(node, value, Upper(up(copies(node, ledger, name) * bound), "range", because))
+        for name, value in read.items()
+    ]
+    return together(node, ledger, moved, "movements of both operands")
 
 
 @RULES.rule("pow.Tensor_Scalar", "pow.Tensor_Tensor")

@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.lipschitz.branches import centred, one_map
 from lipaudit.domains.lipschitz.patterns import minus_tanh
+from lipaudit.domains.lipschitz.potentials import potential_step
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
@@ -23,7 +25,7 @@ from lipaudit.domains.lipschitz.shape import broadcast, copies
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Identity
-from lipaudit.results.bounds import Upper
+from lipaudit.results.bounds import Law, Upper
 from lipaudit.rounding import UNIT, up
 
 BOUNDED.add("addcmul.default")
@@ -42,9 +44,22 @@ def add(node: Node, ledger: Ledger, self: Any, other: Any, alpha: Any) -> Value:
         return scale(node, ledger, other, "other", as_factor(factor, ledger))
     if minus_tanh(node, ledger):
         return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "x - tanh(x): slope tanh(x)^2"))
+    sign = float(alpha) if node.op.startswith("add") else -float(alpha)
+    step = better_sum(node, ledger, {"self": self, "other": other}, sign)
+    if step is not None:
+        return step
     left = stretched(node, ledger, self, "self")
     right = stretched(node, ledger, other, "other", abs(float(alpha)))
     return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))
+
+
+def better_sum(node: Node, ledger: Ledger, operands: dict[str, Value], factor: float) -> Value | None:
+    """first + factor second where both have something in common that bounds it better than the sum of their bounds."""
+    if not ledger.looks_back:
+        return None
+    return next(
+        filter(None, (rule(node, ledger, operands, factor) for rule in (one_map, centred, potential_step))), None
+    )
 
 
 @RULES.rule("rsub.Scalar", "rsub.Tensor")
@@ -55,6 +70,9 @@ def reverse_subtract(node: Node, ledger: Ledger, self: Any, other: Any, alpha: A
     if not isinstance(other, Value):
         refuse_undefined(other)
         return scale(node, ledger, self, "self", as_factor(-alpha, ledger))
+    step = better_sum(node, ledger, {"other": other, "self": self}, -float(alpha))
+    if step is not None:
+        return step
     left = stretched(node, ledger, other, "other")
     right = stretched(node, ledger, self, "self", abs(float(alpha)))
     return _forgetful(ledger.record(node, "sum", [left, right], Upper(1.0, "sum", "residual: sum of the branches")))
@@ -70,6 +88,8 @@ def shifted(node: Node, ledger: Ledger, value: Value, operand: str, constant: An
 
 def refuse_undefined(constant: Any) -> None:
     """NaN and +inf have no distances. -inf, in masks of attention, takes an entry out: it does not move any more."""
+    if isinstance(constant, complex) or (isinstance(constant, torch.Tensor) and constant.is_complex()):
+        raise UnsupportedOp("expected a shift of real numbers, got complex ones outside of a Fourier layer")
     entries = constant if isinstance(constant, torch.Tensor) else torch.tensor(float(constant))
     if bool((entries.isnan() | (entries == torch.inf)).any()):
         raise ValueError("expected a shift of finite numbers or -inf, got NaN or inf")
@@ -162,9 +182,33 @@ def _overlapping(parts: Sequence[torch.Tensor]) -> list[list[int]]:
     return [members for members, _ in groups]
 
 
-@RULES.rule("maximum.default", "minimum.default", "max.other", "min.other", "fmax.default", "fmin.default")
+_LARGER_FIRST = {
+    "maximum.default": 0, "max.other": 0, "fmax.default": 0, "minimum.default": 1, "min.other": 1, "fmin.default": 1,
+}  # fmt: skip
+
+
+@RULES.rule(*_LARGER_FIRST)
 def extreme(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
     """|max(a, b) - max(c, d)| <= max(|a - c|, |b - d|): root of the sum of squares; a constant does not move."""
+    part = _LARGER_FIRST[node.op]
+    if isinstance(self, Value) and isinstance(other, Value) and _has_counterpart(node, ledger, part):
+        law: Law = "max" if apart([self, other]) else "root_sum_squares"
+        fork = f"sorted({', '.join(sorted(node.refs()))})"
+        return _forgetful(ledger.sorted(node, fork, [self, other], law, part, 2))
+    return _extreme_of(node, ledger, {"self": self, "other": other})
+
+
+def _has_counterpart(node: Node, ledger: Ledger, part: int) -> bool:
+    """Whether the other one of larger and smaller is taken of the same operands, and neither is stretched."""
+    if any(ledger.shape_of(node, name) != tuple(node.shape) for name in ("self", "other")):
+        return False
+    refs = sorted(node.refs())
+    return any(_LARGER_FIRST.get(each.op) == 1 - part and sorted(each.refs()) == refs for each in ledger.graph.nodes)
+
+
+@RULES.rule("hypot.default", "logaddexp.default", "logaddexp2.default")
+def smooth_extreme(node: Node, ledger: Ledger, self: Any, other: Any) -> Value:
+    """Their gradient in both operands has length at most 1: root of the sum of squares; a constant does not move."""
     return _extreme_of(node, ledger, {"self": self, "other": other})
 
 

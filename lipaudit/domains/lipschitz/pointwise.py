@@ -6,6 +6,7 @@ The constants of the smooth ones are the maxima of their derivatives, rounded up
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,8 +15,9 @@ from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import constants_only
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.graph.ir import Node
+from lipaudit.piecewise import PIECEWISE, largest_slope
 from lipaudit.results.bounds import Upper
-from lipaudit.rounding import up
+from lipaudit.rounding import UNIT, up
 
 SLOPES: dict[str, tuple[float, str]] = {
     "relu.default": (1.0, "slope 0 or 1"),
@@ -58,9 +60,25 @@ def _with_slope(op: str) -> None:
     def rule(node: Node, ledger: Ledger, self: Any, **settings: Any) -> Value:
         """An entry-wise function: its largest slope."""
         constants_only(node, settings, settings)
+        ledger.entering[node.name] = self
+        sign = _sign_kept(node, ledger)
+        if sign is not None and any(_sign_kept(each, ledger) == (sign[0], 1 - sign[1]) for each in ledger.graph.nodes):
+            return ledger.sorted(node, f"signs({sign[0]})", [self], "scale", sign[1], 2)
         return ledger.record(node, "scale", [self], Upper(slope, "pointwise", where))
 
     RULES.rule(op)(rule)
+
+
+def _sign_kept(node: Node, ledger: Ledger) -> tuple[str, int] | None:
+    """Of what the node keeps one sign, and which: 0 positive, 1 negative. (x+, x-) moves no farther than x."""
+    low, high = (0, None) if node.op == "relu.default" else (node.args.get("min"), node.args.get("max"))
+    if node.op not in ("relu.default", "clamp.default", "clamp_min.default", "clamp_max.default"):
+        return None
+    if (low, high) not in ((0, None), (None, 0)):
+        return None
+    name, part = node.args["self"].name, int(low is None)
+    source = ledger.node(name)
+    return (source.args["self"].name, 1 - part) if source and source.op == "neg.default" else (name, part)
 
 
 for _op in SLOPES:
@@ -101,6 +119,13 @@ def prelu(node: Node, ledger: Ledger, self: Any, weight: Any) -> Value:
     return ledger.record(node, "scale", [self], Upper(slope, "pointwise", "slope 1 or the weight"))
 
 
+@RULES.rule(PIECEWISE)
+def in_pieces(node: Node, ledger: Ledger, self: Any, points: Any, steps: Any, slope: Any, offset: Any) -> Value:
+    """A continuous function of straight pieces: its steepest one."""
+    del points, offset
+    return ledger.record(node, "scale", [self], Upper(largest_slope(slope, steps), "pointwise", "the steepest piece"))
+
+
 @RULES.rule("rrelu.default")
 def random_leaky_relu(
     node: Node, ledger: Ledger, self: Any, lower: Any, upper: Any, training: bool, generator: Any
@@ -135,9 +160,16 @@ def celu(node: Node, ledger: Ledger, self: Any, alpha: Any) -> Value:
 
 @RULES.rule("softplus.default")
 def softplus(node: Node, ledger: Ledger, self: Any, beta: float, threshold: float) -> Value:
-    """Softplus without its threshold: slope below 1. What torch drops beyond the threshold counts as rounding."""
+    """Softplus: slope below 1, if what torch drops beyond the threshold is below the rounding of float64."""
+    ledger.entering[node.name] = self
     if beta <= 0 or threshold < 0:
         raise UnsupportedOp(f"expected softplus with beta > 0 and threshold >= 0, got {beta} and {threshold}")
+    dropped = math.log1p(math.exp(-threshold))
+    if not dropped <= UNIT * threshold:
+        raise NotLipschitz(
+            f"softplus with threshold {threshold:g} jumps by {dropped / beta:.2g} where it becomes x, more than "
+            f"{str(ledger.graph.dtype).removeprefix('torch.')} rounds: no Lipschitz bound exists; give it threshold=40"
+        )
     return ledger.record(node, "scale", [self], Upper(1.0, "pointwise", "slope below 1"))
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
+
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import MAX_POOLS, linear_call, root
 from lipaudit.errors import UnsupportedOp
@@ -58,6 +60,11 @@ def _pooled_axes(node: Node, ledger: Ledger) -> tuple[tuple[int, ...], tuple[int
 def _averaging(*ops: str) -> None:
     def rule(node: Node, ledger: Ledger, **arguments: Any) -> Value:
         """Average pooling: root of the largest row sum times the largest column sum of its weights."""
+        if (arguments.get("divisor_override") or 1) < 0:
+            raise UnsupportedOp(
+                f"expected a divisor_override above 0 in {node.op} ({node.source}), got "
+                f"{arguments['divisor_override']}; average with a positive one, and negate the result"
+            )
         return _pool(node, ledger, arguments["self"], _disjoint_windows(arguments))
 
     for op in ops:
@@ -146,7 +153,7 @@ _ONE_WINDOW = Upper(1.0, "max-pool", "one window per output")
 def extremum(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool) -> Value:
     """The maximum over axes moves by at most the largest movement: 1."""
     del dim, keepdim
-    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+    return _extreme(node, ledger, self)
 
 
 @RULES.rule("max.dim", "min.dim")
@@ -154,12 +161,44 @@ def extremum_along(node: Node, ledger: Ledger, self: Any, dim: int, keepdim: boo
     """The maximum along an axis moves by at most the largest movement: 1."""
     del dim, keepdim
     _refuse_indices(node, 0)
+    return _extreme(node, ledger, self)
+
+
+@RULES.rule("median.dim")
+def median_along(node: Node, ledger: Ledger, self: Any, dim: int, keepdim: bool) -> Value:
+    """The median is an entry of the sorted vector, which is 1-Lipschitz."""
+    del dim, keepdim
+    _refuse_indices(node, 0)
     return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("kthvalue.default")
+def order_statistic(node: Node, ledger: Ledger, self: Any, k: int, dim: int, keepdim: bool) -> Value:
+    """The k-th smallest entry is one of the sorted vector, which is 1-Lipschitz."""
+    del k, dim, keepdim
+    _refuse_indices(node, 0)
+    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+
+
+@RULES.rule("cummax.default", "cummin.default")
+def running_extremum(node: Node, ledger: Ledger, self: Any, dim: int) -> Value:
+    """Running maxima of n entries: each moves by at most the largest movement before it, together by sqrt(n) times."""
+    _refuse_indices(node, 0)
+    count = node.shape[dim] if node.shape else 1
+    return ledger.record(
+        node, "scale", [self], Upper(root(count), "max-pool", f"an entry is the largest {count} times")
+    )
 
 
 @RULES.rule("max.default", "min.default")
 def extremum_of_all(node: Node, ledger: Ledger, self: Any) -> Value:
     """The maximum of all entries moves by at most the largest movement: 1."""
+    return _extreme(node, ledger, self)
+
+
+@RULES.rule("median.default")
+def median_of_all(node: Node, ledger: Ledger, self: Any) -> Value:
+    """The median of all entries moves by at most the largest movement: 1."""
     return ledger.record(node, "scale", [self], _ONE_WINDOW)
 
 
@@ -168,7 +207,33 @@ def extrema(node: Node, ledger: Ledger, self: Any, dim: Any, keepdim: bool) -> V
     """The minimum and the maximum along an axis each move by at most the largest movement: 1."""
     del dim, keepdim
     _refuse_indices(node, 0, 1)
-    return ledger.record(node, "scale", [self], _ONE_WINDOW)
+    return _extreme(node, ledger, self)
+
+
+_EXTREMA = {
+    "amax.default": 0, "max.dim": 0, "max.default": 0, "amin.default": 1, "min.dim": 1, "min.default": 1,
+    "aminmax.default": None,
+}  # fmt: skip
+"""Which end of the sorted entries: the first are the largest. Both of them have the smallest as their output 0."""
+
+
+def _extreme(node: Node, ledger: Ledger, value: Value) -> Value:
+    """One end of the entries along some axes, and a piece of the sorted tensor where the other end is read too."""
+    whole, axes, end = _end(node, ledger)
+    ends = {_end(each, ledger) for each in ledger.graph.nodes if each.op in _EXTREMA}
+    if math.prod(ledger.shape_of(node, "self")) < 2 * math.prod(node.shape) or (whole, axes, 1 - end) not in ends:
+        return ledger.record(node, "scale", [value], _ONE_WINDOW)
+    fork = f"sorted({whole}; {', '.join(map(str, sorted(axes)))})"
+    return ledger.sorted(node, fork, [value], "scale", end, 2)
+
+
+def _end(node: Node, ledger: Ledger) -> tuple[str, frozenset[int], int]:
+    """What the node reads, along which axes, and which end of it; see `_EXTREMA`."""
+    count, dim = len(ledger.shape_of(node, "self")), node.args.get("dim")
+    given = [dim] if isinstance(dim, int) else dim
+    axes = frozenset(axis % count for axis in given) if given else frozenset(range(count))
+    end = _EXTREMA[node.op]
+    return node.args["self"].name, axes, 1 - (node.output or 0) if end is None else end
 
 
 @RULES.rule("linalg_vector_norm.default")
@@ -192,6 +257,24 @@ def _norm(node: Node, ledger: Ledger, value: Value, order: Any) -> Value:
     bound = root(count) if order == 1 else 1.0
     because = f"reverse triangle inequality, order {order} of {count} entries"
     return ledger.record(node, "scale", [value], Upper(bound, "norm", because))
+
+
+@RULES.rule("cdist.default", "_cdist_forward.default")
+def distances(node: Node, ledger: Ledger, x1: Any, x2: Any, p: float, compute_mode: Any) -> Value:
+    """Distances to n constant points: each moves by at most the movement of its point, together by sqrt(n) times."""
+    del compute_mode
+    if isinstance(x1, Value) and isinstance(x2, Value):
+        raise UnsupportedOp(f"expected {node.op} to constant points, got two sets that depend on the input")
+    operand, points = ("x1", x2) if isinstance(x1, Value) else ("x2", x1)
+    if p not in (1, 2):  # that of order inf hides a NaN
+        raise UnsupportedOp(f"expected distances of order 1 or 2, got {p}")
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError("expected points of finite numbers, got NaN or inf")
+    shape = ledger.shape_of(node, operand)
+    before = math.prod(node.shape[:-2]) // max(1, math.prod(shape[:-2]))  # batches that share the points
+    count = points.shape[-2] * before * (shape[-1] if p == 1 else 1)
+    because = f"reverse triangle inequality, order {p:g}, to {points.shape[-2]} points"
+    return ledger.record(node, "scale", [x1 if operand == "x1" else x2], Upper(root(count), "norm", because))
 
 
 @RULES.rule("cumsum.default")

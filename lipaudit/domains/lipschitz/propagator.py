@@ -1,42 +1,42 @@
-"""The abstract value of the Lipschitz domain, and the ledger that the rules write.
+"""The ledger that the rules of the Lipschitz domain write: values are in `pending.py`.
 
-Note [Pieces]
-    Slices of one tensor that are processed apart and concatenated again move independently: with S_i disjoint
-    selections and f_i of Lipschitz constant L_i, ||cat f_i(S_i dx)||^2 <= sum L_i^2 ||S_i dx||^2, so the whole has
-    max L_i, not the root of the sum of their squares. So a value remembers of which pieces of which tensors it is a
-    function: `Piece(fork, entries)` says that it depends on the network input only through those entries of the
-    output of node `fork`, and that its bound contains the bound of that output as a factor. Rounding errors of the
-    branches are not pieces of one error; the certificate adds those of a `max` step by root of squares.
+Note [Sorted]
+    max(a, b) and min(a, b), entry by entry, are the larger and the smaller halves of the sorted pairs (a, b), and the
+    maximum and the minimum along an axis are the first and the last part of the tensor sorted along it. Sorting brings
+    no two vectors farther apart (rearrangement inequality), so they are disjoint pieces of a tensor that moves no
+    farther than the pairs, or than the tensor before it was sorted: of a fork that no node of the graph computes.
 
 Note [Room for rounding]
     A factor read off a range, |y| of a product x y, holds for the exact values. The evaluated ones are off by some
     error e, and |x' y' - x y| <= |y'| e_x + |x| e_y has the evaluated y'. So such factors are taken for a range wider
     by a relative ROOM, and hold as long as no error exceeds what was added: the smallest of all these is `room`.
 
-Note [Pending maps]
-    Between two nonlinear operations a network is linear, and the norm of the composite is at most the product of
-    the norms, often far below it (batch norm after a convolution). So a linear operation does not bound anything:
-    it appends its map to the value. Only an operation that needs a number settles the value: neighbouring maps
-    are merged (`maps.merge`), each merged map is bounded, and each bound becomes a line of the ledger.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from decimal import Decimal
+from typing import Any
 
+import numpy as np
 import torch
 
 from lipaudit.domains.interpreter import Rules
 from lipaudit.domains.intervals import Range, walk_ranges
+from lipaudit.domains.lipschitz.pairs import MONOTONE, pair_bound
+from lipaudit.domains.lipschitz.pending import Inner, Link, Parts, Piece, Value, joined, merged, only_moves
 from lipaudit.domains.rounding.float64 import EXACT
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.graph.ir import Graph, Node
+from lipaudit.journal import Parts as KeptParts
+from lipaudit.journal import fingerprint
 from lipaudit.norms import norm_bound
-from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge, schur_test
+from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, schur_test
 from lipaudit.norms.power_iteration import lower_bound
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import Law, LayerBound, Upper
@@ -54,36 +54,6 @@ INPUT = "input"
 """The step that stands for the network input."""
 
 
-@dataclass(frozen=True)
-class Link:
-    """A linear operation that has not been bounded yet; `parts` are the nodes that were merged into it."""
-
-    linear: LinearMap
-    parts: tuple[tuple[Node, LinearMap], ...]
-
-    @property
-    def heavy(self) -> bool:
-        return isinstance(self.linear, (Conv, Dense, Transposed))
-
-
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """Some entries of the output of a node; see Note [Pieces]."""
-
-    fork: str
-    entries: torch.Tensor
-    """Boolean, one for each entry of the output."""
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor as a function of the network input: a bounded step of the ledger, then linear maps."""
-
-    step: str
-    chain: tuple[Link, ...] = ()
-    pieces: tuple[Piece, ...] = ()
-
-
 @dataclass
 class Ledger:
     """The flat proof: one `LayerBound` per bounded step, in order."""
@@ -97,17 +67,31 @@ class Ledger:
     lines: list[LayerBound] = field(default_factory=list)
     so_far: dict[str, Decimal] = field(default_factory=lambda: {INPUT: Decimal(1)})
     """Lipschitz bound from the network input to each step."""
-    parts: dict[str, tuple[tuple[Node, LinearMap | None], ...]] = field(default_factory=dict)
+    parts: dict[str, Parts] = field(default_factory=dict)
     """The operations that each step consists of: where rounding errors arise."""
     domain: tuple[float, float] | None = None
     """The range of the entries of the network input; without it, operations that need one are refused."""
+    journal: KeptParts | None = None
+    """Keeps what was found about convolutions and dense maps."""
     room: float = math.inf
     """No bound that rests on ranges holds where rounding errors exceed this; see Note [Room for rounding]."""
+    looks_back: bool = field(default=True, init=False)
+    """Whether rules may bound several operations at once by a better argument."""
+    entering: dict[str, Value] = field(default_factory=dict)
+    """By node, for functions of one entry that nowhere fall: what they read, with its pending maps."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """By node, for maps inside of a block that is bounded at once: what is proved of the norm."""
+    inner: dict[str, Inner] = field(default_factory=dict)
+    """By node, for sums of branches that are one map."""
+    _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
     _last_bounded: dict[str, str] = field(default_factory=dict)
     """By node: the last operation that asks for its range."""
     _settled: dict[tuple[str, ...], str] = field(default_factory=dict)
+    _maps: dict[str, tuple[str, Link]] = field(default_factory=dict)
+    """By step, for linear maps: the step before, and the map."""
+    _forks: dict[str, Value] = field(default_factory=dict)
     _users: dict[str, int] = field(init=False)
     _shapes: dict[str, tuple[int, ...]] = field(init=False)
     _places: dict[str, int] = field(init=False)
@@ -122,6 +106,10 @@ class Ledger:
     def used_domain(self) -> bool:
         """Whether some bound holds only for network inputs in the domain."""
         return self._ranges is not None
+
+    def node(self, name: str) -> Node | None:
+        """The node of that name; None for the network input."""
+        return self.graph.nodes[self._places[name]] if name in self._places else None
 
     def shape_of(self, node: Node, argument: str) -> tuple[int, ...]:
         """Shape of what the node reads as that argument, with the leading axis of one."""
@@ -146,6 +134,19 @@ class Ledger:
         piece = Piece(node.args[operand].name, entries)
         # Distinct entries: the rows of the map are orthogonal and of length one.
         return self.pend(node, replace(source, pieces=(*source.pieces, piece)), replace(linear, coisometry=1.0))
+
+    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
+        """One of several pieces of a sorted tensor, such as all the smaller ones of pairs; see Note [Sorted].
+
+        The tensor `fork` is as far from another as its `inputs`, joined by `law`; the node is its `part` of `parts`.
+        """
+        if fork not in self._forks:
+            joined = self.record(replace(node, name=fork), law, inputs, Upper(1.0, "pointwise", "sorting"))
+            self._forks[fork] = joined
+        whole = self._forks[fork]
+        entries = torch.zeros(parts, math.prod(node.shape), dtype=torch.bool, device=self.device)
+        entries[part] = True
+        return replace(whole, pieces=(*whole.pieces, Piece(fork, entries.flatten())))
 
     def widened(self, bound: float, quantity: float | None = None) -> float:
         """A bound read off ranges, with room for rounding; `quantity` is what the room is a share of, if not it."""
@@ -184,12 +185,22 @@ class Ledger:
 
         In a merged step, the error of an early map passes through the maps after it (their Schur tests).
         """
-        return {step: self._factors(parts) for step, parts in self.parts.items()}
+        return {step: self._grown.get(step) or self.factors(parts) for step, parts in self.parts.items()}
 
-    def _factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
+    def covered(self) -> Iterator[tuple[Node, LinearMap | None]]:
+        """The operations whose rounding errors some step counts, with their maps."""
+        for node, linear in itertools.chain.from_iterable(self.parts.values()):
+            yield node, linear
+            if node.name in self.inner:
+                yield from ((part, inner) for part, inner, _ in self.inner[node.name].parts)
+
+    def factors(self, parts: Sequence[tuple[Node, LinearMap | None]]) -> list[tuple[str, float]]:
+        """The operations of one step, and how far a rounding error of each grows until its end."""
         factors, factor = [], 1.0
         for position, (node, linear) in reversed(list(enumerate(parts))):
             factors.append((node.name, factor))
+            if node.name in self.inner:
+                factors += [(part.name, up(factor * growth)) for part, _, growth in self.inner[node.name].parts]
             if linear is not None and position > 0:
                 factor = up(factor * schur_test(linear, self.device))
         return factors
@@ -207,7 +218,7 @@ class Ledger:
     def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
         """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
         steps = [self.settle(value).step for value in inputs]
-        pieces = _joined([value.pieces for value in inputs])
+        pieces = joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0], pieces=pieces)
         bounds = [self.so_far[step] for step in steps]
@@ -225,6 +236,33 @@ class Ledger:
         kind = "exact" if exact and law == "scale" else "upper"
         return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
 
+    def replaced(
+        self,
+        node: Node,
+        value: Value,
+        upper: Upper,
+        parts: Parts,
+        grown: list[tuple[str, float]],
+    ) -> Value | None:
+        """The value after a whole block of the graph that ends in the node, bounded at once by a better argument.
+
+        `parts` are the operations of the block, `grown` how far a rounding error of each grows until its end.
+        """
+        step = self.settle(value).step
+        self._grown[node.name] = grown
+        ops = dict.fromkeys(_spoken(part.op) for part, _ in parts)
+        bound = self.so_far[step]
+        return Value(self._write(node, "scale", [step], upper, bound, kind="upper", parts=parts, op=" + ".join(ops)))
+
+    def lines_to(self, step: str) -> list[LayerBound]:
+        """The lines that the bound of this step rests on: not those of blocks that a better argument bounds."""
+        wanted, kept = {step}, []
+        for line in reversed(self.lines):
+            if line.step in wanted:
+                kept.append(line)
+                wanted.update(line.inputs)
+        return kept[::-1]
+
     def scaled(self, node: Node, value: Value, upper: Upper) -> Value:
         """One operand of a node with several, times how far the output follows it: a line of its own."""
         step = self.settle(value).step
@@ -232,13 +270,21 @@ class Ledger:
         return Value(name, pieces=value.pieces)
 
     def _bound_map(self, step: str, link: Link) -> str:
-        isometric = isinstance(link.linear, Identity) or (isinstance(link.linear, Gather) and link.linear.isometric)
-        if isometric and all(node.op in EXACT for node, _ in link.parts):
+        if only_moves(link):
             return step
-        began = time.perf_counter()
-        upper, candidates = norm_bound(link.linear, self.method)
-        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
         node = link.parts[-1][0]
+        self._maps[node.name] = step, link
+        began = time.perf_counter()
+        pair = self._pair(link)
+        spent = time.perf_counter() - began
+        upper, candidates, lower, seconds = self._found(node, link)
+        if pair is not None:
+            before, parts, both, grown = pair
+            apart = WIDE.multiply(wide(upper.value), self.so_far[step])
+            if WIDE.multiply(wide(both.value), self.so_far[before]) < apart:
+                self._grown[node.name] = grown
+                total, seconds = self.so_far[before], seconds + spent
+                return self._write(node, "scale", [before], both, total, kind="upper", parts=parts, seconds=seconds)
         exact = upper.method in ("svd-verified", "diagonal", "isometry") or "(exact)" in upper.because
         return self._write(
             node,
@@ -250,8 +296,67 @@ class Ledger:
             parts=link.parts,
             candidates=candidates,
             lower=lower,
-            seconds=time.perf_counter() - began,
+            seconds=seconds,
         )
+
+    def _pair(self, link: Link) -> tuple[str, Parts, Upper, list[tuple[str, float]]] | None:
+        """The step before a dense layer, an activation and this one, all of these, and their bound (pairs.py)."""
+        read = link.parts[0][0].refs()
+        bend = self.node(read[0]) if len(read) == 1 and self.looks_back else None
+        if bend is None or bend.name not in self.entering or bend.op not in MONOTONE:
+            return None
+        before, first = self._maps.get(self.settle(self.entering[bend.name]).step, ("", None))
+        if first is None or not isinstance(first.linear, Dense) or not isinstance(link.linear, Dense):
+            return None
+        guesses = [linear for _, linear in (*first.parts[::-1], *link.parts) if isinstance(linear, Scale)]
+        upper = pair_bound(first.linear, link.linear, MONOTONE[bend.op], guesses)
+        if upper is None:
+            return None
+        parts = (*first.parts, (bend, None), *link.parts)
+        return before, parts, upper, self.through(parts, MONOTONE[bend.op])
+
+    def through(self, parts: Parts, slope: float, last: float = 1.0) -> list[tuple[str, float]]:
+        """How far a rounding error of each part grows until the end, through maps and an activation of that slope.
+
+        Where the last part is a sum, `last` is what it multiplies the parts before it by.
+        """
+        found, factor = [], 1.0
+        for node, linear in reversed(parts):
+            found.append((node.name, factor))
+            through = (last if node is parts[-1][0] else slope) if linear is None else schur_test(linear, self.device)
+            factor = up(factor * through)
+        return found
+
+    def _found(self, node: Node, link: Link) -> tuple[Upper, tuple[Upper, ...], float | None, float]:
+        """The bound of a map, those it was chosen from, a norm measured from below, and the seconds that it all took.
+
+        From the journal where it holds them of the very same map.
+        """
+        keep, part, about = self.journal if link.heavy else None, f"bound-{node.name}", ""
+        if keep is not None:
+            about = fingerprint(keep.version, self.method, self.measure, self.device.type, *_told(link.linear))
+        kept = None if keep is None else keep.get(part, about)
+        if kept is not None:
+            each = zip(kept["value"].tolist(), kept["method"].tolist(), kept["because"].tolist(), strict=True)
+            upper, *candidates = (Upper(*one) for one in each)
+            low = float(kept["lower"])
+            return upper, tuple(candidates), None if math.isnan(low) else low, float(kept["seconds"])
+        began = time.perf_counter()
+        upper, candidates = norm_bound(link.linear, self.method)
+        lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
+        seconds = time.perf_counter() - began
+        if keep is not None:
+            every = (upper, *candidates)
+            keep.put(
+                part,
+                about,
+                seconds,
+                value=np.array([one.value for one in every]),
+                method=np.array([one.method for one in every]),
+                because=np.array([one.because for one in every]),
+                lower=np.array(math.nan if lower is None else lower),
+            )
+        return upper, tuple(candidates), lower, seconds
 
     def _write(
         self,
@@ -262,8 +367,9 @@ class Ledger:
         total: Decimal,
         *,
         kind: str,
-        parts: tuple[tuple[Node, LinearMap | None], ...] = (),
+        parts: Parts = (),
         part: bool = False,
+        op: str = "",
         **measured: object,
     ) -> str:
         parts = parts or ((node, None),)
@@ -274,7 +380,7 @@ class Ledger:
         names = list(dict.fromkeys(part.title for part, _ in parts))
         line = LayerBound(
             name=" + ".join(names),
-            op=" + ".join(_spoken(part.op) for part, _ in parts),
+            op=op or " + ".join(_spoken(part.op) for part, _ in parts),
             upper=upper,
             law=law,
             inputs=tuple(steps),
@@ -292,26 +398,18 @@ class Ledger:
         return step_name
 
 
-def _joined(pieces: Sequence[tuple[Piece, ...]]) -> tuple[Piece, ...]:
-    """What is common to all: the forks of which each is a function, with the entries of any."""
-    forks = [{piece.fork: piece.entries for piece in some} for some in pieces]
-    common = [name for name in forks[0] if all(name in fork for fork in forks)] if forks else []
-    return tuple(Piece(name, torch.stack([fork[name] for fork in forks]).any(0)) for name in common)
+def _told(linear: LinearMap) -> list[Any]:
+    """All that a map is made of, for a fingerprint."""
+    found: list[Any] = [type(linear).__name__]
+    for part in fields(linear):
+        value = getattr(linear, part.name)
+        if isinstance(value, torch.Tensor):
+            found.append(value.detach().cpu().numpy())
+        else:
+            found += _told(value) if is_dataclass(value) else [value]
+    return found
 
 
 def _spoken(op: str) -> str:
     """`_native_batch_norm_legit_no_training.default` is batch_norm to everybody."""
     return op.split(".")[0].removeprefix("_native_").removesuffix("_legit_no_training")
-
-
-def merged(chain: Sequence[Link]) -> list[Link]:
-    """Neighbouring maps put together where their composite is a map of a known kind."""
-    links: list[Link] = []
-    for link in chain:
-        together = merge(links[-1].linear, link.linear) if links else None
-        if together is None:
-            links.append(link)
-        else:
-            links[-1] = Link(together, (*links[-1].parts, *link.parts))
-    # A scaling that could not go backwards may still go forwards: scale, then (conv merged with its batch norm).
-    return links if len(links) == len(chain) else merged(links)

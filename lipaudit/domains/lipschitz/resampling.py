@@ -18,12 +18,13 @@ from typing import Any
 import torch
 
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
+from lipaudit.domains.lipschitz.shape import as_places, constants_only
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.ir import Node, call
 from lipaudit.norms import norm_bound
-from lipaudit.norms.linear_maps import Dense
+from lipaudit.norms.linear_maps import Dense, Gather, schur_test
 from lipaudit.results.bounds import Upper
-from lipaudit.rounding import UNIT, up
+from lipaudit.rounding import UNIT, gamma, up
 
 Row = dict[int, Fraction]
 """Weights of one output by the number of the input."""
@@ -83,6 +84,35 @@ def resample_volume(
     """Interpolation is linear, axis by axis: the product of the norms of its matrices."""
     del output_size
     return _resampled(node, ledger, self, "self", align_corners, [scales_d, scales_h, scales_w])
+
+
+@RULES.rule("grid_sampler_2d.default", "grid_sampler_3d.default")
+def sample_at(
+    node: Node,
+    ledger: Ledger,
+    input: Any,
+    grid: Any,
+    interpolation_mode: int,
+    padding_mode: int,
+    align_corners: bool,
+) -> Value:
+    """Sampling at constant places: a linear map without negative weights, by the Schur test."""
+    del padding_mode, align_corners  # read off the operation itself
+    constants_only(node, ["grid"], {"grid": grid})
+    if interpolation_mode not in (0, 1):
+        raise UnsupportedOp(f"expected {node.op} that interpolates linearly or takes the nearest entry, got bicubic")
+    shape = ledger.shape_of(node, "input")
+    fixed = {**node.args, "grid": grid.to(torch.float64)}
+    one_channel = (shape[0], 1, *shape[2:])
+    sampled = Gather(lambda x: call(node, {**fixed, "input": x}), one_channel, 2 ** (len(shape) - 2))
+    places = as_places(shape[2:], ledger.device).add(1).expand(one_channel)
+    own = call(node, {**node.args, "input": places.to(ledger.graph.dtype), "grid": grid.to(ledger.graph.dtype)})
+    if interpolation_mode == 1 and not bool((own.double() == sampled.apply(places)).all()):
+        raise UnsupportedOp(f"expected places of {node.op} whose nearest entry is the same in float64, got a tie")
+    # A position is off by at most a few n u, a weight by twice that, in a matrix of at most 8 entries a row.
+    off = gamma(64 * sum(shape[2:])) * math.sqrt(8.0 * math.prod(node.shape[2:])) * 8.0
+    bound = up(schur_test(sampled, ledger.device) + off)
+    return ledger.record(node, "scale", [input], Upper(bound, "schur", "weights of the entries next to each place"))
 
 
 def _resampled(

@@ -21,6 +21,8 @@ def constant(weight: Any, what: str) -> torch.Tensor:
     """A weight as float64. Raises `UnsupportedOp` if it depends on the input, `ValueError` if it is not finite."""
     if not isinstance(weight, torch.Tensor):
         raise UnsupportedOp(f"expected {what} that does not depend on the input, got one that does")
+    if weight.is_complex():
+        raise UnsupportedOp(f"expected {what} of real numbers, got complex ones outside of a Fourier layer")
     weight = weight.to(torch.float64)
     if not bool(torch.isfinite(weight).all()):
         raise ValueError(f"expected {what} of finite numbers, got NaN or inf")

@@ -21,6 +21,7 @@ import torch
 
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.ir import Node, Ref, call
+from lipaudit.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Law
 from lipaudit.rounding import TINY, gamma, length_up
@@ -47,11 +48,15 @@ EXACT = frozenset(
         "_upsample_nearest_exact1d.vec", "_upsample_nearest_exact2d.vec", "_upsample_nearest_exact3d.vec",
         "index.Tensor", "_unsafe_index.Tensor", "index_select.default", "gather.default", "take_along_dim.default",
         "diagonal.default",
-        "constant_pad_nd.default", "where.self", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar",
+        "constant_pad_nd.default", "where.self", "_conj.default",
+        "view_as_real.default", "view_as_complex.default", "complex.default", "fft_fftshift.default",
+        "fft_ifftshift.default", "where.ScalarSelf", "where.ScalarOther", "masked_fill.Scalar",
         "masked_fill.Tensor", "slice_scatter.default", "select_scatter.default", "maximum.default", "minimum.default",
         "max.other", "min.other", "fmax.default", "fmin.default", "clamp.Tensor", "clamp_min.Tensor",
         "clamp_max.Tensor", "max.dim", "min.dim", "max.default", "min.default", "aminmax.default", "topk.default",
-        "max_pool2d_with_indices.default", "max_pool3d_with_indices.default", "threshold.default",
+        "max_pool2d_with_indices.default", "max_pool3d_with_indices.default", "threshold.default", "median.default",
+        "median.dim", "kthvalue.default", "cummax.default", "cummin.default", "scatter.src", "scatter.value",
+        "index_copy.default", "index_fill.int_Scalar",
     }
 )  # fmt: skip
 """Operations that only select, move, compare or change signs."""
@@ -76,6 +81,10 @@ def local_error(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) 
     if node.op not in RULES:
         raise UnsupportedOp(f"expected operations with a rounding rule, got {node.op} ({node.source})")
     entries = RULES[node.op](node, arguments, output)
+    if output.is_complex():
+        # Real and imaginary part of n complex products are sums of 2 n real ones each, of at most |x| |y| in all, and
+        # the error has the absolute value of both together: 2 root(2) times that of n real products, and less than 4.
+        entries = 4 * entries
     # The bound itself is computed in float64: a relative 1e-6 covers its own rounding many times over.
     return length_up(entries) * (1 + 1e-6) + TINY
 
@@ -181,6 +190,13 @@ def smooth(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> to
     """A library function of one entry errs by a few units in the last place of max(1, |x|, |f(x)|)."""
     del node
     return gamma(_LIBRARY) * (arguments["self"].abs() + output.abs() + 1)
+
+
+@RULES.register(PIECEWISE)
+def in_pieces(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """A sum of products and of differences."""
+    del node, output
+    return gamma(2 * len(arguments["points"]) + 8) * sum_of_pieces(arguments)
 
 
 @RULES.register("softplus.default")

@@ -27,7 +27,7 @@ def _gamma(count: int) -> float:
 
 @RULES.register(
     "pow.Tensor_Scalar", "pow.Tensor_Tensor", "square.default", "sqrt.default", "rsqrt.default", "reciprocal.default",
-    "exp.default", "glu.default",
+    "exp.default", "exp2.default", "expm1.default", "hypot.default", "glu.default",
 )  # fmt: skip
 def power(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
     """A power, a root or an exponential errs by a few units in the last place of its result."""
@@ -35,11 +35,18 @@ def power(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> tor
     return _gamma(_LIBRARY) * output.abs()
 
 
-@RULES.register("log.default")
+@RULES.register("log.default", "log1p.default", "log2.default", "log10.default", "logit.default", "atan2.default")
 def logarithm(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
-    """A logarithm errs by a few units in the last place of max(1, |log x|)."""
+    """A logarithm, or an angle, errs by a few units in the last place of max(1, |log x|)."""
     del node, arguments
     return _gamma(_LIBRARY) * (output.abs() + 1)
+
+
+@RULES.register("logaddexp.default", "logaddexp2.default")
+def log_add_exp(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """The larger one plus a logarithm: a few units in the last place of all of them."""
+    del node
+    return _gamma(_LIBRARY) * (output.abs() + arguments["self"].abs() + arguments["other"].abs() + 1)
 
 
 @RULES.register("log_softmax.int", "logsumexp.default")

@@ -5,12 +5,12 @@ Every function here computes conventional sums of products, which is all that th
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
+from lipaudit.graph.ir import quiet_vmap
 from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, adjoint
 
 _CHUNK_ENTRIES = 2**24
@@ -59,8 +59,7 @@ def transposed(linear: LinearMap, c: torch.Tensor) -> torch.Tensor:
 
 
 def _one_by_one(function: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that vmap has no rule for an operation and takes the rows one by one
+    with quiet_vmap():
         return torch.func.vmap(function)(rows)
 
 

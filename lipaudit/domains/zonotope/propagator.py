@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from lipaudit.domains.lipschitz.propagator import Ledger, Value, merged
+from lipaudit.domains.lipschitz.propagator import Ledger, Value, merged, only_moves
 from lipaudit.domains.rounding.extended import precisely
 from lipaudit.domains.rounding.float64 import EXACT, LAWS
 from lipaudit.domains.rounding.float64 import RULES as ROUNDINGS
@@ -91,9 +91,12 @@ class LocalLedger(Ledger):
     _local: dict[str, float] = field(default_factory=dict, init=False)
     _entered: dict[str, Form] = field(default_factory=dict, init=False)
     _rests: dict[str, torch.Tensor] = field(default_factory=dict, init=False)
+    _alone: dict[str, tuple[float, list[tuple[str, float]]]] = field(default_factory=dict, init=False)
+    """By step, for maps that the network bound has no line for: their bound, and how roundings grow."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.looks_back = False  # forms go through the operations one by one
         self._uppers = {line.step: line.upper.value for line in self.whole.lines}
         if len(self._uppers) != len(self.whole.lines):
             raise NotLipschitz("expected one bound per step for a local certificate, got a step that has two")
@@ -124,9 +127,16 @@ class LocalLedger(Ledger):
         step, remainder = value.step, value.form.remainder
         for link in merged(value.chain):
             name = link.parts[-1][0].name
-            if name in self._uppers:  # else it only moves entries
-                added = sum(self._local.get(part, 0.0) * factor for part, factor in self._growth[name])
-                remainder, step = (self._uppers[name] * remainder + added) * (1 + 1e-12), name
+            if name in self._alone:
+                upper, growth = self._alone[name]
+            elif name in self._uppers and _names(self.whole.parts[name]) == _names(link.parts):
+                upper, growth = self._uppers[name], self._growth[name]
+            elif only_moves(link):
+                continue
+            else:  # the network bound sees more than this map at once
+                upper, growth = self._alone[name] = schur_test(link.linear, self.device), self.factors(link.parts)
+            added = sum(self._local.get(part, 0.0) * factor for part, factor in growth)
+            remainder, step = (upper * remainder + added) * (1 + 1e-12), name
         return Tracked(step, pieces=value.pieces, form=replace(value.form, remainder=remainder, loose=remainder))
 
     def scaled(self, node: Node, value: Value, upper: Upper) -> Value:
@@ -175,6 +185,10 @@ class LocalLedger(Ledger):
             close = close + 64 * ROUNDINGS[node.op](node, args, there)
         if len(moved) != 1 or not bool((off <= close).all()):
             raise RuleError(f"the rule of {node.op} hands on a map that is not what the operation does")
+
+    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
+        del fork, part, parts  # a form tells by itself what moves with what
+        return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
 
     def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
         del argument, number
@@ -342,6 +356,10 @@ class LocalLedger(Ledger):
         far = form.reach + sum(each.remainder for each in forms) + lost
         form = replace(form, step=step(rest.abs() + rounding, far))
         return form, lost
+
+
+def _names(parts: Sequence[tuple[Node, LinearMap | None]]) -> list[str]:
+    return [node.name for node, _ in parts]
 
 
 def _without_rule(node: Node) -> NotLipschitz:

@@ -22,6 +22,7 @@ import torch
 from lipaudit.domains.rounding.float64 import RULES as ROUNDINGS
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.ir import Node, call
+from lipaudit.piecewise import PIECEWISE
 from lipaudit.registry import Registry
 from lipaudit.rounding import TINY, gamma
 
@@ -54,6 +55,7 @@ TURNS: dict[str, Callable[[Arguments], Sequence[Any]]] = {
     "_prelu_kernel.default": lambda _: [0.0],
     "threshold.default": lambda a: [a["threshold"]],
     "hardsigmoid.default": lambda _: [-3.0, 3.0],
+    PIECEWISE: lambda a: list(a["points"]),
 }
 """Operation -> where its straight pieces meet."""
 

@@ -27,14 +27,19 @@ class Stage:
     after: float
 
     @property
+    def idle(self) -> bool:
+        """A branch inside is zero, and adds nothing to the bound."""
+        return any(line.log10_so_far == -math.inf for line in self.lines)
+
+    @property
     def gain(self) -> float:
         """log10 of the factor by which the stage multiplies the bound."""
         return self.after - self.before
 
 
 def stages(bound: NetworkBound) -> tuple[Stage, ...]:
-    """In network order; gains add up to `bound.log10`. Empty if a bound is zero or infinite."""
-    if not math.isfinite(bound.log10) or not all(math.isfinite(line.log10_so_far) for line in bound.layers):
+    """In network order; gains add up to `bound.log10`. Empty if that is zero or a bound is infinite."""
+    if not math.isfinite(bound.log10) or not all(line.log10_so_far < math.inf for line in bound.layers):
         return ()
     named = _by_module(_segments(bound.layers))
     while len(named) > MOST:
@@ -58,7 +63,7 @@ def _segments(layers: Sequence[LayerBound]) -> list[Stage]:
     found: list[Stage] = []
     start, before = 0, 0.0
     for k, line in enumerate(layers):
-        if earliest[k] >= k:
+        if earliest[k] >= k and math.isfinite(line.log10_so_far):
             lines = tuple(layers[start : k + 1])
             found.append(Stage(_shared_module(lines), lines, before, line.log10_so_far))
             start, before = k + 1, line.log10_so_far

@@ -26,6 +26,11 @@ def figure(bound: NetworkBound, stages: Sequence[Stage], slope: float | None) ->
     return Figure(wide, _draw(bound, stages, slope, "fig3-narrow", 340))
 
 
+def label(stage: Stage, letters: int) -> str:
+    """Its name; `layer1.0 (+ 0)` where a branch inside is zero."""
+    return clean(stage.name, letters) + (" (+ 0)" if stage.idle else "")
+
+
 def share(stage: Stage, bound: NetworkBound) -> str:
     """The stage's part of log10 of the bound; a dash where the bound is too small for parts to mean much."""
     return f"{100 * stage.gain / bound.log10:.0f}%".replace("-", "−") if bound.log10 > 0.3 else NONE
@@ -34,7 +39,7 @@ def share(stage: Stage, bound: NetworkBound) -> str:
 def _draw(bound: NetworkBound, stages: Sequence[Stage], slope: float | None, name: str, width: int) -> Chart:
     wide = width > 500
     letters = 28 if wide else 13
-    longest = max(text_width(clean(stage.name, letters)) for stage in stages)
+    longest = max(text_width(label(stage, letters)) for stage in stages)
     plot = Box(longest + 14, 44, width - (150 if wide else 82), 44 + ROW * len(stages) + 6)
     ends = [0.0, *(stage.after for stage in stages), *([log10(slope)] if slope and slope > 0 else [])]
     low, high = min(ends), max(ends)
@@ -63,7 +68,7 @@ def _row(plot: Box, scale: Scale, stage: Stage, y: float, more: bool, letters: i
     before, after = scale(stage.before), scale(stage.after)
     css = "bar shrinks" if stage.gain < 0 else "bar grows"
     marks: list[Mark] = [
-        text(plot.left - 8, y + 13, clean(stage.name, letters), "row", "end"),
+        text(plot.left - 8, y + 13, label(stage, letters), "row", "end"),
         rect(min(before, after) - 0.5, y + 2, abs(after - before) + 1, ROW - 6, css),
     ]
     if more:

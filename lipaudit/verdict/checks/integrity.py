@@ -1,4 +1,4 @@
-"""The checks that hold certificates against attacks, and the three verdicts. Pure functions of an `Audit`.
+"""The checks that hold certificates against attacks. Pure functions of an `Audit`.
 
 A check is one function in `CHECKS`, under a stable id; its first docstring line is what it asks. It reads the audit
 and returns a `Finding` whose title states the outcome, or None where it does not apply. Integrity comes first: a
@@ -12,12 +12,12 @@ import statistics
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from lipaudit.promised import holds_as_executed, no_promise_broken
+from lipaudit.promised import holds_as_executed, network_captured, no_promise_broken
 from lipaudit.registry import Registry
 from lipaudit.results.attack_flags import FLAGS, Flag
-from lipaudit.results.audit import Audit, Finding, Rate, Verdict
+from lipaudit.results.audit import Audit, Finding, Rate
 from lipaudit.results.bounds import NetworkBound
-from lipaudit.results.formatting import number, number_from_log10, percent
+from lipaudit.results.formatting import number, percent
 from lipaudit.verdict import gates
 
 Check = Callable[[Audit], Finding | None]
@@ -26,6 +26,10 @@ CHECKS: Registry[Check] = Registry("check")
 WEAK, SUBSTANTIAL = 0.01, 0.5
 """Shares of the correct images whose radius reaches the smallest change that such an image can have, from which a
 result counts as weak and as substantial."""
+
+NEAR_CHANCE = 2
+"""An accuracy is near chance if the odds of a right answer are at most so many times those of guessing: 2 / (k + 1) for
+k classes, 18 % for ten of them, 67 % for two."""
 
 REST_ON_BOUNDS = ("LA002", "LA003", "LA006", "LA007", "LA009", "LA101", "LA105")
 """Checks that say something good of a bound or a certificate: nothing, once one is contradicted or missing."""
@@ -51,14 +55,19 @@ def rate(eps: str, hold: Iterable[bool]) -> Rate:
 
 
 def contradicted(audit: Audit) -> list[int]:
-    """Rows whose witness lies within the certified radius."""
-    pairs = zip(audit.samples.radius, audit.samples.distance, strict=True)
-    return [row for row, (radius, found) in enumerate(pairs) if found is not None and found <= radius]
+    """Rows whose witness lies within the certified radius; a radius of 0 claims nothing."""
+    return audit.samples.contradicted()
 
 
 def refuted(bound: NetworkBound) -> list[str]:
     """Layers with a bound below what was measured."""
     return [line.name for line in bound.layers if line.lower is not None and line.lower > line.upper.value]
+
+
+def put_to_the_test(audit: Audit) -> int:
+    """How many images with a certified radius were attacked."""
+    pairs = zip(audit.samples.radius, audit.samples.attacked, strict=True)
+    return sum(radius > 0 and attacked for radius, attacked in pairs)
 
 
 def reached(audit: Audit) -> float:
@@ -70,17 +79,20 @@ def reached(audit: Audit) -> float:
 @CHECKS.register("LA001")
 def no_certificate_broken(audit: Audit) -> Finding | None:
     """Did an attack change the answer within a certified radius?"""
-    tested = sum(audit.samples.attacked)
+    tested, broken = put_to_the_test(audit), contradicted(audit)
     why = (
         "Every adversarial example found is compared with the certified radius of its image, in float64. A single one "
         "inside a radius proves that a bound is wrong."
     )
-    if not tested:
+    if not any(audit.samples.attacked):
         return Finding("LA001", "not run", "No attack was run against the certificates", "0 images", why)
-    broken = contradicted(audit)
+    if not tested and not broken:
+        title = "No certificate to break: no attacked image has a radius above 0"
+        return Finding("LA001", "not run", title, "0 images", why)
     if broken:
         fix = "Do not use any certificate of this report; report the result file as a bug of lipaudit."
-        return Finding("LA001", "fail", "An attack broke a certificate", f"{len(broken)} of {tested}", why, fix)
+        count = f"{len(broken)} of {sum(audit.samples.attacked)}"
+        return Finding("LA001", "fail", "An attack broke a certificate", count, why, fix)
     return Finding("LA001", "pass", "No attack broke a certificate", f"0 of {tested}", why)
 
 
@@ -93,6 +105,8 @@ def slopes_below_bounds(audit: Audit) -> Finding | None:
     value = f"{number(audit.slope_share)} of the bound"
     if audit.slope_share > 1:
         return Finding("LA002", "fail", "An observed slope exceeds the Lipschitz bound", value, why)
+    if not audit.slope > 0:
+        return Finding("LA002", "not run", "No slope above rounding was observed", "", why)
     return Finding("LA002", "pass", "Observed slopes are below the Lipschitz bound", value, why)
 
 
@@ -107,6 +121,8 @@ def layers_proved(audit: Audit) -> Finding | None:
     value = f"{len(layers) - len(wrong)} of {len(layers)}"
     if wrong:
         return Finding("LA003", "fail", f"A layer bound is below a measured norm: {wrong[0]}", value, why)
+    if not layers:
+        return Finding("LA003", "not run", "The network has no layer that needs a bound", value, why)
     return Finding("LA003", "pass", "Every layer has a proved upper bound", value, why)
 
 
@@ -118,19 +134,12 @@ def witnesses_checked(audit: Audit) -> Finding | None:
         return None
     kept, rejected = sum(a.broken for a in audit.attacks), sum(a.rejected for a in audit.attacks)
     value = f"{kept} kept, {rejected} rejected"
+    if not kept + rejected:
+        return Finding("LA004", "not run", "No attack claimed an adversarial example", value, why)
     return Finding("LA004", "pass", "Adversarial examples were re-checked by lipaudit", value, why)
 
 
-@CHECKS.register("LA005")
-def network_captured(audit: Audit) -> Finding | None:
-    """Is the audited graph the network, deterministic and in eval mode?"""
-    why = (
-        "The captured graph gave the model's own logits on fresh inputs; samples do not influence each other; nothing "
-        "is random. Otherwise there would be no report."
-    )
-    if audit.bound is None:
-        return None
-    return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", "", why)
+CHECKS.register("LA005")(network_captured)
 
 
 @CHECKS.register("LA006")
@@ -139,7 +148,10 @@ def rounding_included(audit: Audit) -> Finding | None:
     why = "Margins are computed in float64 with a proved error bound, which is taken off; every bound is rounded up."
     if audit.rounding is None:
         return None
-    return Finding("LA006", "pass", "Certified radii include rounding", f"logits within {number(audit.rounding)}", why)
+    value = f"logits within {number(audit.rounding)}"
+    if not any(radius > 0 for radius in audit.samples.radius):
+        return Finding("LA006", "not run", "No image has a certified radius", value, why)
+    return Finding("LA006", "pass", "Certified radii include rounding", value, why)
 
 
 @CHECKS.register("LA007")
@@ -149,7 +161,9 @@ def preprocessing_included(audit: Audit) -> Finding | None:
     if audit.bound is None:
         return None
     std = audit.model.std
-    value = f"1/std up to {1 / min(std):.2f}" if std else "none outside the model"
+    if not std:
+        return Finding("LA007", "not run", "lipaudit put no normalisation in front of the network", "", why)
+    value = f"1/std up to {1 / min(std):.2f}"
     return Finding("LA007", "pass", "Preprocessing is inside the bound", value, why)
 
 
@@ -167,7 +181,7 @@ def radii_reach_a_pixel(audit: Audit) -> Finding | None:
     if not any(audit.samples.correct()):
         return Finding("LA101", "not run", "No image is classified correctly", "", why)
     below = 1 - reached(audit)
-    value = f"{below:.0%} below {step}"
+    value = f"{percent(below)} below {step}"
     if below > SUBSTANTIAL:
         fix = "Train for a small Lipschitz bound, as the bundled digits-aol is (lipaudit.nn)."
         return Finding("LA101", "warn", "Most certificates are smaller than any real image change", value, why, fix)
@@ -180,10 +194,10 @@ CHECKS.register("LA103")(gates.unbroken_reaches_gate)
 
 @CHECKS.register("LA104")
 def accuracy_above_chance(audit: Audit) -> Finding | None:
-    """Does the network classify far better than guessing?"""
+    """Does the network classify better than guessing?"""
     why = "Accuracy near chance usually means a wrong normalisation, channel order or order of classes."
-    chance = 1 / max(1, audit.model.classes)
-    value = percent(audit.clean.value)
+    classes, right, total = max(1, audit.model.classes), audit.clean.count, audit.clean.total
+    value = f"{percent(audit.clean.value)}, {right} of {total}; by guessing {percent(1 / classes)}"
     gated = gates.finding(
         audit.gates, "LA104", "clean_accuracy", "Train longer or with a larger network, or ask for less."
     )
@@ -192,10 +206,29 @@ def accuracy_above_chance(audit: Audit) -> Finding | None:
     if audit.model.weights == "random":
         fix = "Load trained weights (--checkpoint) before drawing any conclusion."
         return Finding("LA104", "warn", "The network is untrained: its weights are random", value, why, fix)
-    if audit.clean.high < 2 * chance:
-        fix = "Compare --mean, --std and the order of classes with those of training."
+    fix = "Compare --mean, --std and the order of classes with those of training."
+    # With a probability p of a right answer, so few are this rare: the upper confidence limit is at or below p.
+    if at_most(right, total, NEAR_CHANCE / (NEAR_CHANCE + classes - 1)) <= 1 - gates.CONFIDENCE:
         return Finding("LA104", "warn", "Clean accuracy is near chance", value, why, fix)
-    return gated or Finding("LA104", "pass", "Clean accuracy is well above chance", value, why)
+    if gated is not None:
+        return gated
+    if 1 - at_most(right - 1, total, 1 / classes) >= 1 - gates.CONFIDENCE:
+        title = "Cannot tell whether clean accuracy is above chance: too few images"
+        return Finding("LA104", "not run", title, value, why, "Audit more images with --samples.")
+    return Finding("LA104", "pass", "Clean accuracy is above chance", value, why)
+
+
+def at_most(count: int, total: int, p: float) -> float:
+    """The probability of at most so many successes in `total` trials, each with probability 0 < p < 1."""
+    if count < 0 or count >= total:
+        return 0.0 if count < 0 else 1.0
+    odds, log = math.log(p) - math.log1p(-p), total * math.log1p(-p)
+    logs = [log]
+    for k in range(count):
+        log += math.log(total - k) - math.log(k + 1) + odds
+        logs.append(log)
+    most = max(logs)
+    return min(1.0, math.exp(most + math.log(math.fsum(math.exp(one - most) for one in logs))))
 
 
 @CHECKS.register("LA105")
@@ -226,11 +259,15 @@ def attacks_finished(audit: Audit) -> Finding | None:
     why = "An attack that did not run found nothing, which says nothing."
     if not audit.attacks:
         return Finding("LA202", "not run", "No attacks were asked for", "", why)
-    missing = unfinished(audit)
-    value = f"{len(audit.attacks) - len(missing)} of {len(audit.attacks)}"
+    missing, idle = unfinished(audit), [record.name for record in audit.attacks if not record.attacked]
     if missing:
+        value = f"{len(audit.attacks) - len(missing)} of {len(audit.attacks)}"
         return Finding("LA202", "warn", f"Some attacks did not finish: {', '.join(missing)}", value, why)
-    return Finding("LA202", "pass", "All attacks finished", value, why)
+    value = f"{len(audit.attacks) - len(idle)} of {len(audit.attacks)}"
+    if len(idle) == len(audit.attacks):
+        return Finding("LA202", "not run", "No attack had an image to work on", value, why)
+    title = f"All attacks finished but those that were not run: {', '.join(idle)}" if idle else "All attacks finished"
+    return Finding("LA202", "pass", title, value, why)
 
 
 @CHECKS.register("LA203")
@@ -241,6 +278,8 @@ def attacks_raised_no_flags(audit: Audit) -> Finding | None:
         return None
     named = {flag.sentence for flag in FLAGS}
     flags = [flag for record in audit.attacks for flag in record.flags if flag not in named]
+    if not flags and not any(record.attacked for record in audit.attacks):
+        return Finding("LA203", "not run", "No attack had an image to work on", "", why)
     if flags:
         return Finding("LA203", "warn", f"An attack library warns: {flags[0]}", f"{len(flags)} flags", why)
     return Finding("LA203", "pass", "The attack libraries raised no other warnings", "0 flags", why)
@@ -299,7 +338,7 @@ def unfinished(audit: Audit) -> list[str]:
     return [record.name for record in audit.attacks if record.unfinished]
 
 
-REFUTING = ("LA001", "LA002", "LA003", "LA008")
+REFUTING = ("LA001", "LA002", "LA003", "LA005", "LA008")
 """Checks that make an audit INVALID if they fail."""
 
 
@@ -314,79 +353,3 @@ def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
 def incomplete(audit: Audit) -> bool:
     """Something that was asked for was not done."""
     return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)
-
-
-def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
-    """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
-    findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
-    integrity = integrity_of(audit)
-    if integrity != "SOUND":
-        findings = [_withheld(f) if f.id in REST_ON_BOUNDS and f.state != "fail" else f for f in findings]
-    return tuple(findings), _verdict(audit, integrity), gates.exit_code(audit.gates, integrity, incomplete(audit))
-
-
-def _withheld(finding: Finding) -> Finding:
-    return Finding(finding.id, "not run", f"{CHECKS.claim(finding.id)} Withheld", "no valid certificates", finding.why)
-
-
-def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -> Verdict:
-    eps = audit.threat.eps[0]
-    strength, headline, sentences = None, "", []
-    if integrity == "INVALID":
-        headline, sentences = _invalid(audit)
-    elif integrity == "UNPROVED":
-        headline = "No certificate: the network has no proved bound."
-    else:
-        strength, headline, sentences = _strength(audit, eps)
-    if audit.unbroken and integrity == "SOUND":
-        proved, most = audit.proved[0], audit.unbroken[0]
-        sentences.append(
-            f"At ε = {eps}, robust accuracy is between {percent(proved.value)} (proved) and {percent(most.value)} "
-            "(not broken by the attacks run)."
-        )
-    elif audit.unbroken:
-        sentences.append(f"At ε = {eps}, robust accuracy is at most {percent(audit.unbroken[0].value)}.")
-    if audit.model.weights == "random":
-        headline = f"Random weights: this network is untrained. {headline}"
-    missing = unfinished(audit)
-    if missing:
-        headline = f"Incomplete: {', '.join(missing)} did not run to the end. {headline}"
-    headline = gates.headline_of(audit.gates, integrity) + headline
-    return Verdict(integrity, strength, gates.state_of(audit.gates), headline, tuple(sentences))
-
-
-def _invalid(audit: Audit) -> tuple[str, list[str]]:
-    broken = len(contradicted(audit))
-    caution = "Do not use any certificate in this report until the cause is found."
-    if broken:
-        noun = "certificate is" if broken == 1 else "certificates are"
-        return f"Integrity failure: {broken} {noun} contradicted by attacks.", [caution]
-    promises = no_promise_broken(audit)
-    if promises is not None and promises.state == "fail":
-        return f"Integrity failure: an adversarial example lies within a radius of promise {promises.value}.", [caution]
-    return "Integrity failure: a proved bound is contradicted by a measurement.", [caution]
-
-
-def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
-    share, right = reached(audit), audit.samples.correct()
-    tested = sum(audit.samples.attacked)
-    held = f"No attack contradicted a certificate ({tested} images tested)." if tested else "No attack was run."
-    radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
-    missing = next((p for p in audit.promises if p.headline and not p.certified), None)
-    if missing is not None:
-        return "vacuous", f"{missing.promise}: not certified.", [f"{held} {missing.promise}: {missing.why_not}."]
-    if share < WEAK:
-        assert audit.bound is not None
-        median = statistics.median(radii) if radii else 0.0
-        image = "an 8-bit image" if audit.dataset.levels in (0, 255) else "such an image"
-        vacuous = (
-            f"{held} But the Lipschitz bound of the network is {number_from_log10(audit.bound.log10)}, so the median "
-            f"certified radius is {number(median)}: smaller than the smallest possible change of {image} "
-            f"({audit.dataset.smallest_change_text} = {audit.dataset.smallest_change:.2g}) for {1 - share:.0%} of the "
-            "correctly classified images."
-        )
-        return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
-    proved = f"{percent(audit.proved[0].value)} accuracy is" if audit.proved[0].count else "nothing is"
-    if share < SUBSTANTIAL:
-        return "weak", f"Certificates hold for small changes; {proved} proved at ε = {eps}.", [held]
-    return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]

@@ -1,0 +1,275 @@
+"""Whether a result says what its own rows say: for results that come from a file. Pure functions of an `Audit`.
+
+Nothing here is about who wrote a file. Whatever can be computed from other fields is computed again, and the first
+field that holds something else is named: what was edited by hand, cut, or put together from others is no result.
+What nothing else in the file determines (which wrong class was predicted, how long it took) is taken as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from lipaudit import __version__
+from lipaudit.errors import LipauditError, ReportError
+from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, Shard
+from lipaudit.results.formatting import clean, eps_value
+from lipaudit.verdict.checks.integrity import integrity_of, rate
+from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.verdict import conclude
+
+CLOSE = 1e-9
+"""Two floats that were computed from the same numbers differ by less, relatively, on any machine."""
+ROUNDED = 0.01
+"""By how much the margins in a page are rounded, at most, relatively."""
+Faults = Iterator[tuple[str, str]]
+"""The field, and what was expected of it."""
+
+
+def digest_of(index: Sequence[int], label: Sequence[int], image: Sequence[str]) -> str:
+    """SHA-256 of index, label and image of every row, in order."""
+    rows = (f"{i} {y} {shown}\n" for i, y, shown in zip(index, label, image, strict=True))
+    return hashlib.sha256("".join(rows).encode()).hexdigest()
+
+
+def confirmed(audit: Audit, *, page: bool = False) -> Audit:
+    """The audit, if its fields agree with each other; its findings and sentences in the words of this lipaudit.
+
+    `page`: it was inside a report page, where numbers of images are rounded and some columns are left out.
+    Raises `ReportError` that names the first field which disagrees.
+    """
+    check_rows(audit, page=page)
+    try:
+        drawn = conclude(
+            replace(audit, clean=rate("0", audit.samples.correct())),
+            conditions(gate.expression for gate in audit.gates),
+        )
+    except LipauditError as error:
+        raise ReportError(f"result.gates: {clean(error, 200)}") from None
+    if page and audit.verdict.integrity == "INVALID":
+        return audit  # the columns that say so may be among those left out
+    if page or audit.schema != SCHEMA or audit.environment.get("lipaudit") != __version__:
+        # What it says in words, another version may have said in others.
+        worded = replace(drawn.verdict, headline=audit.verdict.headline, sentences=audit.verdict.sentences)
+        difference = _difference(audit, replace(drawn, verdict=worded, findings=audit.findings), "result")
+    else:
+        difference = _difference(audit, drawn, "result")
+    if difference:
+        raise ReportError(f"{difference}; the file is not what lipaudit wrote")
+    return audit if page else drawn
+
+
+def check_rows(audit: Audit, *, page: bool = False) -> None:
+    """Raises `ReportError` for rows, bounds and counts that cannot belong to one audit."""
+    for check in (_rows, _outcomes, _radii, _counts, _attacks, _bounds):
+        for field, expected in check(audit, page):
+            raise ReportError(f"result.{field}: expected {expected}; the file is not what lipaudit wrote")
+
+
+def _difference(stored: Any, drawn: Any, where: str) -> str:
+    """The first field in which the two differ; empty if they do not."""
+    if is_dataclass(stored) and type(stored) is type(drawn):
+        pairs = ((f".{f.name}", getattr(stored, f.name), getattr(drawn, f.name)) for f in fields(stored))
+        return next((found for name, one, two in pairs if (found := _difference(one, two, where + name))), "")
+    if isinstance(stored, tuple) and isinstance(drawn, tuple) and len(stored) == len(drawn):
+        each = (_difference(one, two, f"{where}[{k}]") for k, (one, two) in enumerate(zip(stored, drawn, strict=True)))
+        return next((found for found in each if found), "")
+    if isinstance(stored, float) and isinstance(drawn, float):
+        same = math.isclose(stored, drawn, rel_tol=CLOSE, abs_tol=CLOSE) or (math.isnan(stored) and math.isnan(drawn))
+    else:
+        same = stored == drawn
+    return "" if same else f"{where}: expected {_short(drawn)}, got {_short(stored)}"
+
+
+def _short(value: Any) -> str:
+    several = isinstance(value, tuple) and len(value) != 1
+    return f"{len(value)} entries" if several else clean(repr(value), 160)
+
+
+def _rows(audit: Audit, page: bool) -> Faults:
+    """Each image once, of the data set, and of the classes that there are."""
+    s, count = audit.samples, len(audit.samples.index)
+    if audit.shard is not None:
+        yield from _shard(audit, audit.shard)
+    if audit.dataset.samples != count:
+        yield "samples", f"{audit.dataset.samples} rows, as result.dataset.samples says, got {count}"
+    if len(set(s.index)) < count or min(s.index, default=0) < 0:
+        yield "samples.index", "each image once, counted from 0"
+    if max(s.index, default=-1) >= audit.dataset.available or count > audit.dataset.available:
+        yield "samples.index", f"images of the {audit.dataset.available} that result.dataset.available counts"
+    for name in ("label", "prediction", "adversarial_prediction"):
+        for row, answer in enumerate(getattr(s, name)):
+            if answer is not None and not 0 <= answer < audit.model.classes:
+                yield f"samples.{name}[{row}]", f"a class from 0 to {audit.model.classes - 1}, got {answer}"
+    if s.image or (audit.dataset.rows_sha256 and not page):
+        if len(s.image) != count or digest_of(s.index, s.label, s.image) != audit.dataset.rows_sha256:
+            yield "dataset.rows_sha256", "the digest of index, label and image of the rows"
+    elif not page and audit.schema == SCHEMA:
+        yield "samples.image", "a digest of each image"
+    if audit.parts and sum(part.samples for part in audit.parts) != count:
+        yield "parts", f"{count} samples together"
+
+
+def _shard(audit: Audit, shard: Shard) -> Faults:
+    whole, expected = shard.whole, replace(shard.whole, sha256="", rows_sha256="", samples=audit.dataset.samples)
+    if not 1 <= shard.number <= shard.of <= whole.samples:
+        yield "shard.number", f"1 to {shard.of}, of at most {whole.samples} samples, got {shard.number}"
+    rows = len(range(shard.number - 1, whole.samples, max(1, shard.of)))
+    if rows != len(audit.samples.index):
+        yield "samples", f"{rows} samples in shard {shard.number}/{shard.of}, got {len(audit.samples.index)}"
+    if replace(audit.dataset, sha256="", rows_sha256="") != expected:
+        yield "shard.whole", "the data set of result.dataset"
+    names = {record.name for record in audit.attacks}
+    if shard.distances.keys() - names:
+        yield "shard.distances", "the attacks of result.attacks"
+
+
+def _outcomes(audit: Audit, page: bool) -> Faults:
+    """What an attack found belongs to a row that was attacked, and to one of the attacks."""
+    s, names = audit.samples, {record.name for record in audit.attacks}
+    executed = s.executed_distance or (None,) * len(s.index)
+    columns = (s.label, s.attacked, s.distance, s.adversarial_prediction, s.attack, executed)
+    for row, (label, attacked, distance, answer, attack, by_rounding) in enumerate(zip(*columns, strict=True)):
+        found = [value is not None for value in (distance, answer, attack)]
+        if any(found) and not (all(found) and attacked):
+            yield f"samples.distance[{row}]", "distance, prediction and attack of an image that was attacked, or none"
+        elif distance is not None and not 0 <= distance < math.inf:
+            yield f"samples.distance[{row}]", f"a distance from 0 on, got {distance}"
+        elif distance is not None and answer == label:
+            yield f"samples.adversarial_prediction[{row}]", f"another class than the label {label}"
+        elif attack is not None and attack not in names:
+            yield f"samples.attack[{row}]", f"one of the attacks that were run, got {clean(attack, 40)}"
+        if by_rounding is not None and (distance is None or not 0 <= by_rounding < math.inf):
+            yield f"samples.executed_distance[{row}]", "a distance from 0 on, where an attack found one"
+    for row, shown in enumerate(audit.thumbnails):
+        if s.distance[shown.sample] is None:
+            yield f"thumbnails[{row}].sample", "a row with an adversarial example"
+    del page
+
+
+def _radii(audit: Audit, page: bool) -> Faults:
+    """A margin has the sign that the prediction says; a global radius is at most the margin over the pair's bound."""
+    s, slack = audit.samples, ROUNDED if page else CLOSE
+    # Of an audit that attacks refute, the radii may well be too large.
+    believed = integrity_of(audit) != "INVALID"
+    limits = (audit.bound.least_of_classes() if audit.bound else ()) or (0.0,) * audit.model.classes
+    for row, (right, margin, radius) in enumerate(zip(s.correct(), s.margin, s.radius, strict=True)):
+        method = s.method[row] if s.method else "global"
+        if math.isnan(margin) or (margin < 0 if right else margin > 0):
+            sign = "0 or more of an image that is classified correctly" if right else "0 or less of one that is not"
+            yield f"samples.margin[{row}]", f"{sign}, got {margin}"
+        if not radius >= 0 or (radius > 0 and not right):
+            yield f"samples.radius[{row}]", f"{'0 or more' if right else '0 of an image that is misclassified'}"
+        if method not in ("global", "local") or (method == "local" and audit.config.get("local") == "off"):
+            yield f"samples.method[{row}]", f"global, or local where local radii were looked for, got {clean(method)}"
+        limit = limits[s.label[row]]
+        if believed and method == "global" and radius > 0 and radius * limit > margin * (1 + slack):
+            yield f"samples.radius[{row}]", f"at most margin / bound = {margin / limit:.6g}, got {radius:.6g}"
+    for promise in audit.promises:
+        if promise.headline and not page and tuple(promise.radius or (0.0,) * len(s.radius)) != tuple(s.radius):
+            yield f"promises.{promise.promise}.radius", "the radii of result.samples"
+        if any(not radius >= 0 for radius in promise.radius):
+            yield f"promises.{promise.promise}.radius", "radii from 0 on"
+    if audit.promises and [promise.headline for promise in audit.promises].count(True) != 1:
+        yield "promises", "one promise that result.samples.radius is about"
+    if audit.bound is None and any(s.radius):
+        yield "samples.radius", "0 without a bound"
+
+
+def _counts(audit: Audit, page: bool) -> Faults:
+    """Budgets, sizes and measured numbers that can be."""
+    budgets = [eps_value(eps) for eps in audit.threat.eps]
+    if not budgets or budgets != sorted(set(budgets)):
+        yield "threat.eps", "budgets, each once, the smallest first"
+    if not -math.inf < audit.threat.low < audit.threat.high < math.inf:
+        yield "threat.low", "a finite range, low < high"
+    if audit.model.classes < 2 or not audit.samples.index:
+        yield "samples", "at least one image and two classes"
+    if any(not deviation > 0 for deviation in audit.model.std):
+        yield "model.std", "numbers above 0"
+    for name in ("slope", "slope_share", "rounding"):
+        value = getattr(audit, name)
+        if value is not None and not value >= 0:
+            yield name, f"a number from 0 on, got {value}"
+    if (audit.slope is None) != (audit.slope_share is None):
+        yield "slope_share", "a share where a slope was seen"
+    for estimate in audit.estimates:
+        if estimate.probability is not None and not 0 <= estimate.probability <= 1:
+            yield "estimates.probability", f"a share, got {estimate.probability}"
+    del page
+
+
+def _attacks(audit: Audit, page: bool) -> Faults:
+    """What the records count is what the rows hold."""
+    s, attacked = audit.samples, sum(audit.samples.attacked)
+    if len({record.name for record in audit.attacks}) < len(audit.attacks):
+        yield "attacks", "each attack once"
+    for record in audit.attacks:
+        where, closest = f"attacks.{clean(record.name, 40)}", s.attack.count(record.name)
+        if record.closest != closest:
+            yield f"{where}.closest", f"{closest}, as many as result.samples.attack names, got {record.closest}"
+        if not record.closest <= record.broken <= record.attacked <= attacked:
+            yield f"{where}.broken", f"closest <= broken <= attacked <= {attacked}, the images attacked"
+        if (record.median_distance is None) != (record.broken == 0) or not (record.median_distance or 0) >= 0:
+            yield f"{where}.median_distance", "a distance where images were broken"
+        if record.rejected < 0:
+            yield f"{where}.rejected", "a count"
+    if attacked and sum(record.attacked for record in audit.attacks) < attacked:
+        yield "samples.attacked", "rows that some attack counts"
+    del page
+
+
+def _bounds(audit: Audit, page: bool) -> Faults:
+    """The ledger multiplies up to the bound; pairs of logits and slopes fit to it."""
+    bound = audit.bound
+    if bound is None:
+        return
+    logs = {"input": 0.0}
+    for line in bound.layers:
+        single = line.law != "scale" or len(line.inputs) == 1
+        if any(step not in logs for step in line.inputs) or line.step in logs or not line.inputs or not single:
+            yield f"bound.layers.{clean(line.step, 40)}", "inputs among the earlier lines, and a name of its own"
+            return
+        log = log10(line.upper.value) + _joined(line.law, [logs[step] for step in line.inputs])
+        if not _near(log, line.log10_so_far):
+            yield f"bound.layers.{clean(line.step, 40)}.log10_so_far", f"{log:.9g}, got {line.log10_so_far:.9g}"
+        if line.candidates and not _near(log10(line.upper.value), min(log10(one.value) for one in line.candidates)):
+            yield f"bound.layers.{clean(line.step, 40)}.upper", "the smallest of its candidates"
+        logs[line.step] = line.log10_so_far
+    read = {step for line in bound.layers for step in line.inputs}
+    if not any(_near(bound.log10, log) for step, log in logs.items() if step not in read):
+        yield "bound.log10", f"{list(logs.values())[-1]:.9g} as at the end of the ledger, got {bound.log10:.9g}"
+    classes, omitted = audit.model.classes, page or audit.model.classes > MOST_CLASSES
+    if len(bound.pairwise) != classes and (bound.pairwise or not omitted):
+        yield "bound.pairwise", f"a row for each of {classes} classes, got {len(bound.pairwise)}"
+    if not bound.pairwise and len(bound.least) != classes and (bound.least or audit.schema == SCHEMA):
+        yield "bound.least", f"a number for each of {classes} classes, got {len(bound.least)}"
+    if any(not 0 <= v <= math.sqrt(2) * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
+        yield "bound.pairwise", f"numbers from 0 to the root of 2 times the bound {bound.value:.6g}"
+    if tuple(bound.input_shape) != tuple(audit.model.input_shape):
+        yield "bound.input_shape", f"{audit.model.input_shape}, as result.model says, got {bound.input_shape}"
+    low, high = bound.smallest_pairwise, bound.largest_pairwise
+    if audit.slope is not None and audit.slope_share is not None and 0 < low <= high < math.inf:
+        least, most = audit.slope / high, audit.slope / low
+        if not least * (1 - CLOSE) <= audit.slope_share <= most * (1 + CLOSE):
+            yield "slope_share", f"the slope over a pairwise bound, {least:.6g} to {most:.6g}"
+
+
+def _near(one: float, two: float) -> bool:
+    return one == two or math.isclose(one, two, rel_tol=CLOSE, abs_tol=CLOSE)
+
+
+def log10(value: float) -> float:
+    return math.log10(value) if 0 < value < math.inf else -math.inf if value == 0 else math.inf
+
+
+def _joined(law: str, logs: list[float]) -> float:
+    """log10 of what the bounds of several inputs come to."""
+    most = max(logs)
+    if law in ("scale", "max") or not math.isfinite(most):
+        return most
+    power = 2 if law == "root_sum_squares" else 1
+    return most + math.log10(sum(10 ** (power * (log - most)) for log in logs)) / power

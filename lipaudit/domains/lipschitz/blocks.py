@@ -1,0 +1,21 @@
+"""Whole blocks of a graph that are bounded at once: more is known of them than of their operations one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from lipaudit.domains.lipschitz.fourier import fourier_layers
+from lipaudit.domains.lipschitz.polynomials import polynomials
+from lipaudit.domains.lipschitz.propagator import Ledger, Value
+from lipaudit.graph.ir import Node
+
+
+def whole_blocks(ledger: Ledger) -> Callable[[Node, Mapping[str, Any]], Value | None]:
+    """What stands for the value of a node inside or at the end of such a block; None for all other nodes."""
+    kinds = (fourier_layers(ledger), polynomials(ledger))
+
+    def instead(node: Node, arguments: Mapping[str, Any]) -> Value | None:
+        return next((found for kind in kinds if (found := kind(node, arguments)) is not None), None)
+
+    return instead
