@@ -24,21 +24,11 @@ from audit_parts import (
     thumbnails,
 )
 
-from lipaudit.consistency import digest_of
-from lipaudit.results.audit import (
-    AttackRecord,
-    Audit,
-    DataFacts,
-    Finding,
-    Gate,
-    ModelFacts,
-    Samples,
-    Skip,
-    Threat,
-    Verdict,
-)
+from lipaudit.results.audit import AttackRecord, Audit, DataFacts, Finding, Gate, ModelFacts, Samples, Skip, Verdict
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.threat import Threat
 from lipaudit.verdict.checks import integrity as findings_of
+from lipaudit.verdict.consistency import digest_of
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lipaudit.certification.network_bound import Composition
-from lipaudit.graph.ir import Node, call, evaluate, in_dtype
+from lipaudit.domains.graph import Node, call, evaluate, in_dtype
 from lipaudit.norms.linear_maps import Conv, Dense, LinearMap, dense
 
 Summing = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

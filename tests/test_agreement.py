@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from lipaudit.agreement import Agreement
+from lipaudit.domains.graph import evaluate, in_dtype
+from lipaudit.graph.agreement import Agreement
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import evaluate, in_dtype
 
 
 class Shifted(nn.Module):

@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from lipaudit.domains.graph import Graph, Node, Ref, call, evaluate
 from lipaudit.errors import CaptureError
 from lipaudit.graph.capture import capture, outline
-from lipaudit.graph.ir import Graph, Node, Ref, call, evaluate
+from lipaudit.graph.trials import HIDES_NAN, plain_kernels
 from lipaudit.graph.wrappers import Normalised
-from lipaudit.trials import HIDES_NAN, plain_kernels
 
 
 class Model(nn.Module):

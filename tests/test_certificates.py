@@ -13,11 +13,12 @@ from torch import nn
 
 import lipaudit
 from lipaudit import zoo
-from lipaudit.certification.certificates import ErrorRecursion, certify_with
+from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
+from lipaudit.domains.graph import evaluate
 from lipaudit.domains.rounding import float64
 from lipaudit.errors import BadThreat, NotLipschitz
-from lipaudit.graph.ir import evaluate
 
 
 def classifier(weight: list[list[float]], bias: list[float] | None = None) -> nn.Module:
@@ -208,7 +209,7 @@ def test_more_digits_are_taken_where_rounding_costs_a_margin(monkeypatch: pytest
         assert tight < loose / 50
         assert max(abs(a - b) for a, b in zip(plain, careful, strict=True)) <= loose + tight
     usual = certify_with(composition, points, answers)
-    monkeypatch.setattr("lipaudit.certification.certificates._HARMLESS", 0.0)
+    monkeypatch.setattr("lipaudit.certification.margins._HARMLESS", 0.0)
     better = certify_with(composition, points, answers)
     assert better.rounding < usual.rounding / 50
     assert (better.radius >= usual.radius).all()
@@ -230,14 +231,14 @@ def test_radii_below_the_resolution_of_the_inputs_are_not_worth_more_digits(monk
         return logits, error if careful else share[0] * min(usual.margin)
 
     monkeypatch.setattr(ErrorRecursion, "__call__", noisy)
-    monkeypatch.setattr("lipaudit.certification.certificates.resolution", lambda _: 1.0)
+    monkeypatch.setattr("lipaudit.certification.margins.resolution", lambda _: 1.0)
     for share[0], expected in ((0.1, [False, False]), (0.6, [False, True] * 2)):
         asked.clear()
         found = certify_with(composition, points, answers)
         assert asked[: len(expected)] == expected
         assert (found.radius > 0).all()
         assert (found.radius <= usual.radius * (1 + 1e-6)).all()
-    monkeypatch.setattr("lipaudit.certification.certificates.resolution", lambda _: 0.0)
+    monkeypatch.setattr("lipaudit.certification.margins.resolution", lambda _: 0.0)
     asked.clear()
     share[0] = 0.1
     certify_with(composition, points, answers)

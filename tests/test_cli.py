@@ -20,10 +20,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
-from lipaudit import __version__, cli, files
+from lipaudit import __version__, cli
 from lipaudit.cli import run as runs
 from lipaudit.cli import terminal
 from lipaudit.errors import LipauditError
+from lipaudit.files import atomic
 from lipaudit.results.audit import Audit
 from lipaudit.runs import planning
 
@@ -451,14 +452,14 @@ def test_texts_are_written_together_or_not_at_all(tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("before")
 
     with pytest.raises(LipauditError, match="nothing was written"):
-        files.write_all({tmp_path / "old.json": "after", tmp_path / "old.json" / "x.html": "page"})
+        atomic.write_all({tmp_path / "old.json": "after", tmp_path / "old.json" / "x.html": "page"})
 
     assert (tmp_path / "old.json").read_text() == "before"
     assert written(tmp_path) == ["old.json"]
 
 
 def test_reports_can_be_read_by_others(tmp_path: Path) -> None:
-    files.write_all({tmp_path / "new" / "a.json": "ε\n"})
+    atomic.write_all({tmp_path / "new" / "a.json": "ε\n"})
 
     assert (tmp_path / "new" / "a.json").read_bytes() == "ε\n".encode()
     (tmp_path / "plain").touch()

@@ -16,10 +16,10 @@ from test_cli import Call, call, refused
 from torch import nn
 
 import lipaudit
-from lipaudit.consistency import confirmed
 from lipaudit.errors import ReportError
 from lipaudit.results.audit import Audit
 from lipaudit.results.json import from_json
+from lipaudit.verdict.consistency import confirmed
 
 __all__ = ["call"]
 

@@ -17,11 +17,11 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 import lipaudit
+from lipaudit.certification.inputs import check_inputs, check_labels
 from lipaudit.errors import BadThreat, CaptureError, LoadError
 from lipaudit.graph.wrappers import Normalised
-from lipaudit.inputs import check_inputs, check_labels
 from lipaudit.results.json import from_json
-from lipaudit.verdict.checks.integrity import reached
+from lipaudit.results.metrics import reached
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
 

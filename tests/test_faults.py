@@ -26,7 +26,7 @@ import lipaudit
 from lipaudit import cli
 from lipaudit.crosscheck import runner
 from lipaudit.errors import ReportError
-from lipaudit.files import write_all
+from lipaudit.files.atomic import write_all
 from lipaudit.norms import verified_eigenvalues
 from lipaudit.results.audit import Audit
 
@@ -98,7 +98,7 @@ def test_a_folder_that_is_read_only_is_found_before_the_work(
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
 
     monkeypatch.setattr(Path, "touch", refuse)
-    monkeypatch.setattr("lipaudit.cli.run.run_audit", lambda *_: pytest.fail("the work began"))
+    monkeypatch.setattr("lipaudit.cli.auditing.run_audit", lambda *_: pytest.fail("the work began"))
     code, line = call(run, capsys)
     assert (code, reports()) == (2, [])
     assert "cannot write reports into reports: Read-only file system" in line
@@ -138,7 +138,7 @@ def test_a_pipe_that_is_full_is_one_line(tmp_path: Path) -> None:
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from lipaudit.files import write_all
+from lipaudit.files.atomic import write_all
 
 folder, step, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 real, calls = getattr(Path, step), []

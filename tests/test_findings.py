@@ -10,12 +10,15 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipaudit.report.terminal import to_markdown, to_text
+from lipaudit.report.markdown import to_markdown
+from lipaudit.report.terminal import to_text
 from lipaudit.results.attack_flags import FLAGS, Flag
 from lipaudit.results.audit import TIME_LIMIT, Audit, Finding
 from lipaudit.results.bounds import Agreement, Disagreement, LayerBound
-from lipaudit.results.metrics import contradictions
-from lipaudit.verdict.checks.integrity import CHECKS, at_most, contradicted, rate, wilson
+from lipaudit.results.intervals import rate, wilson
+from lipaudit.results.metrics import contradicted, contradictions
+from lipaudit.verdict.checks.registry import CHECKS
+from lipaudit.verdict.checks.strength import at_most
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude, examine
 

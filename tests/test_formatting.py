@@ -9,11 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lipaudit.cli.options import parse_eps
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results import formatting as f
-from lipaudit.results.formatting import budgets
-from lipaudit.threat import threat_of
+from lipaudit.results.threat import budgets, parse_eps, threat_of
 from lipaudit.verdict.gates import parse
 
 

@@ -13,11 +13,13 @@ from audits import radii_only
 
 import lipaudit
 from lipaudit.errors import ConfigError
-from lipaudit.report.terminal import to_markdown, to_text
+from lipaudit.report.markdown import to_markdown
+from lipaudit.report.terminal import to_text
 from lipaudit.results.audit import TIME_LIMIT, Audit, Gate, Samples
 from lipaudit.results.formatting import percents
+from lipaudit.results.intervals import lower_limit
 from lipaudit.results.json import from_json
-from lipaudit.verdict.gates import compared, conditions, judge, lower_limit, parse
+from lipaudit.verdict.gates import compared, conditions, judge, parse
 from lipaudit.verdict.verdict import conclude, examine
 
 

@@ -14,10 +14,11 @@ from torch import nn
 
 import lipaudit
 from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.exact_network import ExactNetwork
+from lipaudit.certification.held import Held
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.errors import CaptureError
 from lipaudit.graph.capture import capture
-from lipaudit.held import ExactNetwork, Held
 from lipaudit.results.audit import Audit, Finding
 from lipaudit.results.bounds import Agreement
 from lipaudit.results.json import from_json

@@ -19,7 +19,7 @@ import lipaudit
 from lipaudit.certification import local_search
 from lipaudit.crosscheck import runner
 from lipaudit.errors import ResumeError
-from lipaudit.journal import MANIFEST, Journal, discard, fingerprint, holds_parts
+from lipaudit.files.journal import MANIFEST, Journal, discard, fingerprint, holds_parts
 from lipaudit.results.audit import Audit
 from lipaudit.runs import audit as pipeline
 from lipaudit.runs.audit import BEFORE
@@ -71,7 +71,7 @@ def test_a_file_half_written_is_not_a_part(tmp_path: Path, monkeypatch: pytest.M
         file.write(b"PK half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lipaudit.journal.np.savez", killed)
+    monkeypatch.setattr("lipaudit.files.journal.np.savez", killed)
     with pytest.raises(KeyboardInterrupt):
         put(journal)
     assert not holds_parts(tmp_path)
@@ -254,7 +254,7 @@ def test_a_full_disk_ends_the_journal_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     expected = run(attacks=("deepfool",), local="off")
-    monkeypatch.setattr("lipaudit.journal.np.savez", full)
+    monkeypatch.setattr("lipaudit.files.journal.np.savez", full)
     result = run(attacks=("deepfool",), local="off", journal=tmp_path)
     assert result.samples == expected.samples
     assert result.status == "complete"

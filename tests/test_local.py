@@ -17,9 +17,9 @@ from lipaudit.certification.certificates import certify_with, with_local_radii
 from lipaudit.certification.local_proof import Search, proof
 from lipaudit.certification.local_search import beginning, local_radii, local_radius
 from lipaudit.certification.network_bound import compose
-from lipaudit.domains.zonotope import seconds_of_a_pass
-from lipaudit.graph.ir import evaluate
-from lipaudit.journal import Journal, fingerprint
+from lipaudit.domains.graph import evaluate
+from lipaudit.domains.zonotope.logits import seconds_of_a_pass
+from lipaudit.files.journal import Journal, fingerprint
 
 
 def network(seed: int, inputs: int = 2, width: int = 12, classes: int = 3, hidden: int = 2) -> nn.Module:
@@ -191,7 +191,7 @@ def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.Monk
     image = torch.rand(1, 3, 128, 128)
     assert "a ball in 49152 dimensions" in local_radii(large, image, [0], [1.0]).why_not  # 18 GiB of rows of the input
     assert seconds_of_a_pass(large.ledger, image[0]) < 60
-    monkeypatch.setattr("lipaudit.domains.zonotope.LARGEST_ROWS_BYTES", 2**16)
+    monkeypatch.setattr("lipaudit.domains.zonotope.logits.LARGEST_ROWS_BYTES", 2**16)
     assert "a ball in 64 dimensions needs more than" in local_radii(composition, images, labels, [1.0] * 6).why_not
 
 

@@ -11,14 +11,14 @@ from samples import NETWORKS, composed
 from torch import nn
 from torch.nn import functional
 
-from lipaudit import lowering
 from lipaudit.certification.executed import Execution
 from lipaudit.certification.network_bound import compose
+from lipaudit.domains.graph import Ref, call, evaluate
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.rounding import float64
 from lipaudit.errors import CaptureError, NotLipschitz, UnsupportedOp
+from lipaudit.graph import decompositions
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Ref, call, evaluate
 
 ATEN, F = torch.ops.aten, functional
 IMAGE = (2, 6, 6)
@@ -195,12 +195,12 @@ def test_a_program_without_such_operations_is_left_alone(monkeypatch: pytest.Mon
     program = torch.export.export(Several([torch.relu]).eval(), (torch.rand(1, *IMAGE),), strict=False)
     program = program.run_decompositions({})
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
-    assert lowering.lowered(program, {}, ()) == (program, [])
+    assert decompositions.lowered(program, {}, ()) == (program, [])
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_an_rms_norm_without_eps_takes_that_of_the_dtype_that_runs(dtype: torch.dtype) -> None:
-    eps = lowering.machine_eps(dtype, torch.device("cpu"))
+    eps = decompositions.machine_eps(dtype, torch.device("cpu"))
     x = torch.tensor([[0.75, -0.5, 0.25]], dtype=dtype) * 2.0**-12
     exact = x.double() / (x.double().square().mean() + eps).sqrt()
     assert torch.allclose(F.rms_norm(x, (3,)).double(), exact, rtol=8 * torch.finfo(dtype).eps)
@@ -227,12 +227,12 @@ def test_the_graph_of_an_rms_norm_without_eps_is_the_same_function_in_every_dtyp
 def test_softplus_is_smooth_where_its_step_vanishes_in_the_dtype_that_runs() -> None:
     model = nn.Sequential(nn.Linear(1, 1), nn.Softplus()).eval()
     threshold = [node.args["threshold"] for node in capture(model, (1,)).nodes if node.op == "softplus.default"]
-    assert threshold == [lowering.SMOOTH]
+    assert threshold == [decompositions.SMOOTH]
     assert capture(model.double(), (1,)).nodes[-1].args["threshold"] == 20
     with pytest.raises(NotLipschitz, match="more than float64 rounds: no Lipschitz bound exists"):
         compose(model, (1,))
-    assert lowering.softplus_jumps(10.0, torch.float32)
-    assert not lowering.softplus_jumps(lowering.SMOOTH, torch.float64)
+    assert decompositions.softplus_jumps(10.0, torch.float32)
+    assert not decompositions.softplus_jumps(decompositions.SMOOTH, torch.float64)
 
 
 WITHOUT_DTYPE = {
@@ -260,7 +260,7 @@ def test_every_optional_number_of_aten_is_known_to_hang_on_the_dtype_or_not() ->
             if number and argument.name not in WITHOUT_DTYPE and "_backward" not in key:
                 unknown.add(key.replace("_.", "."))
     assert unknown <= OF_DTYPE | NO_CLAMP
-    resolved = {op.split(".")[0] for op in lowering.OF_DTYPE} | {"_fused_rms_norm"}
+    resolved = {op.split(".")[0] for op in decompositions.OF_DTYPE} | {"_fused_rms_norm"}
     ruled = {op.split(".")[0] for op in RULES}
     assert not {key.split(".")[0] for key in OF_DTYPE} & ruled - resolved
 

@@ -13,9 +13,9 @@ from clusters import cluster
 from torch import nn
 
 import lipaudit
+from lipaudit.certification.exact_network import ExactNetwork
 from lipaudit.certification.network_bound import compose
 from lipaudit.errors import BadThreat
-from lipaudit.held import ExactNetwork
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.json import from_json
 from lipaudit.runs import audit as pipeline

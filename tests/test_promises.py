@@ -17,7 +17,7 @@ from lipaudit.certification.certificates import certify_with, with_local_radii
 from lipaudit.certification.executed import Execution, Promise
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck.native_boundary import changed, first_flips
-from lipaudit.graph.ir import evaluate
+from lipaudit.domains.graph import evaluate
 from lipaudit.report.terminal import to_text
 from lipaudit.results.json import from_json
 

@@ -16,11 +16,11 @@ from torch import nn
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 import lipaudit
-from lipaudit.consistency import digest_of
 from lipaudit.errors import BadThreat, LoadError, ReportError
 from lipaudit.results.audit import Audit
 from lipaudit.runs.engines import audit_in_shards
 from lipaudit.runs.shards import parse_shard
+from lipaudit.verdict.consistency import digest_of
 
 __all__ = ["call", "user_module"]
 

@@ -28,10 +28,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils import parametrize
 
-from lipaudit import trials
+from lipaudit.domains.graph import evaluate
 from lipaudit.errors import CaptureError
+from lipaudit.graph import trials
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import evaluate
 
 Function = Callable[["Net", torch.Tensor], torch.Tensor]
 

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 
 from lipaudit.certification.network_bound import Composition
+from lipaudit.domains.graph import Node, call, evaluate
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
-from lipaudit.graph.ir import Node, call, evaluate
 from lipaudit.norms.linear_maps import schur_test
 from lipaudit.results.bounds import LayerBound
 from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from lipaudit.certification.network_bound import Composition
-from lipaudit.domains.zonotope import Form, TooWide, logits_over, margins, margins_together, room_in_memory
+from lipaudit.domains.zonotope import Form, TooWide
 from lipaudit.domains.zonotope.backward import Banded, ancestors, lower_bounds
+from lipaudit.domains.zonotope.logits import logits_over, margins, margins_together, room_in_memory
 from lipaudit.rounding import gamma
 
 ASCENT_STEPS = 20

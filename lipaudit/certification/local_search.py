@@ -21,10 +21,11 @@ import torch
 from lipaudit.certification.executed import Executed
 from lipaudit.certification.local_proof import MOST_TOGETHER, Search, proof
 from lipaudit.certification.network_bound import Composition
-from lipaudit.domains.zonotope import TooWide, room_in_memory, seconds_of_a_pass
+from lipaudit.domains.graph import evaluate
+from lipaudit.domains.zonotope import TooWide
+from lipaudit.domains.zonotope.logits import room_in_memory, seconds_of_a_pass
 from lipaudit.errors import LipauditError
-from lipaudit.graph.ir import evaluate
-from lipaudit.journal import Journal, fingerprint
+from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.formatting import duration
 from lipaudit.rounding import up

@@ -10,7 +10,6 @@ Note [Class pairs]
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 import warnings
@@ -20,15 +19,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from lipaudit.domains.graph import Graph
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT, Link, merged
 from lipaudit.errors import CaptureError
+from lipaudit.files.journal import Parts
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Graph
-from lipaudit.graph.wrappers import as_module, domain_of
-from lipaudit.journal import Parts
+from lipaudit.graph.wrappers import device_of
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import NetworkBound
@@ -63,43 +62,6 @@ class Composition:
     """The logits: the last bounded step and the linear maps after it."""
     model: nn.Module
     """What was captured, as it runs."""
-
-
-def bound(
-    model: nn.Module,
-    input_shape: tuple[int, ...],
-    *,
-    mean: tuple[float, ...] | None = None,
-    std: tuple[float, ...] | None = None,
-    device: str | torch.device | None = None,
-    domain: tuple[float, float] | None = None,
-    method: str = "best",
-    progress: Progress | None = None,
-) -> NetworkBound:
-    """A proved bound of the Lipschitz constant (L2 to L2) of `model`, from raw inputs to logits.
-
-    `input_shape` has no batch axis: (3, 32, 32). `mean` and `std` (per channel) put the normalisation
-    (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the entries of
-    raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there, and
-    without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is its
-    `clip_values`.
-    Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
-    """
-    module = on_device(as_module(model, mean=mean, std=std), device)
-    domain = domain_of(model, domain)
-    return compose(module, tuple(input_shape), domain=domain, method=method, progress=progress).network
-
-
-def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
-    """The model on `device`; a copy if it has to move, so that the user's own stays where it is."""
-    if device is None or torch.device(device) == device_of(model):
-        return model
-    return copy.deepcopy(model).to(device)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the model's tensors are; the CPU for a model without any."""
-    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))
 
 
 def compose(

@@ -15,9 +15,10 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lipaudit.cli.options import FILE, parse_eps
+from lipaudit.cli.options import FILE
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results.formatting import clean
+from lipaudit.results.threat import parse_eps
 
 NAMES = ("lipaudit.toml", "pyproject.toml")
 KEY = "lipaudit.config"

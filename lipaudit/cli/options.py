@@ -10,25 +10,11 @@ from typing import Any, TypeVar
 
 import click
 
-from lipaudit.errors import BadThreat
-from lipaudit.results.formatting import budgets
+from lipaudit.results.threat import comma_list
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-
-
-def comma_list(text: str) -> tuple[str, ...]:
-    """`a,b , c` -> (`a`, `b`, `c`)."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def parse_eps(values: Sequence[str]) -> tuple[str, ...]:
-    """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order; raises `BadThreat`."""
-    try:
-        return budgets(values)
-    except ValueError as error:
-        raise BadThreat(f"--eps: {error}") from None
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, text: str | None) -> Any:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lipaudit.cli.config_file import config_option
-from lipaudit.cli.main import REPORTS, commands, deliver, prepare_output, render, spared
+from lipaudit.cli.main import commands
 from lipaudit.cli.options import FILE, gate_option, output_options, text_or_json
+from lipaudit.cli.output import REPORTS, deliver, prepare_output, render, spared
 from lipaudit.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ def check(result: Path, gate: tuple[str, ...], config: Path | None, exit_zero: b
     """
     del config  # its gates are the default of --gate
     from lipaudit.cli.terminal import print_lines
-    from lipaudit.results.json import load_audit
-    from lipaudit.verdict.checks.integrity import incomplete, integrity_of
+    from lipaudit.verdict.consistency import load_audit
     from lipaudit.verdict.gates import conditions, exit_code, judge
+    from lipaudit.verdict.verdict import incomplete, integrity_of
 
     audit = load_audit(result)
     wanted = conditions(gate or [stored.expression for stored in audit.gates])
@@ -60,10 +61,10 @@ def _plain_check(audit: Audit, integrity: str, code: int) -> dict[str, Any]:
 
 
 def _check_lines(audit: Audit, integrity: str) -> list[Any]:
-    from lipaudit.report.page import title
+    from lipaudit.report.header import title
     from lipaudit.report.terminal import LAMP_STYLES, gate_lines
-    from lipaudit.verdict.checks.integrity import incomplete
     from lipaudit.verdict.gates import state_of
+    from lipaudit.verdict.verdict import incomplete
 
     state = state_of(audit.gates)
     lamps = [("integrity ", "dim"), (integrity, LAMP_STYLES.get(integrity, "bold"))]
@@ -92,9 +93,9 @@ def compare(base: Path, new: Path, max_drop: float | None, force: bool, kind: st
     """
     from lipaudit.cli.terminal import print_lines
     from lipaudit.report.comparison import comparison_lines, drop_lines
-    from lipaudit.results.json import load_audit
     from lipaudit.verdict.comparison import compare as held_against
     from lipaudit.verdict.comparison import to_plain
+    from lipaudit.verdict.consistency import load_audit
 
     found = held_against(load_audit(base), load_audit(new), force=force)
     code = found.exit_code(max_drop)
@@ -139,8 +140,8 @@ def explain(check_id: str) -> None:
 )
 def report(result: Path, out: str, kind: str | None) -> None:
     """Write the report of RESULT, a result file, again."""
-    from lipaudit.files import write_all
-    from lipaudit.results.json import load_audit
+    from lipaudit.files.atomic import write_all
+    from lipaudit.verdict.consistency import load_audit
 
     kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
     if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
@@ -195,8 +196,8 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
 @click.pass_context
 def merge(context: click.Context, results: tuple[Path, ...], **chosen: Any) -> int:
     """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
-    from lipaudit.results.json import load_audit
     from lipaudit.runs.shards import merge as merged
+    from lipaudit.verdict.consistency import load_audit
 
     command = ("lipaudit", *context.obj.arguments)
     audit = merged([load_audit(file) for file in results], command, gates=chosen["gate"])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lipaudit.errors import ReportError, ResumeError
-from lipaudit.journal import FORMAT, SUFFIX, discard, holds_parts, read_json, write_json
+from lipaudit.files.journal import FORMAT, SUFFIX, discard, holds_parts, read_json, write_json
 
 OPTIONS = "options.json"
 FREE = frozenset({"resume", "out", "formats", "proof", "quiet", "verbose", "progress", "config", "exit_zero"})

@@ -20,7 +20,7 @@ from rich.text import Text
 from lipaudit import __version__
 from lipaudit.cli.terminal import terminal_progress
 from lipaudit.errors import ExitCode
-from lipaudit.files import write_all
+from lipaudit.files.atomic import write_all
 from lipaudit.progress import Progress
 from lipaudit.runs.survey import DOMAIN, METHOD, SEED, Choice, Library, Row, choices, survey, variants
 

@@ -18,7 +18,8 @@ from lipaudit.crosscheck.registry import ART
 from lipaudit.crosscheck.unit_box import UnitBox, private_copy
 from lipaudit.errors import BadThreat
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.audit import Estimate, Samples, Threat
+from lipaudit.results.audit import Estimate, Samples
+from lipaudit.results.threat import Threat
 
 CLEVER_BATCHES, CLEVER_SIZE, CLEVER_POOL = 20, 32, 5
 CLEVER_RADIUS = 2.0

@@ -18,7 +18,7 @@ from lipaudit.crosscheck.registry import ART, AUTOATTACK, plan
 from lipaudit.crosscheck.runner import Hold, Run, Tally, eps_text, run_attack
 from lipaudit.crosscheck.samples import Arena, arena
 from lipaudit.errors import BadThreat
-from lipaudit.journal import Journal
+from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import AttackRecord
 from lipaudit.results.bounds import Disagreement, Witness

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -14,10 +15,9 @@ import torch
 from torch import Tensor
 
 from lipaudit.crosscheck.isolation import BLACK_BOX, sealed
-from lipaudit.crosscheck.outcome import Outcome, recall, remember
 from lipaudit.crosscheck.registry import ART, AUTOATTACK, Attack, Batch
-from lipaudit.crosscheck.samples import Arena, batches
-from lipaudit.journal import Journal, fingerprint
+from lipaudit.crosscheck.samples import Arena, Found, batches
+from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results.audit import TIME_LIMIT
 from lipaudit.results.bounds import Disagreement
@@ -243,3 +243,50 @@ def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[li
         claims.append(claim.detach().clone())
         if run.late() and len(claims) < entry.passes(network.classes).claims:
             return claims, False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a batch changes: what it found, what was rejected, of what its library warned."""
+
+    found: Found
+    rejected: int
+    flags: tuple[str, ...]
+    seconds: float
+    differences: tuple[Disagreement, ...] = ()
+    """Where the model and the judge do not say the same of a claim."""
+    whole: bool = True
+    """Whether the attack ran to its end, and was not cut short by the time limit."""
+
+
+def remember(journal: Journal, part: str, fingerprint: str, outcome: Outcome) -> None:
+    """Keeps the outcome of a batch."""
+    found = outcome.found
+    journal.put(
+        part,
+        fingerprint,
+        outcome.seconds,
+        rows=found.rows,
+        distance=found.distance,
+        prediction=found.prediction,
+        closer=found.closer,
+        points=found.points.numpy(),
+        rejected=np.array(outcome.rejected),
+        flags=np.array(outcome.flags, dtype=np.str_),
+        differences=np.array([json.dumps(asdict(each)) for each in outcome.differences], dtype=np.str_),
+    )
+
+
+def recall(journal: Journal, part: str, fingerprint: str) -> Outcome | None:
+    """The outcome of a batch that was finished earlier; None if it was not, or not of this batch."""
+    kept = journal.get(part, fingerprint)
+    if kept is None:
+        return None
+    points = torch.from_numpy(kept["points"])
+    return Outcome(
+        found=Found(kept["rows"], kept["distance"], kept["prediction"], kept["closer"], points),
+        rejected=int(kept["rejected"]),
+        flags=tuple(map(str, kept["flags"])),
+        differences=tuple(Disagreement(**json.loads(str(each))) for each in kept["differences"]),
+        seconds=float(kept["seconds"]),
+    )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lipaudit.errors import BadThreat, CaptureError
-from lipaudit.snapshot import fix_parametrized
+from lipaudit.graph.snapshot import fix_parametrized
 
 
 class UnitBox(nn.Module):

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 
+from lipaudit.domains.graph import Graph, Node, Ref
+from lipaudit.domains.piecewise import PIECEWISE
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError, UnsupportedOp
-from lipaudit.graph.ir import Graph, Node, Ref
-from lipaudit.piecewise import PIECEWISE
 from lipaudit.registry import Registry
 
 V = TypeVar("V")

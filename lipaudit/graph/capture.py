@@ -23,15 +23,15 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from lipaudit.agreement import Agreement
+from lipaudit.domains.graph import Graph, evaluate
 from lipaudit.errors import CaptureError
-from lipaudit.graph.ir import Graph, evaluate
+from lipaudit.graph.agreement import Agreement
 from lipaudit.graph.lowering import fold_shapes, reduce
+from lipaudit.graph.replay import Replay
+from lipaudit.graph.snapshot import State, computes_weights, fix_parametrized
+from lipaudit.graph.trials import answer, first_calls, first_line, hold
 from lipaudit.graph.wrappers import WRAPPED, Normalised, bare, plain_copy
-from lipaudit.replay import Replay
 from lipaudit.results.formatting import clean
-from lipaudit.snapshot import State, computes_weights, fix_parametrized
-from lipaudit.trials import answer, first_calls, first_line, hold
 
 _MOST_ENTRIES = 2**31
 """Of an input: more would not fit into memory, whatever the network."""

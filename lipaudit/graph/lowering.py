@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Graph, Node, Ref, refs_in, resolved
+from lipaudit.domains.piecewise import rewritten
 from lipaudit.errors import CaptureError
-from lipaudit.graph.ir import Graph, Node, Ref, refs_in, resolved
-from lipaudit.lowering import OF_DTYPE, lowered
-from lipaudit.piecewise import rewritten
+from lipaudit.graph.decompositions import OF_DTYPE, lowered
 
 IDENTITY = {
     "aten.alias.default", "aten.clone.default", "aten.detach.default", "aten.contiguous.default",

@@ -17,9 +17,6 @@ from lipaudit.results.formatting import clean
 Statistic = Sequence[float] | torch.Tensor
 """One number per channel, or a tensor that broadcasts with a batch of inputs."""
 
-PIXELS = (0.0, 1.0)
-"""Where the entries of raw inputs lie unless somebody says otherwise."""
-
 
 class Normalise(nn.Module):
     """`(x - mean) / std`, per channel of images (n, c, h, w) or as the tensors given broadcast."""
@@ -266,3 +263,15 @@ def _art_statistics(step: Any, input_shape: tuple[int, ...]) -> tuple[torch.Tens
         )
     # ART computes in float32 as well, and a scalar has no length.
     return torch.from_numpy(np.array(mean, ndmin=1)), torch.from_numpy(np.array(std, ndmin=1))
+
+
+def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:
+    """The model on `device`; a copy if it has to move, so that the user's own stays where it is."""
+    if device is None or torch.device(device) == device_of(model):
+        return model
+    return copy.deepcopy(model).to(device)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the model's tensors are; the CPU for a model without any."""
+    return next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), torch.device("cpu"))

@@ -32,7 +32,7 @@ def assert_certified(
     """
     __tracebackhide__ = True
     from lipaudit.errors import BadThreat
-    from lipaudit.inputs import as_arrays
+    from lipaudit.loading.user_data import as_arrays
     from lipaudit.runs.audit import audit
 
     if not 0 < at_least <= 1:
@@ -54,8 +54,9 @@ def _assert_certified() -> Callable[..., Audit]:
 
 def _failure(found: Audit, at_least: float, local: str) -> str:
     """What was certified, what was wanted, what to do."""
-    from lipaudit.results.formatting import eps_text, number, number_from_log10, percent
+    from lipaudit.results.formatting import number, number_from_log10, percent
     from lipaudit.results.metrics import median_radius
+    from lipaudit.results.threat import eps_text
 
     proved, clean = found.proved[0], found.clean
     if clean.value < at_least:

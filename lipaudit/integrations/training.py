@@ -10,13 +10,13 @@ import numpy as np
 from torch import nn
 
 from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.inputs import check_inputs, check_labels, within
 from lipaudit.certification.network_bound import compose
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.errors import BadThreat, LoadError
 from lipaudit.graph.wrappers import as_module
-from lipaudit.inputs import as_arrays, check_inputs, check_labels
-from lipaudit.results.formatting import eps_value
-from lipaudit.threat import box_of, threat_of, within
+from lipaudit.loading.user_data import as_arrays
+from lipaudit.results.threat import box_of, eps_value, threat_of
 
 Log = Callable[[str, float, int], Any]
 """Takes a tag, a number and a step, as the `add_scalar` of a TensorBoard `SummaryWriter` does."""

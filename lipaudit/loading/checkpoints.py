@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from lipaudit.errors import LoadError
-from lipaudit.loading.checkpointfiles import SAVE_ADVICE, Unread, first_of, read_file
+from lipaudit.loading.checkpoint_files import SAVE_ADVICE, Unread, first_of, read_file
 from lipaudit.loading.hashes import sha256_of_file
 from lipaudit.results.formatting import clean
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 from lipaudit.errors import LoadError
-from lipaudit.files import replacing
+from lipaudit.files.atomic import replacing
 from lipaudit.progress import Progress
 
 MEGABYTE = 1_000_000

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lipaudit.certification.inputs import as_pixels_remedy
 from lipaudit.errors import LoadError
-from lipaudit.inputs import as_pixels_remedy
 from lipaudit.loading.classes import WORDNET
 from lipaudit.loading.dataset_registry import DATASETS, Batch, ImageSet, Wanted
 from lipaudit.progress import Progress

@@ -14,7 +14,7 @@ from torch import nn
 from lipaudit import zoo
 from lipaudit.errors import LoadError
 from lipaudit.loading import datasets, hubs
-from lipaudit.loading.checkpointfiles import SUFFIXES
+from lipaudit.loading.checkpoint_files import SUFFIXES
 from lipaudit.loading.checkpoints import load_checkpoint, tensors_of
 from lipaudit.loading.downloads import megabytes
 from lipaudit.loading.hashes import sha256_of_tensors

@@ -22,13 +22,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Node
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import Gather, Identity, LinearMap
+from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Law
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -13,9 +13,9 @@ from torch.nn.utils import parametrize
 from lipaudit.nn.almost_orthogonal import AOLConv2d, AOLLinear, lattice_stride
 from lipaudit.nn.bound_replay import CONVOLUTIONS, Factor, plan
 from lipaudit.nn.heads import NormalisedLinear
-from lipaudit.norms import norm_bound
 from lipaudit.norms.frequency_cells import lattice_norm
 from lipaudit.norms.linear_maps import Conv, Dense
+from lipaudit.norms.methods import norm_bound
 from lipaudit.rounding import UNIT, check_arithmetic, up
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Graph, Node, Ref
 from lipaudit.domains.interpreter import where
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Graph, Node, Ref
 
 Tensors = Mapping[str, torch.Tensor | None]
 

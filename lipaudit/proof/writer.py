@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.inputs import check_inputs, check_labels
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.errors import LipauditError, UnsupportedOp
-from lipaudit.files import replacing
+from lipaudit.files.atomic import replacing
 from lipaudit.graph.capture import capture
-from lipaudit.inputs import check_inputs, check_labels
 from lipaudit.norms.linear_maps import Conv
 from lipaudit.norms.symbol import Symbols
 from lipaudit.norms.torus import best_class, torus

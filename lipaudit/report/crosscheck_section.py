@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 from lipaudit.report.figures import curves as fig1
@@ -9,14 +10,12 @@ from lipaudit.report.figures import scatter
 from lipaudit.report.figures.charts import Figure
 from lipaudit.report.header import Part, divide
 from lipaudit.results import metrics
-from lipaudit.results.audit import AttackRecord, Audit, Rate
+from lipaudit.results.audit import AttackRecord, Audit, Estimate, PromiseResult, Rate
 from lipaudit.results.formatting import (
     NONE,
     clean,
     count,
     duration,
-    eps_text,
-    eps_value,
     interval,
     number,
     number_from_log10,
@@ -24,6 +23,7 @@ from lipaudit.results.formatting import (
     plural,
     points,
 )
+from lipaudit.results.threat import eps_text, eps_value
 
 WITHDRAWN = "withdrawn"
 MOST_CONTRADICTIONS = 20
@@ -35,6 +35,13 @@ NO_CURVE = "There is no curve to draw: no image has a certified radius above zer
 NO_CERTIFICATE = "There is no certificate to hold against the attacks: part of the network has no proved bound."
 NO_TEST = "No image was attacked, so nothing has put these certificates to the test."
 NO_RADIUS = "No attacked image has a certified radius above zero: there is nothing to hold against the attacks."
+
+
+NAMES = {"R": "the exact function", "F": "as executed", "D": "in float64"}
+"""What each promise is about, in short."""
+
+
+LABEL = "Estimated, not proved"
 
 
 @dataclass(frozen=True)
@@ -210,4 +217,79 @@ def _false_claim(audit: Audit, one: metrics.Contradiction) -> FalseClaim:
         number(one.distance),
         clean(s.attack[one.row] or NONE, 30),
         number(one.distance / one.radius),
+    )
+
+
+@dataclass(frozen=True)
+class PromiseRow:
+    promise: str
+    name: str
+    headline: bool
+    cells: tuple[str, ...]
+    """Certified accuracy at each budget."""
+    sentence: str
+    """About which function the certificates speak."""
+    why_not: str
+    """Why nothing is certified; empty if something is."""
+
+
+@dataclass(frozen=True)
+class Promises:
+    eps: tuple[str, ...]
+    rows: tuple[PromiseRow, ...]
+
+
+def promises(audit: Audit) -> Promises:
+    """A row for each promise that was looked at; none in results that were written before there were several."""
+    budgets = sorted(audit.threat.eps, key=eps_value)
+    return Promises(tuple(map(eps_text, budgets)), tuple(_row(audit, found, budgets) for found in audit.promises))
+
+
+def _row(audit: Audit, found: PromiseResult, budgets: list[str]) -> PromiseRow:
+    rates = [metrics.rate_at(found.proved, eps) if metrics.holds(audit) else None for eps in budgets]
+    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE if found.certified else "not certified"
+    cells = tuple(percent(rate.value) if rate else missing for rate in rates)
+    sentence = clean(found.sentence.removeprefix(f"{found.promise}: "), 600)
+    return PromiseRow(found.promise, NAMES[found.promise], found.headline, cells, sentence, clean(found.why_not, 300))
+
+
+@dataclass(frozen=True)
+class EstimateView:
+    """One estimate in words."""
+
+    name: str
+    about: str
+    settings: str
+    promise: str
+    """With which probability, of how many draws; or that there is none."""
+    median: str
+    """Over the samples that have a value."""
+    shares: tuple[tuple[str, str], ...]
+    """Budgets, and the share of all images whose value is above them."""
+    seconds: str
+
+
+def estimates(audit: Audit) -> tuple[EstimateView, ...]:
+    """What was asked for, in the order of the result."""
+    return tuple(_view(audit, estimate) for estimate in audit.estimates)
+
+
+def _view(audit: Audit, estimate: Estimate) -> EstimateView:
+    known = [value for value in estimate.values if value is not None]
+    promise = "an estimate, it promises nothing"
+    if estimate.probability is not None:
+        draws = f", {count(estimate.draws)} draws" if estimate.draws else ""
+        promise = f"each radius with probability {estimate.probability:g}{draws}"
+    shares = tuple(
+        (eps_text(eps), percent(sum(value > eps_value(eps) for value in known) / max(1, len(estimate.values))))
+        for eps in sorted(audit.threat.eps, key=eps_value)
+    )
+    return EstimateView(
+        name=clean(estimate.name, 40),
+        about=clean(estimate.about, 400),
+        settings=f"{clean(estimate.library, 40)}: {clean(estimate.settings, 300)}",
+        promise=promise,
+        median=number(statistics.median(known)) if known else NONE,
+        shares=shares,
+        seconds=duration(estimate.seconds),
     )

@@ -10,23 +10,13 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lipaudit.report.estimates import estimates
-from lipaudit.report.page import MARKS, title
-from lipaudit.report.promised import promises
+from lipaudit.report.crosscheck_section import estimates, promises
+from lipaudit.report.header import title
+from lipaudit.report.page import MARKS
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit, Finding, Gate
-from lipaudit.results.formatting import (
-    NONE,
-    clean,
-    eps_text,
-    eps_value,
-    interval,
-    number,
-    number_from_log10,
-    percent,
-    plural,
-    points,
-)
+from lipaudit.results.formatting import NONE, clean, interval, number, number_from_log10, percent, plural, points
+from lipaudit.results.threat import eps_text, eps_value
 from lipaudit.verdict.gates import compared
 
 WIDTH = 96
@@ -187,74 +177,3 @@ def _verdict(audit: Audit) -> list[Line]:
 
 def _paths(paths: Sequence[tuple[str, str]]) -> list[Line]:
     return [(Span(f"{kind:<8}", "dim"), Span(str(path))) for kind, path in paths]
-
-
-def to_markdown(audit: Audit) -> str:
-    """A short summary for a pull request: verdict, budgets, and every check that did not pass."""
-    v = audit.verdict
-    lines = [f"### {_escaped(title(audit))}", "", f"**{_escaped(clean(v.headline, 300))}**", ""]
-    if audit.model.weights == "random":
-        lines[2:2] = ["**Random weights: this network was never trained.**", ""]
-    lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
-    lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
-    lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit), *_markdown_gates(audit)]
-    lines += [
-        _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.promise}). {view.about}") + "\n"
-        for view in estimates(audit)
-    ]
-    lines += _markdown_checks(audit)
-    d = audit.dataset
-    about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
-    scope = "One kind of change, one sample, one set of weights: not a statement that the model is fit for use."
-    return "\n".join([*lines, f"<sub>{about}; run {_escaped(clean(audit.run, 60))}. {scope}</sub>"]) + "\n"
-
-
-def _markdown_budgets(audit: Audit) -> list[str]:
-    if not metrics.correct_rows(audit):
-        return [f"Clean accuracy {percent(audit.clean.value)}: nothing to certify or attack."]
-    lines = ["| ε (L2) | proved, at least | unbroken, at most |", "|---|---:|---:|"]
-    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
-    for eps in sorted(audit.threat.eps, key=eps_value):
-        proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
-        cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, unbroken)]
-        lines.append(f"| {_escaped(eps_text(eps))} | {cells[0] or missing} | {cells[1] or NONE} |")
-    return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
-
-
-def _markdown_promises(audit: Audit) -> list[str]:
-    found = promises(audit)
-    if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
-        return []
-    names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
-    lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
-    for place, eps in enumerate(found.eps):
-        lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
-    said = [(row.promise, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
-    return [*lines, "", *(f"{promise}: {_escaped(sentence)}  " for promise, sentence in said), ""]
-
-
-def _markdown_gates(audit: Audit) -> list[str]:
-    if not audit.gates:
-        return []
-    lines = ["| gate | | |", "|---|---|---|"]
-    for gate in audit.gates:
-        said = compared(gate) if gate.value is not None else clean(gate.why, 160)
-        state = "missed, warns" if gate_look(gate) == "warn" else gate.state
-        lines.append(f"| {_escaped(clean(gate.expression, 60))} | {state} | {_escaped(said)} |")
-    return [*lines, ""]
-
-
-def _markdown_checks(audit: Audit) -> list[str]:
-    loud = [f for state in ("fail", "warn") for f in audit.findings if f.state == state]
-    if not loud:
-        return []
-    cells = [(f.state, clean(f.id, 12), clean(f.title, 160), clean(f.value, 60)) for f in loud]
-    rows = [f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in cells]
-    return ["| | check | | value |", "|---|---|---|---|", *rows, ""]
-
-
-def _escaped(text: str) -> str:
-    """So that Markdown and the HTML in it show the text as it is."""
-    for sign in "\\`*_[]|~#@":
-        text = text.replace(sign, f"\\{sign}" if sign != "@" else "@\u2060")
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -14,10 +14,10 @@ from lipaudit.results.audit import (
     Samples,
     Shard,
     Skip,
-    Threat,
     Thumbnail,
     Verdict,
 )
+from lipaudit.results.threat import Threat
 
 __all__ = [
     "AttackRecord",

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lipaudit.results.bounds import Agreement, NetworkBound
-from lipaudit.results.formatting import eps_value, plural
+from lipaudit.results.formatting import plural
+from lipaudit.results.threat import Threat, eps_value
 
 SCHEMA = "lipaudit-result/1.2"
 MOST_CLASSES = 128
@@ -161,17 +162,6 @@ class DataFacts:
     @property
     def smallest_change_text(self) -> str:
         return f"{self.width:g}/{self.levels or 255}"
-
-
-@dataclass(frozen=True)
-class Threat:
-    """Who may do what: move the input by at most eps in L2."""
-
-    eps: tuple[str, ...]
-    norm: Literal["L2"] = "L2"
-    low: float = 0.0
-    high: float = 1.0
-    units: str = "pixels in [0, 1]"
 
 
 @dataclass(frozen=True, repr=False)

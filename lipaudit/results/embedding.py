@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 from lipaudit.errors import ReportError
-from lipaudit.results.formatting import eps_value
+from lipaudit.results.threat import eps_value
 
 BLOCK = "lipaudit-result"
 """The id of the element that holds the copy."""

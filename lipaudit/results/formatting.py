@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from decimal import Decimal
 
 THIN = "\u202f"  # narrow no-break space: groups digits
@@ -133,45 +132,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def eps_value(eps: str | float) -> float:
-    """The size of a budget: `36/255`, `0.5`, `1e-3/255` or a number. ValueError unless it is finite and above 0."""
-    top, slash, bottom = str(eps).partition("/")
-    try:
-        value = float(top) / float(bottom) if slash else float(top)
-    except (ValueError, ZeroDivisionError):
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ValueError(f"expected eps above 0, a budget such as 36/255 or 0.5, got {clean(eps, 40)!r}")
-    return value
-
-
-def budgets(eps: str | float | Iterable[str | float]) -> tuple[str, ...]:
-    """Budgets as written, each size once (`0.5` and `1/2` are one), the smallest first; ValueError for what is none.
-
-    One or several, texts or numbers; a text may hold several, with commas between.
-    """
-    several = [eps] if isinstance(eps, str) or not isinstance(eps, Iterable) else eps
-    sizes: dict[float, str] = {}
-    for one in several:
-        texts = [part for part in one.split(",") if part.strip()] or [one] if isinstance(one, str) else []
-        for text in texts or [_written(float(one))]:
-            sizes.setdefault(eps_value(text), "".join(text.split()))
-    return tuple(sizes[size] for size in sorted(sizes))
-
-
-def _written(eps: float) -> str:
-    """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
-    decimal, steps = f"{eps:.12g}", eps * 255
-    if not math.isfinite(eps) or float(decimal) == eps:
-        return decimal
-    return f"{round(steps)}/255" if round(steps) / 255 == eps else repr(eps)
-
-
-def eps_text(text: str) -> str:
-    """A fraction with its decimal: `36/255 = 0.141`."""
-    return f"{clean(text, 20)} = {number(eps_value(text))}" if "/" in text else clean(text, 20)
 
 
 def digest(sha256: str) -> str:

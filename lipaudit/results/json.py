@@ -17,15 +17,13 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from pathlib import Path
 from typing import Any, Literal
 
-from lipaudit.consistency import confirmed
 from lipaudit.errors import ReportError
 from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit
 from lipaudit.results.bounds import NetworkBound
-from lipaudit.results.embedding import result_text
-from lipaudit.results.formatting import clean, eps_value
+from lipaudit.results.formatting import clean
+from lipaudit.results.threat import eps_value
 
 WIDTH = 110
 
@@ -78,26 +76,6 @@ def from_json(text: str) -> Audit:
     audit = _build(Audit, data, "result")
     _check(audit)
     return audit
-
-
-def load_audit(path: str | Path) -> Audit:
-    """The audit in a result file, or in a report page: from a page without pictures, with rounded sample numbers.
-
-    Findings and sentences are those of this lipaudit, drawn again from the rows. Raises ReportError with one line if
-    the file is missing, holds no result, or one of which a field disagrees with the others (lipaudit/consistency.py).
-    """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        why = error.strerror or type(error).__name__
-        raise ReportError(f"cannot read {path}: {why}; name a .json file that `lipaudit run` wrote") from None
-    except UnicodeDecodeError:
-        raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
-    page = text.lstrip().startswith("<")
-    try:
-        return confirmed(from_json(result_text(text) if page else text), page=page)
-    except ReportError as error:
-        raise ReportError(f"cannot read {path}: {error}") from None
 
 
 def _refuse_ambiguous(audit: Audit) -> None:

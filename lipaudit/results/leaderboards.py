@@ -10,8 +10,9 @@ import json
 
 from lipaudit.errors import ReportError
 from lipaudit.results.audit import Audit
-from lipaudit.results.formatting import clean, eps_value
+from lipaudit.results.formatting import clean
 from lipaudit.results.metrics import rate_at
+from lipaudit.results.threat import eps_value
 
 
 def to_robustbench(audit: Audit, eps: str | None = None) -> str:

@@ -7,7 +7,8 @@ import statistics
 from dataclasses import dataclass
 
 from lipaudit.results.audit import Audit, Rate
-from lipaudit.results.formatting import eps_value
+from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.threat import eps_value
 
 
 @dataclass(frozen=True)
@@ -128,3 +129,30 @@ def class_name(audit: Audit, label: int | None) -> str:
     if label is None:
         return "–"
     return names[label] if 0 <= label < len(names) else f"class {label}"
+
+
+def contradicted(audit: Audit) -> list[int]:
+    """Rows whose witness lies within the certified radius; a radius of 0 claims nothing."""
+    return audit.samples.contradicted()
+
+
+def refuted(bound: NetworkBound) -> list[str]:
+    """Layers with a bound below what was measured."""
+    return [line.name for line in bound.layers if line.lower is not None and line.lower > line.upper.value]
+
+
+def reached(audit: Audit) -> float:
+    """Share of the correctly classified images whose radius reaches the smallest change of such an image."""
+    rows = [r for r, right in zip(audit.samples.radius, audit.samples.correct(), strict=True) if right]
+    return sum(radius >= audit.dataset.smallest_change for radius in rows) / max(1, len(rows))
+
+
+def unfinished(audit: Audit) -> list[str]:
+    """Names of the attacks that did not run to the end."""
+    return [record.name for record in audit.attacks if record.unfinished]
+
+
+def put_to_the_test(audit: Audit) -> int:
+    """How many images with a certified radius were attacked."""
+    pairs = zip(audit.samples.radius, audit.samples.attacked, strict=True)
+    return sum(radius > 0 and attacked for radius, attacked in pairs)

@@ -16,22 +16,22 @@ from torch.utils.data import DataLoader, Dataset
 
 from lipaudit.certification.certificates import Certificates, certify_with, under, with_local_radii
 from lipaudit.certification.executed import Promise, lost, sentence_of
+from lipaudit.certification.held import Held
+from lipaudit.certification.inputs import as_pixels, check_inputs, check_labels, within
 from lipaudit.certification.local_search import BUDGET
-from lipaudit.certification.network_bound import Composition, compose, device_of, on_device
+from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
-from lipaudit.graph.wrappers import as_module, domain_of, without_range
-from lipaudit.held import Held
-from lipaudit.inputs import check_inputs, check_labels, with_labels
-from lipaudit.journal import Journal, Parts
+from lipaudit.files.journal import Journal, Parts
+from lipaudit.graph.wrappers import as_module, device_of, domain_of, on_device, without_range
+from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.audit import Audit, DataFacts, ModelFacts, Samples, Shard, Skip, Threat, Verdict
-from lipaudit.results.formatting import eps_value
+from lipaudit.results.audit import Audit, DataFacts, ModelFacts, Samples, Shard, Skip, Verdict
+from lipaudit.results.intervals import rate
+from lipaudit.results.threat import Threat, box_of, eps_value, threat_of
 from lipaudit.runs import provenance
 from lipaudit.runs.planning import batch_for
 from lipaudit.runs.shards import rows_of
 from lipaudit.runs.thumbnails import thumbnails
-from lipaudit.threat import as_pixels, box_of, threat_of, within
-from lipaudit.verdict.checks.integrity import rate
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude
 
@@ -79,7 +79,7 @@ def audit(
     entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. Radii, distances and `eps`, the L2 budgets
     ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
     rows; a DataLoader or Dataset of pairs as `inputs` brings its own. `attacks` is a preset or a list of names, "none"
-    for none; `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.norm_bound`);
+    for none; `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.methods.norm_bound`);
     `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"), around all with
     all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of at most
     `local_samples` images.

@@ -17,16 +17,16 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from lipaudit.certification.network_bound import device_of
 from lipaudit.errors import LipauditError, LoadError, ReportError
-from lipaudit.graph.wrappers import as_module
-from lipaudit.inputs import with_labels
-from lipaudit.journal import SUFFIX, write_text
+from lipaudit.files.atomic import write_text
+from lipaudit.files.journal import SUFFIX
+from lipaudit.graph.wrappers import as_module, device_of
+from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit
-from lipaudit.results.json import load_audit
 from lipaudit.runs.audit import audit
 from lipaudit.runs.shards import merge
+from lipaudit.verdict.consistency import load_audit
 
 Engine = Literal["local", "ray"]
 RETRIES = 3

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lipaudit.crosscheck import estimate_seconds
-from lipaudit.results.formatting import eps_value
+from lipaudit.results.threat import eps_value
 
 BUDGET = 300.0
 """Seconds that the attacks of a run may take by default, by the estimate."""

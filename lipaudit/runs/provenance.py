@@ -19,13 +19,14 @@ from lipaudit import __version__
 from lipaudit.certification.certificates import Certificates, under
 from lipaudit.certification.executed import sentence_of
 from lipaudit.certification.network_bound import Composition
-from lipaudit.consistency import digest_of
 from lipaudit.errors import BadThreat
-from lipaudit.graph.wrappers import PIXELS, Normalised
+from lipaudit.graph.wrappers import Normalised
 from lipaudit.loading.checkpoints import tensors_of
 from lipaudit.loading.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
 from lipaudit.results.audit import DataFacts, ModelFacts, PromiseResult
+from lipaudit.results.threat import PIXELS
+from lipaudit.verdict.consistency import digest_of
 
 PACKAGES = ("torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 _FEW = 32

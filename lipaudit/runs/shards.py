@@ -19,11 +19,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-from lipaudit.consistency import check_rows, digest_of, log10
 from lipaudit.errors import BadThreat, ReportError
 from lipaudit.results.audit import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
 from lipaudit.results.bounds import Agreement, NetworkBound
-from lipaudit.verdict.checks.integrity import rate, refuted
+from lipaudit.results.intervals import rate
+from lipaudit.results.metrics import refuted
+from lipaudit.verdict.consistency import check_rows, digest_of, log10
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude
 

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from lipaudit.crosscheck.slope import largest_slope
+from lipaudit.domains.graph import Graph
 from lipaudit.domains.interpreter import refuse_unknown, walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.errors import CaptureError, LoadError, NotLipschitz, UnsupportedOp
 from lipaudit.graph.capture import capture, outline
-from lipaudit.graph.ir import Graph
 from lipaudit.progress import Progress, Silent
 from lipaudit.rounding import log10_up
 

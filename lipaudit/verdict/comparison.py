@@ -16,8 +16,10 @@ from typing import Any, Literal
 
 from lipaudit.errors import CompareError, ExitCode
 from lipaudit.results.audit import Audit, Samples
-from lipaudit.results.formatting import clean, digest, eps_value
-from lipaudit.verdict.checks.integrity import integrity_of, unfinished
+from lipaudit.results.formatting import clean, digest
+from lipaudit.results.metrics import unfinished
+from lipaudit.results.threat import eps_value
+from lipaudit.verdict.verdict import integrity_of
 
 KIND = "lipaudit-comparison/1.0"
 SIGNIFICANT = 0.05

@@ -7,24 +7,11 @@ from __future__ import annotations
 
 import difflib
 import textwrap
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from lipaudit.errors import ConfigError
 from lipaudit.results.attack_flags import FLAGS, Flag
 from lipaudit.results.formatting import clean
-from lipaudit.verdict.checks.integrity import CHECKS
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """The page of one check."""
-
-    why: str
-    fix: str
-    states: Mapping[str, str] = field(default_factory=dict)
-    """Each state that the check can have, and what it means."""
-
+from lipaudit.verdict.checks.registry import CHECKS, Explanation
 
 WIDTH = 96
 NO_ATTACKS = "no attack was run"
@@ -231,6 +218,7 @@ PAGES |= {
     )
     for name in ("LA301", "LA302", "LA303")
 }
+
 NAMES = {"LA301": "changes measured in L∞", "LA302": "corruptions", "LA303": "data from other sources"}
 
 

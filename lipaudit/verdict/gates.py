@@ -15,10 +15,11 @@ from fractions import Fraction
 from typing import Literal, cast
 
 from lipaudit.errors import ConfigError, ExitCode
-from lipaudit.results.audit import Audit, Finding, Gate
-from lipaudit.results.formatting import clean, eps_value, percents
+from lipaudit.results.audit import Audit, Gate
+from lipaudit.results.formatting import clean, percents
+from lipaudit.results.intervals import lower_limit
+from lipaudit.results.threat import eps_value
 
-CONFIDENCE = 0.95
 MEASURES = {
     "certified_accuracy": "proved accuracy",
     "unbroken_accuracy": "unbroken accuracy",
@@ -177,19 +178,6 @@ def _undecided(audit: Audit, wanted: Condition) -> str:
     return ""
 
 
-def lower_limit(count: int, total: int) -> float:
-    """The one-sided 95 % lower limit of a share (Clopper & Pearson 1934): the exact one.
-
-    It is the probability p for which `count` or more of `total` have probability 0.05, a quantile of Beta(count,
-    total - count + 1).
-    """
-    if count == 0:
-        return 0.0
-    from scipy.special import betaincinv  # here: half a second that only this kind of gate needs
-
-    return float(betaincinv(count, total - count + 1, 1 - CONFIDENCE))
-
-
 def state_of(gates: Sequence[Gate]) -> Literal["passed", "failed", "not set", "cannot be judged"]:
     """The gate lamp: what the gates of level `error` say together. A miss is one whatever the others are."""
     states = {gate.state for gate in gates if gate.level == "error"}
@@ -229,43 +217,3 @@ def exit_code(gates: Sequence[Gate], integrity: str, incomplete: bool) -> int:
     if integrity == "UNPROVED" or incomplete or "cannot be judged" in states:
         return ExitCode.INCOMPLETE
     return ExitCode.GATE_FAILED if "failed" in states else ExitCode.DONE
-
-
-def proved_reaches_gate(audit: Audit) -> Finding | None:
-    """Is as much proved as the gate asks for?"""
-    fix = "Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, or ask for less."
-    return finding(audit.gates, "LA102", "certified_accuracy", fix)
-
-
-def unbroken_reaches_gate(audit: Audit) -> Finding | None:
-    """Do attacks leave as much unbroken as the gate asks for?"""
-    fix = "Train against adversarial examples or for certificates, or ask for less."
-    return finding(audit.gates, "LA103", "unbroken_accuracy", fix)
-
-
-def finding(gates: Iterable[Gate], identifier: str, measure: str, fix: str) -> Finding | None:
-    """The gates on one measure as one finding, the missed ones first; None where there are none."""
-    rows = [(_budget(gate, measure), gate) for gate in gates]
-    rows = [row for row in rows if row[0] is not None]
-    if not rows:
-        return None
-    failed = [row for row in rows if row[1].state == "failed"]
-    missed = [row for row in failed if row[1].level == "error"] or failed
-    unsure = [row for row in rows if row[1].state == "cannot be judged"]
-    shown = missed or unsure or rows
-    budgets = ", ".join(eps for eps, _ in shown if eps)
-    name = MEASURES[measure].capitalize() + (f" at {budgets}" if budgets else "")
-    value = compared(shown[0][1]) + (f" and {len(shown) - 1} more" if len(shown) > 1 else "")
-    why = "The user asked for at least this much."
-    if missed:
-        state: Literal["fail", "warn"] = "fail" if missed[0][1].level == "error" else "warn"
-        return Finding(identifier, state, f"{name} is below the gate", value, why, fix)
-    if unsure:
-        return Finding(identifier, "not run", f"{name} cannot be held against the gate", unsure[0][1].why, why)
-    return Finding(identifier, "pass", f"{name} reaches the gate", value, why)
-
-
-def _budget(gate: Gate, measure: str) -> str | None:
-    """The budget of a gate on this measure, empty for clean accuracy; None if it is on another, or on none."""
-    found = _FORM.fullmatch(gate.expression)
-    return (found[2] or "") if found is not None and found[1] == measure else None

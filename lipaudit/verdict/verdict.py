@@ -8,24 +8,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
-from lipaudit.promised import no_promise_broken
 from lipaudit.results.audit import Audit, Finding, Verdict
-from lipaudit.results.formatting import eps_value, number, number_from_log10, percent, plural
+from lipaudit.results.formatting import number, number_from_log10, percent, plural
+from lipaudit.results.intervals import rate
+from lipaudit.results.metrics import contradicted, put_to_the_test, reached, unfinished
+from lipaudit.results.threat import eps_value
 from lipaudit.verdict import gates
-from lipaudit.verdict.checks.integrity import (
-    CHECKS,
-    REST_ON_BOUNDS,
-    SUBSTANTIAL,
-    WEAK,
-    contradicted,
-    incomplete,
-    integrity_of,
-    put_to_the_test,
-    rate,
-    reached,
-    unfinished,
-)
+from lipaudit.verdict.checks.integrity import no_promise_broken
+from lipaudit.verdict.checks.registry import CHECKS
+from lipaudit.verdict.checks.strength import SUBSTANTIAL, WEAK
 from lipaudit.verdict.gates import Condition, judge
+
+REST_ON_BOUNDS = ("LA002", "LA003", "LA006", "LA007", "LA009", "LA101", "LA105")
+"""Checks that say something good of a bound or a certificate: nothing, once one is contradicted or missing."""
+
+
+REFUTING = ("LA001", "LA002", "LA003", "LA005", "LA008")
+"""Checks that make an audit INVALID if they fail."""
 
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
@@ -156,3 +155,16 @@ def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
     if share < SUBSTANTIAL:
         return "weak", f"Certificates hold for small changes; {proved} proved at ε = {eps}.", [held]
     return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]
+
+
+def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
+    """What the integrity checks say of the audit's own numbers."""
+    if audit.bound is None:
+        return "UNPROVED"
+    found = [CHECKS[name](audit) for name in REFUTING]
+    return "INVALID" if any(finding is not None and finding.state == "fail" for finding in found) else "SOUND"
+
+
+def incomplete(audit: Audit) -> bool:
+    """Something that was asked for was not done."""
+    return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)

@@ -22,12 +22,12 @@ import torch
 from torch import nn
 
 from lipaudit.certification.certificates import certify_with
+from lipaudit.certification.exact_network import ExactNetwork
 from lipaudit.certification.local_proof import Search, proof
 from lipaudit.certification.local_search import beginning, local_radius
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck import cross_check
 from lipaudit.errors import LipauditError
-from lipaudit.held import ExactNetwork
 from lipaudit.loading.datasets import open_dataset
 from lipaudit.loading.models import load_model
 from lipaudit.progress import Silent

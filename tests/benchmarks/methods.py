@@ -20,7 +20,7 @@ from torch.nn import functional
 
 import lipaudit
 from lipaudit.loading.models import load_model
-from lipaudit.norms import CONV_METHODS
+from lipaudit.norms.methods import CONV_METHODS
 
 GRAM_STEPS = 7
 PART_BYTES = {"cpu": 2**21, "cuda": 2**30}

@@ -29,7 +29,7 @@ from lipaudit import cli
 from lipaudit.crosscheck.isolation import sealed
 from lipaudit.crosscheck.registry import Attack, Batch
 from lipaudit.crosscheck.unit_box import UnitBox
-from lipaudit.results.json import load_audit
+from lipaudit.verdict.consistency import load_audit
 
 CALLS: list[tuple[Attack, UnitBox, Batch]] = []
 INSIDE = [0.0]

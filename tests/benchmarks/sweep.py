@@ -23,8 +23,8 @@ from collections.abc import Callable
 import torch
 
 from lipaudit.errors import LipauditError
-from lipaudit.norms import CONV_METHODS
 from lipaudit.norms.linear_maps import Conv, dense
+from lipaudit.norms.methods import CONV_METHODS
 
 MODES = ("zeros", "zeros", "circular", "reflect", "replicate")
 SIDES = (60, 60, 200, 200, 500, 1500)

@@ -12,7 +12,7 @@ from crosscheck_nets import exact_distances, labelled, linear, samples
 
 from lipaudit.crosscheck import cross_check, executed_distances
 from lipaudit.crosscheck.native_boundary import changed, first_flips
-from lipaudit.promised import no_promise_broken
+from lipaudit.verdict.checks.integrity import no_promise_broken
 from lipaudit.verdict.verdict import examine
 
 

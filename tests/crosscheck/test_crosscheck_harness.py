@@ -17,7 +17,6 @@ from lipaudit.crosscheck import (
     PRESETS,
     Interrupted,
     art,
-    art_nearest,
     autoattack,
     cross_check,
     estimate_seconds,
@@ -278,7 +277,7 @@ def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatc
     """The estimate of the running time rests on these numbers."""
     monkeypatch.setattr(autoattack, "MANY_QUERIES", 1200)
     monkeypatch.setattr(art, "SQUARE_QUERIES", 500)
-    monkeypatch.setattr(art_nearest, "EAD_SEARCHES", 3)
+    monkeypatch.setattr(art, "EAD_SEARCHES", 3)
     stops_early = ("deepfool", "cw", "elasticnet")  # or has line searches, or fewer classes than there might be
     counts = {"forward": 0, "backward": 0}
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import lipaudit
 from lipaudit.certification.certificates import certify_with
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.crosscheck import ATTACKS, art_nearest, autoattack
+from lipaudit.crosscheck import ATTACKS, autoattack
+from lipaudit.crosscheck import art as art_nearest
 from lipaudit.loading.datasets import open_dataset, read_images
 from lipaudit.loading.models import load_model
 from lipaudit.results.audit import Audit

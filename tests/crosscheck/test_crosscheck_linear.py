@@ -8,7 +8,7 @@ import torch
 from crosscheck_nets import exact_distances, labelled, linear, never_too_close, samples
 from torch import nn
 
-from lipaudit.crosscheck import ATTACKS, PRESETS, art, art_nearest, autoattack, cross_check
+from lipaudit.crosscheck import ATTACKS, PRESETS, art, autoattack, cross_check
 
 NEAREST = ("deepfool", "fab-t", "fab-t-quick", "fab")
 IMAGES = (1, 10, 10)
@@ -21,7 +21,7 @@ FEWEST = {"square": 5, "square-5000": 5, "art-square": 5, "cw": 7}
 def fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(autoattack, "MANY_QUERIES", 1200)
     monkeypatch.setattr(art, "SQUARE_QUERIES", 500)
-    monkeypatch.setattr(art_nearest, "EAD_SEARCHES", 4)
+    monkeypatch.setattr(art, "EAD_SEARCHES", 4)
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))

@@ -84,7 +84,8 @@ def test_estimates_stand_apart_in_an_audit(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(lipaudit.errors.ReportError, match="another estimates"):
         lipaudit.merge([parts[0], replace(parts[1], estimates=())])
     pytest.importorskip("pandas")
-    from lipaudit.report.terminal import to_markdown, to_text
+    from lipaudit.report.markdown import to_markdown
+    from lipaudit.report.terminal import to_text
 
     assert "estimate, not proved: CLEVER, median" in to_text(audit)
     assert "Estimate, not proved: randomized smoothing" in to_markdown(audit)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lipaudit.certification.network_bound import Composition
-from lipaudit.graph.ir import Node, call, evaluate
+from lipaudit.domains.graph import Node, call, evaluate
 
 
 def inside(shape: tuple[int, ...], count: int, generator: torch.Generator) -> torch.Tensor:

@@ -17,9 +17,9 @@ import torch
 from fuzzed_blocks import ANY, IMAGES, TOKENS, Function, Parts, Shape, harm, harmed, shape_after
 from torch import nn
 
+from lipaudit.domains.graph import Graph, Node
 from lipaudit.errors import CaptureError
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Graph, Node
 
 BLOCKS = sorted({**IMAGES, **TOKENS, **ANY})
 FAMILIES = (fuzzed_anything, fuzzed_images, fuzzed_tokens)

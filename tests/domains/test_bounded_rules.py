@@ -13,12 +13,12 @@ from samples import Net, composed
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import Composition, compose
+from lipaudit.domains.graph import evaluate
 from lipaudit.domains.lipschitz.propagator import ROOM
 from lipaudit.domains.rounding import float64
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import evaluate
 
 F = functional
 IMAGE = (2, 6, 6)

@@ -23,7 +23,7 @@ from torch import nn
 
 from lipaudit.certification.local_search import local_radius
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope import propagator
 from lipaudit.domains.zonotope.backward import lower_bounds
 

@@ -8,7 +8,8 @@ from flat import Flat, Function, bounded, norm_of, steepest
 from samples import wave
 
 from lipaudit.certification.network_bound import compose
-from lipaudit.domains.lipschitz.contraction import einsum_labels, matrix_norm
+from lipaudit.domains.einsum import einsum_labels
+from lipaudit.domains.lipschitz.contraction import matrix_norm
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 
 E = torch.einsum

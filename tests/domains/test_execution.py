@@ -12,9 +12,9 @@ from torch import nn
 
 from lipaudit.certification.executed import Execution
 from lipaudit.certification.network_bound import compose
+from lipaudit.domains.graph import evaluate, in_dtype
 from lipaudit.domains.rounding.float64 import EXACT
 from lipaudit.domains.rounding.native import SIZES, Format
-from lipaudit.graph.ir import evaluate, in_dtype
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")

@@ -20,11 +20,11 @@ from torch import nn
 
 from lipaudit.certification.executed import Execution
 from lipaudit.certification.network_bound import Composition, pairwise
+from lipaudit.domains.graph import Graph, evaluate, in_dtype
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.errors import LipauditError
-from lipaudit.graph.ir import Graph, evaluate, in_dtype
 from lipaudit.results.bounds import NetworkBound
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "18"))

@@ -12,10 +12,10 @@ from torch.nn import functional
 
 import lipaudit
 from lipaudit.certification.network_bound import compose
+from lipaudit.domains.graph import Graph, call, evaluate
 from lipaudit.domains.rounding.float64 import local_error
 from lipaudit.errors import LipauditError, UnsupportedOp
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Graph, call, evaluate
 
 
 def constant(draw: random.Random, *shape: int) -> torch.Tensor:

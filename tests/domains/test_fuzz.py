@@ -17,12 +17,12 @@ import torch
 from fuzzed import BLOCKS, captured, fuzzed, reweighted
 
 from lipaudit.certification.network_bound import pairwise
+from lipaudit.domains.graph import Graph, Node, evaluate
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.intervals import Range, ranges
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Graph, Node, evaluate
 from lipaudit.rounding import narrow_up
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "24"))

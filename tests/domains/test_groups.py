@@ -8,7 +8,7 @@ from torch import nn
 
 from lipaudit import zoo
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope.backward import Banded, ancestors
 from lipaudit.domains.zonotope.ball_constraints import Group, ends
 from tests.domains.balls import inside, operands

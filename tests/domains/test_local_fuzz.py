@@ -22,16 +22,16 @@ from balls import inside, lowest
 from fuzzed import BLOCKS, captured, fuzzed, reweighted
 from torch import nn
 
-from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.graph import Graph, evaluate
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.propagator import INPUT
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope import propagator as ledger
 from lipaudit.domains.zonotope.backward import lower_bounds
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Graph, evaluate
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "16"))
 AT_LEAST = 10

@@ -10,12 +10,12 @@ from flat import Function, bounded, steepest
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
+from lipaudit.domains.graph import evaluate
 from lipaudit.domains.lipschitz.pointwise import GELU_SLOPES, SLOPES
 from lipaudit.domains.rounding import float64
 from lipaudit.errors import NotLipschitz
-from lipaudit.graph.ir import evaluate
 
 SILU, MISH, HARD = (SLOPES[f"{name}.default"][0] for name in ("silu", "mish", "hardswish"))
 PER_ENTRY = torch.tensor([0.5, -2.0, 1.0, 3.0, 0.1])

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional
 
 import lipaudit
-from lipaudit.bernstein import largest_value
 from lipaudit.certification.network_bound import compose
-from lipaudit.graph.ir import call, evaluate
+from lipaudit.domains.bernstein import largest_value
+from lipaudit.domains.graph import call, evaluate
 
 
 class Exponential(nn.Module):

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.rounding.extended import RULES, precisely
 from lipaudit.domains.rounding.float64 import RULES as ROUNDINGS
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Node
 
 
 def node_of(model: nn.Module, shape: tuple[int, ...]) -> Node:

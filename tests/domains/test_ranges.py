@@ -13,12 +13,12 @@ from samples import IMAGE, NETWORKS, VECTOR, Net, composed, image, pointwise
 from torch import nn
 from torch.nn import functional
 
+from lipaudit.domains.graph import Graph, call, evaluate
 from lipaudit.domains.intervals import RANGES, Range, ranges
 from lipaudit.domains.intervals.structural import JUMPING
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.errors import BadThreat, LipauditError, UnsupportedOp
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Graph, call, evaluate
 
 ATEN, F = torch.ops.aten, functional
 TOKENS = (5, 8)

@@ -9,13 +9,13 @@ import torch
 from flat import Flat, Function, bounded, norm_of
 from torch.nn import functional
 
-from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
+from lipaudit.domains.graph import evaluate
 from lipaudit.domains.intervals import ranges
 from lipaudit.domains.rounding import float64
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import evaluate
 
 F = functional
 

@@ -13,11 +13,11 @@ from torch import nn
 from lipaudit import zoo
 from lipaudit.certification.local_proof import Search, proof
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.graph import evaluate
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope.affine_form import Form
 from lipaudit.domains.zonotope.backward import Banded, ancestors
 from lipaudit.domains.zonotope.quadratic_constraints import Sectors
-from lipaudit.graph.ir import evaluate
 
 ROOM = 4000
 

@@ -13,8 +13,8 @@ from torch.nn import functional
 import lipaudit
 from lipaudit.certification.network_bound import compose
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
+from lipaudit.graph.watching import Watch
 from lipaudit.norms.linear_maps import Conv, Transposed, dense
-from lipaudit.watching import Watch
 
 SHAPE = (2, 4, 5)
 AFFINE: dict[str, Function] = {

@@ -10,18 +10,18 @@ from balls import lowest
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certification.certificates import certify
+from lipaudit.api import certify
 from lipaudit.certification.local_search import beginning
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.graph import Node, evaluate
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope import propagator as module
 from lipaudit.domains.zonotope.affine_form import Form, ball
 from lipaudit.domains.zonotope.backward import Start, lower_bounds
 from lipaudit.domains.zonotope.propagator import LocalLedger
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import Node, evaluate
 
 ROOM = 20_000
 

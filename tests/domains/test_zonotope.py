@@ -13,16 +13,16 @@ from samples import NETWORKS, composed
 from torch import nn
 from torch.nn import functional
 
-from lipaudit.certification.certificates import ErrorRecursion
+from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.graph import evaluate
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope.backward import lower_bounds
 from lipaudit.domains.zonotope.linear_images import applied, transposed
 from lipaudit.domains.zonotope.max_pooling import POOLS
 from lipaudit.domains.zonotope.relaxations import BANDS, CURVES
 from lipaudit.domains.zonotope.sums_and_concats import JOINS
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import evaluate
 from lipaudit.norms.linear_maps import Conv, adjoint
 
 ROOM = 100_000

@@ -10,7 +10,7 @@ from torch.nn import functional
 from lipaudit.certification.local_proof import proof
 from lipaudit.certification.local_search import local_radius
 from lipaudit.certification.network_bound import compose
-from lipaudit.domains import zonotope
+from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope.backward import lower_bounds
 from lipaudit.errors import NotLipschitz
 

@@ -17,7 +17,8 @@ from hostile.networks import SHAPE
 from PIL import Image
 from torch import nn
 
-from lipaudit.certification.certificates import Certificates, certify
+from lipaudit.api import certify
+from lipaudit.certification.certificates import Certificates
 from lipaudit.errors import BadThreat, LipauditError, LoadError
 from lipaudit.loading.datasets import check_fit, load_dataset
 from lipaudit.results.audit import ModelFacts

@@ -19,8 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from lipaudit.certification.certificates import certify
-from lipaudit.certification.network_bound import bound
+from lipaudit.api import bound, certify
 from lipaudit.errors import CaptureError, LipauditError, NotLipschitz, UnsupportedOp
 from lipaudit.results.bounds import NetworkBound
 

@@ -17,11 +17,10 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lipaudit
 from lipaudit.errors import BadThreat, LoadError
-from lipaudit.inputs import as_arrays
 from lipaudit.integrations import pytest_plugin
 from lipaudit.integrations.pytest_plugin import assert_certified
-from lipaudit.results.formatting import eps_value
-from lipaudit.threat import threat_of
+from lipaudit.loading.user_data import as_arrays
+from lipaudit.results.threat import eps_value, threat_of
 
 ROOT = Path(__file__).parents[2]
 MODULE = "lipaudit.integrations.pytest_plugin"

@@ -12,17 +12,19 @@ import pytest
 import torch
 from torch import nn
 
-from lipaudit.certification.certificates import ErrorRecursion, _certificate
-from lipaudit.certification.network_bound import bound, compose
+from lipaudit.api import bound
+from lipaudit.certification.certificates import _certificate
+from lipaudit.certification.margins import ErrorRecursion
+from lipaudit.certification.network_bound import compose
 from lipaudit.crosscheck.unit_box import UnitBox
 from lipaudit.crosscheck.verification import accepted, distance_up
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.zonotope.affine_form import Form
 from lipaudit.graph.wrappers import Normalised
-from lipaudit.norms import conv_norm
 from lipaudit.norms.aol import aol_plain_bound
 from lipaudit.norms.gram import gram_lattice_bound
 from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.methods import conv_norm
 from lipaudit.rounding import UNIT, WIDE, down, gamma, narrow_up, norm_up, norms_up, up, wide, wide_sqrt
 
 NUMBERS = [0.1, 0.2, 0.3, 0.7, 1.1, 1.3, 1e-3, 3.3e5]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import lipaudit
+from lipaudit.domains.graph import evaluate
 from lipaudit.graph.capture import capture
-from lipaudit.graph.ir import evaluate
 from lipaudit.nn import (
     AOLConv2d,
     AOLLinear,

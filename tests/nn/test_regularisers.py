@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from lipaudit.errors import RuleError
 from lipaudit.nn.differentiable_norms import NORMS, Places, aol_norm, four_norm, gram_iteration, gram_norm, lipgrid_norm
-from lipaudit.norms import CONV_METHODS
 from lipaudit.norms.four_bounds import reshapings
 from lipaudit.norms.linear_maps import Conv, dense
+from lipaudit.norms.methods import CONV_METHODS
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -10,8 +10,8 @@ from oracles import layer, truth
 
 from lipaudit import conv_norm, dense_norm
 from lipaudit.errors import LipauditError
-from lipaudit.norms import CONV_METHODS
 from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.methods import CONV_METHODS
 
 
 def _orthogonal(n: int, seed: int = 0) -> torch.Tensor:

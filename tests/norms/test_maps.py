@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from oracles import convolutions
 
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import (
     Conv,
     Dense,
@@ -23,6 +22,7 @@ from lipaudit.norms.linear_maps import (
     merge,
     schur_test,
 )
+from lipaudit.norms.methods import norm_bound
 
 
 def rand(*shape: int) -> torch.Tensor:

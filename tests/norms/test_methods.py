@@ -12,8 +12,8 @@ from oracles import convolutions, layer, truth
 
 from lipaudit import conv_norm, dense_norm
 from lipaudit.errors import RuleError
-from lipaudit.norms import CONV_LIMITS, CONV_METHODS, DENSE_LIMITS, DENSE_METHODS, affords, norm_bound
 from lipaudit.norms.linear_maps import Conv, Dense
+from lipaudit.norms.methods import CONV_LIMITS, CONV_METHODS, DENSE_LIMITS, DENSE_METHODS, affords, norm_bound
 
 SOBEL = [[[[1.0, 0, -1], [2, 0, -2], [1, 0, -1]]]]
 TRAPS = {

@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from oracles import convolutions, layer, truth
 
 from lipaudit import conv_norm
-from lipaudit.norms import TRIFLE, affords, norm_bound, tight, verified_eigenvalues
+from lipaudit.norms import tight, verified_eigenvalues
 from lipaudit.norms.linear_maps import Conv
+from lipaudit.norms.methods import TRIFLE, affords, norm_bound
 from lipaudit.norms.tight import tight_bound, tight_flops
 from lipaudit.norms.torus import torus_bound, torus_flops
 

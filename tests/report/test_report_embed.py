@@ -20,8 +20,9 @@ from lipaudit.errors import ReportError
 from lipaudit.report.html import to_html
 from lipaudit.results import embedding
 from lipaudit.results.audit import Audit
-from lipaudit.results.json import from_json, load_audit, to_json
+from lipaudit.results.json import from_json, to_json
 from lipaudit.results.metrics import contradictions
+from lipaudit.verdict.consistency import load_audit
 
 
 def copy_of(html: str) -> Audit:

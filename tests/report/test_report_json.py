@@ -16,7 +16,8 @@ import pytest
 from lipaudit.errors import ReportError
 from lipaudit.report.html import to_html
 from lipaudit.results.audit import Audit
-from lipaudit.results.json import MOST_CLASSES, from_json, load_audit, to_json
+from lipaudit.results.json import MOST_CLASSES, from_json, to_json
+from lipaudit.verdict.consistency import load_audit
 
 EXACT = [name for name in audits.ALL if name not in ("hostile", "thousand_classes")]
 

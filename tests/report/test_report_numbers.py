@@ -17,7 +17,6 @@ from lipaudit.results.formatting import (
     THIN,
     count,
     duration,
-    eps_value,
     factor,
     number,
     number_from_log10,
@@ -27,6 +26,7 @@ from lipaudit.results.formatting import (
     told_apart,
 )
 from lipaudit.results.json import to_json
+from lipaudit.results.threat import eps_value
 
 NUMBER = re.compile(r"[−-]?\d+(?:\.\d+)?(?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?")
 TICK = re.compile(r"[125](?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?|[−-]?\d+\.0+|0\.(?:\d\d?|00[125])")

@@ -18,11 +18,13 @@ import lipaudit
 from lipaudit.errors import ReportError
 from lipaudit.report import html as report_html
 from lipaudit.report.html import template_folder, to_html
-from lipaudit.report.terminal import to_markdown, to_text
+from lipaudit.report.markdown import to_markdown
+from lipaudit.report.terminal import to_text
 from lipaudit.results.embedding import result_text
-from lipaudit.results.formatting import eps_text, eps_value, interval, number, percent
+from lipaudit.results.formatting import interval, number, percent
 from lipaudit.results.json import from_json, to_json
 from lipaudit.results.metrics import contradictions
+from lipaudit.results.threat import eps_text, eps_value
 from lipaudit.verdict.verdict import run_name
 
 CSS = (template_folder() / "report.css").read_text(encoding="utf-8")

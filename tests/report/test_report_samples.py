@@ -11,8 +11,8 @@ import pytest
 from pages import seen
 
 from lipaudit.report.html import to_html
-from lipaudit.results.json import load_audit
 from lipaudit.results.json_schema import json_schema
+from lipaudit.verdict.consistency import load_audit
 
 FOLDER = Path(__file__).parents[2] / "reports"
 VERDICTS = {

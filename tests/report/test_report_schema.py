@@ -20,8 +20,9 @@ from lipaudit.errors import ReportError
 from lipaudit.report.html import to_html
 from lipaudit.results import audit as results
 from lipaudit.results import bounds
-from lipaudit.results.json import from_json, load_audit, to_json
+from lipaudit.results.json import from_json, to_json
 from lipaudit.results.json_schema import json_schema, to_schema
+from lipaudit.verdict.consistency import load_audit
 
 # Made by the lipaudit of each version (1.0: commit 74bd0ec) with
 # `lipaudit run --model digits-cnn --samples 12 --attacks quick --quiet`; only the name of the platform is shortened.

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from lipaudit.report.terminal import summary, to_markdown, to_text
+from lipaudit.report.markdown import to_markdown
+from lipaudit.report.terminal import summary, to_text
 from lipaudit.results.formatting import percent
 
 PATHS = [("report", "runs/x/report.html  181 kB")]

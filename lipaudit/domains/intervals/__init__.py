@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Graph, Node, Ref
 from lipaudit.domains.interpreter import refuse_unknown, where
 from lipaudit.domains.intervals import arithmetic, normalising, pointwise, structural, weighted
 from lipaudit.domains.intervals.value import RANGES, Range
 from lipaudit.errors import BadThreat, LipauditError, NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Graph, Node, Ref
 
 __all__ = [
     "RANGES",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref
 from lipaudit.domains.intervals.value import (
     INFINITY,
     NORM_FLOOR,
@@ -21,7 +22,6 @@ from lipaudit.domains.intervals.value import (
 )
 from lipaudit.domains.rounding.float64_linear import by_products
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node, Ref
 from lipaudit.rounding import gamma
 
 _LIBRARY = 64

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.arithmetic import negative, plus, times
 from lipaudit.domains.intervals.value import (
     INFINITY,
@@ -30,7 +31,6 @@ from lipaudit.domains.intervals.value import (
 )
 from lipaudit.domains.intervals.weighted import batch_norm
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.rounding import TINY, gamma
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.arithmetic import times
 from lipaudit.domains.intervals.value import INFINITY, RANGES, Nodes, Range, around, both_ends, rounded, run, widened
+from lipaudit.domains.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node
-from lipaudit.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.rounding import gamma, up
 
 _LIBRARY = 64

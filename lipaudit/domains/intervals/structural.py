@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.value import INFINITY, RANGES, Nodes, Range, both_ends, run, widened
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.rounding import gamma
 
 RESHAPING = (

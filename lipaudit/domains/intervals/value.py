@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
 from lipaudit.domains.interpreter import Rules
-from lipaudit.graph.ir import Node, call
 from lipaudit.rounding import TINY, gamma
 
 RANGES = Rules("range rule")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.arithmetic import negative, over, plus, times
 from lipaudit.domains.intervals.value import (
     INFINITY,
@@ -28,7 +29,6 @@ from lipaudit.domains.intervals.value import (
     widened,
 )
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.rounding import gamma
 
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]

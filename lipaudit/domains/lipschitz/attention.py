@@ -26,11 +26,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.magnitudes import HALF, SMALLEST, matrix_norms, row_spreads
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up
 

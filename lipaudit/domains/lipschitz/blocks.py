@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.fourier import fourier_layers
 from lipaudit.domains.lipschitz.polynomials import polynomials
 from lipaudit.domains.lipschitz.propagator import Ledger, Value
-from lipaudit.graph.ir import Node
 
 
 def whole_blocks(ledger: Ledger) -> Callable[[Node, Mapping[str, Any]], Value | None]:

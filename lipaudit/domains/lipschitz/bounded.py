@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.value import as_range
 from lipaudit.domains.lipschitz.joining import together
 from lipaudit.domains.lipschitz.magnitudes import root_of_squares, widened_norm
 from lipaudit.domains.lipschitz.propagator import BOUNDED, ROOM, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import copies
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, down, gamma, up
 

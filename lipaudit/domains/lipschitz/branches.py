@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.propagator import Inner, Ledger, Link, Value, merged
-from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Conv, Dense, Identity, LinearMap, Scale
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up

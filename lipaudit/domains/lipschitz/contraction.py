@@ -17,22 +17,22 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.einsum import Labels, einsum_labels
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.joining import refuse_undefined, shifted, stretched
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant
 from lipaudit.domains.lipschitz.shape import root
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import Dense
+from lipaudit.norms.methods import norm_bound
 from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
 BOUNDED.update({"addmm.default", "baddbmm.default"})
 
-Labels = Sequence[Hashable]
 _BY_ITSELF = 64
 """So many matrices of one map are bounded one by one, by every method; more of them together."""
 
@@ -236,23 +236,3 @@ def _matmul_labels(left: Sequence[int], right: Sequence[int]) -> tuple[Labels, L
     second = [*batch[lead - max(len(right) - 2, 0) :], "inner", *(["column"] if len(right) > 1 else [])]
     output = [*batch, *(["row"] if len(left) > 1 else []), *(["column"] if len(right) > 1 else [])]
     return first, second, output
-
-
-def einsum_labels(equation: str, shapes: Sequence[Sequence[int]]) -> tuple[Labels, Labels, Labels]:
-    """The labels of two operands and of the output; dots stand for leading axes, aligned from the right."""
-    left, arrow, output = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if not arrow:
-        letters = sorted(c for c in set(left) - {",", "."} if left.count(c) == 1)
-        output = ("..." if "..." in left else "") + "".join(letters)
-    hidden = [len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, shapes, strict=True)]
-    most = max((h for h, term in zip(hidden, terms, strict=True) if "..." in term), default=0)
-
-    def spelled(term: str, dots: int) -> Labels:
-        before, found, behind = term.partition("...")
-        if not found:
-            return list(before)
-        return [*before, *(("dots", k) for k in range(dots, 0, -1)), *behind]
-
-    first, second = (spelled(term, dots) for term, dots in zip(terms, hidden, strict=True))
-    return first, second, spelled(output, most)

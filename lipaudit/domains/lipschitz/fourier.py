@@ -24,8 +24,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.einsum import einsum_labels
+from lipaudit.domains.graph import Node, Ref, call, refs_in
 from lipaudit.domains.interpreter import where
-from lipaudit.domains.lipschitz.contraction import einsum_labels
 from lipaudit.domains.lipschitz.propagator import INPUT, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.spectra import (
     Spectrum,
@@ -38,9 +39,8 @@ from lipaudit.domains.lipschitz.spectra import (
     refuse_large,
     varying,
 )
+from lipaudit.domains.transforms import TRANSFORMS, Transform, transform
 from lipaudit.errors import UnsupportedOp
-from lipaudit.fourier import TRANSFORMS, Transform, transform
-from lipaudit.graph.ir import Node, Ref, call, refs_in
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up
 

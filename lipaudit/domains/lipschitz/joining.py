@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.branches import centred, one_map
 from lipaudit.domains.lipschitz.patterns import minus_tanh
 from lipaudit.domains.lipschitz.potentials import potential_step
@@ -23,7 +24,6 @@ from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
 from lipaudit.domains.lipschitz.shape import broadcast, copies
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Identity
 from lipaudit.results.bounds import Law, Upper
 from lipaudit.rounding import UNIT, up

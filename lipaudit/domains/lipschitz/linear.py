@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent
 from lipaudit.domains.lipschitz.shape import constants_only
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Conv, Dense, Scale, Transposed
 from lipaudit.rounding import UNIT
 

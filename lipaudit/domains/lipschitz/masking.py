@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
 from lipaudit.domains.lipschitz.joining import refuse_undefined, together
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import as_places, constants_only, root, select
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node, call
 from lipaudit.norms.linear_maps import Gather
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up

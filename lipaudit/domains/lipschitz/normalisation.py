@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.normalising import spread
 from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Scale
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up

@@ -18,8 +18,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import Dense, Scale
+from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up
 

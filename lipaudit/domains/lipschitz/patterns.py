@@ -15,9 +15,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref
 from lipaudit.domains.lipschitz.pointwise import GELU_SLOPES, SLOPES
 from lipaudit.domains.lipschitz.propagator import INPUT, Ledger
-from lipaudit.graph.ir import Node, Ref
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.rounding.float64 import EXACT
-from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge
 
 Parts = tuple[tuple[Node, LinearMap | None], ...]

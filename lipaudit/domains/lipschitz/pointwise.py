@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import constants_only
+from lipaudit.domains.piecewise import PIECEWISE, largest_slope
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
-from lipaudit.piecewise import PIECEWISE, largest_slope
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up
 

@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 
-from lipaudit.bernstein import float_up, largest_value, square_on_axis, sum_up
+from lipaudit.domains.bernstein import float_up, largest_value, square_on_axis, sum_up
+from lipaudit.domains.graph import Graph, Node, Ref, refs_in
 from lipaudit.domains.lipschitz.propagator import INPUT, RULES, Ledger, Value
 from lipaudit.errors import LipauditError
-from lipaudit.graph.ir import Graph, Node, Ref, refs_in
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import Conv, Dense, Identity, LinearMap, Pad, Scale, merge, schur_test
+from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, UNIT, up
 

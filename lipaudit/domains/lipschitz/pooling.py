@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import MAX_POOLS, linear_call, root
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 

@@ -17,11 +17,11 @@ from dataclasses import replace
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.pairs import MONOTONE
 from lipaudit.domains.lipschitz.propagator import Ledger, Link, Value, merged
-from lipaudit.graph.ir import Node
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import Conv, Dense, LinearMap, Transposed, schur_test
+from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, up
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref, call
 from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.magnitudes import (
     HALF,
@@ -28,7 +29,6 @@ from lipaudit.domains.lipschitz.magnitudes import (
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.quotients import root_mean_square
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node, Ref, call
 from lipaudit.norms.linear_maps import Gather, Scale, schur_test
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up

@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from lipaudit.domains.graph import Graph, Node
 from lipaudit.domains.interpreter import Rules
 from lipaudit.domains.intervals import Range, walk_ranges
 from lipaudit.domains.lipschitz.pairs import MONOTONE, pair_bound
 from lipaudit.domains.lipschitz.pending import Inner, Link, Parts, Piece, Value, joined, merged, only_moves
 from lipaudit.domains.rounding.float64 import EXACT
 from lipaudit.errors import NotLipschitz, RuleError
-from lipaudit.graph.ir import Graph, Node
-from lipaudit.journal import Parts as KeptParts
-from lipaudit.journal import fingerprint
-from lipaudit.norms import norm_bound
+from lipaudit.files.journal import Parts as KeptParts
+from lipaudit.files.journal import fingerprint
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, schur_test
+from lipaudit.norms.methods import norm_bound
 from lipaudit.norms.power_iteration import lower_bound
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import Law, LayerBound, Upper

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref
 from lipaudit.domains.lipschitz.magnitudes import copied, finite
 from lipaudit.domains.lipschitz.propagator import BOUNDED, Ledger, Value
 from lipaudit.errors import NotLipschitz
-from lipaudit.graph.ir import Node, Ref
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import gamma, up
 

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
-from lipaudit.norms import dense_norm
+from lipaudit.norms.methods import dense_norm
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.shape import as_places, constants_only
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node, call
-from lipaudit.norms import norm_bound
 from lipaudit.norms.linear_maps import Dense, Gather, schur_test
+from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up
 

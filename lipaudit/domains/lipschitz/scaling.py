@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.patterns import self_gated, softsign
 from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.quotients import quotient
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node
 from lipaudit.norms.linear_maps import Scale
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up

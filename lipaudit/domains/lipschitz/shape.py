@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Piece, Value
 from lipaudit.errors import NotLipschitz, UnsupportedOp
-from lipaudit.graph.ir import Node, call
 from lipaudit.norms.linear_maps import Gather, Pad
 from lipaudit.rounding import up
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from lipaudit.graph.ir import Node, Ref, call
+from lipaudit.domains.graph import Node, Ref, call
 from lipaudit.registry import Registry
 from lipaudit.rounding import TINY, UNIT, gamma
 

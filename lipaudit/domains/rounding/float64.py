@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref, call
+from lipaudit.domains.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node, Ref, call
-from lipaudit.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Law
 from lipaudit.rounding import TINY, gamma, length_up

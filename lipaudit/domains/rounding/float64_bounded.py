@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
 from lipaudit.domains.rounding import float64
 from lipaudit.domains.rounding.float64 import RULES
-from lipaudit.graph.ir import Node, call
 from lipaudit.rounding import length_up
 
 _LIBRARY = 32

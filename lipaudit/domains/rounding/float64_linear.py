@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
 from lipaudit.domains.rounding import float64
 from lipaudit.domains.rounding.float64 import RULES
-from lipaudit.fourier import TRANSFORMS, transform
-from lipaudit.graph.ir import Node, call
+from lipaudit.domains.transforms import TRANSFORMS, transform
 
 _NORM_FLOOR = 1e-140
 """What squares below the range of float64 can add up to, and more, after the root."""
@@ -82,7 +82,7 @@ def added_product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor
 @RULES.register("einsum.default")
 def contraction(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
     """Every term is a product of one entry of each operand: the summed axes say how many there are."""
-    from lipaudit.domains.lipschitz.contraction import einsum_labels
+    from lipaudit.domains.einsum import einsum_labels
 
     tensors = arguments["tensors"]
     if len(tensors) == 2:

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref
 from lipaudit.domains.rounding.float64 import EXACT
 from lipaudit.domains.rounding.float64_linear import absolute
-from lipaudit.graph.ir import Node, Ref
 from lipaudit.registry import Registry
 from lipaudit.rounding import up
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from lipaudit.graph.ir import quiet_vmap
+from lipaudit.domains.graph import quiet_vmap
 from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, adjoint
 
 _CHUNK_ENTRIES = 2**24

@@ -24,11 +24,11 @@ from dataclasses import replace
 import torch
 from torch.nn import functional
 
+from lipaudit.domains.graph import Node
 from lipaudit.domains.zonotope.affine_form import Form
 from lipaudit.domains.zonotope.backward import Chosen, Summed
 from lipaudit.domains.zonotope.relaxations import Band, rectified
 from lipaudit.errors import NotLipschitz
-from lipaudit.graph.ir import Node
 from lipaudit.registry import Registry
 from lipaudit.rounding import TINY, gamma, length_up
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref, call
 from lipaudit.domains.lipschitz.propagator import Ledger, Value, merged, only_moves
 from lipaudit.domains.rounding.extended import precisely
 from lipaudit.domains.rounding.float64 import EXACT, LAWS
@@ -42,7 +43,6 @@ from lipaudit.domains.zonotope.refinement import sharpened
 from lipaudit.domains.zonotope.relaxations import BANDS, Band
 from lipaudit.domains.zonotope.sums_and_concats import JOINS, reaches
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError
-from lipaudit.graph.ir import Node, Ref, call
 from lipaudit.norms.linear_maps import LinearMap, schur_test
 from lipaudit.results.bounds import Law, Upper
 from lipaudit.rounding import TINY, gamma, length_up

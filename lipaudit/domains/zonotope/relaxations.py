@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.graph import Node, call
+from lipaudit.domains.piecewise import PIECEWISE
 from lipaudit.domains.rounding.float64 import RULES as ROUNDINGS
 from lipaudit.errors import UnsupportedOp
-from lipaudit.graph.ir import Node, call
-from lipaudit.piecewise import PIECEWISE
 from lipaudit.registry import Registry
 from lipaudit.rounding import TINY, gamma
 

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
+from lipaudit.domains.graph import Node, Ref
 from lipaudit.domains.zonotope.affine_form import Form
 from lipaudit.domains.zonotope.backward import Joined, Step, Summed
 from lipaudit.errors import NotLipschitz
-from lipaudit.graph.ir import Node, Ref
 
 Joint = tuple[torch.Tensor, Callable[[torch.Tensor, torch.Tensor], Step]]
 """The rows, and the step, which is still to be told its rounding and its reach."""

@@ -10,7 +10,8 @@ from lipaudit.report.figures.charts import Box, Chart, Figure, Mark, Path, line,
 from lipaudit.report.figures.scales import Scale, log10, log_ticks
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
-from lipaudit.results.formatting import NONE, clean, count, eps_text, number, percent, plural
+from lipaudit.results.formatting import NONE, clean, count, number, percent, plural
+from lipaudit.results.threat import eps_text
 
 ALL_SHOWN = 20
 WEAKEST, STRONGEST = 10, 5

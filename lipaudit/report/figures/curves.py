@@ -32,7 +32,8 @@ from lipaudit.report.figures.charts import (
 from lipaudit.report.figures.scales import Scale, linear_ticks, log10, log_ticks
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
-from lipaudit.results.formatting import clean, decades, eps_value, percent
+from lipaudit.results.formatting import clean, decades, percent
+from lipaudit.results.threat import eps_value
 
 WIDE_GAP = 2.0
 """Decades between proof and attack from which a linear axis shows nothing, and the gap is named."""

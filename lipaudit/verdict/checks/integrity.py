@@ -7,73 +7,13 @@ contradiction makes the verdict INVALID, and then nothing that rests on a certif
 
 from __future__ import annotations
 
-import math
-import statistics
-from collections.abc import Callable, Iterable
-from typing import Literal
+from collections.abc import Iterable
 
-from lipaudit.promised import holds_as_executed, network_captured, no_promise_broken
-from lipaudit.registry import Registry
-from lipaudit.results.attack_flags import FLAGS, Flag
-from lipaudit.results.audit import Audit, Finding, Rate
-from lipaudit.results.bounds import NetworkBound
-from lipaudit.results.formatting import number, percent
-from lipaudit.verdict import gates
-
-Check = Callable[[Audit], Finding | None]
-CHECKS: Registry[Check] = Registry("check")
-
-WEAK, SUBSTANTIAL = 0.01, 0.5
-"""Shares of the correct images whose radius reaches the smallest change that such an image can have, from which a
-result counts as weak and as substantial."""
-
-NEAR_CHANCE = 2
-"""An accuracy is near chance if the odds of a right answer are at most so many times those of guessing: 2 / (k + 1) for
-k classes, 18 % for ten of them, 67 % for two."""
-
-REST_ON_BOUNDS = ("LA002", "LA003", "LA006", "LA007", "LA009", "LA101", "LA105")
-"""Checks that say something good of a bound or a certificate: nothing, once one is contradicted or missing."""
-
-_WILSON = statistics.NormalDist().inv_cdf(0.975)
-
-
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """95 % score interval of a rate (Wilson 1927)."""
-    if total == 0:
-        return 0.0, 1.0
-    z2, share = _WILSON**2, count / total
-    centre = (share + z2 / (2 * total)) / (1 + z2 / total)
-    half = _WILSON * math.sqrt(share * (1 - share) / total + z2 / (4 * total**2)) / (1 + z2 / total)
-    return max(0.0, centre - half) if count else 0.0, min(1.0, centre + half) if count < total else 1.0
-
-
-def rate(eps: str, hold: Iterable[bool]) -> Rate:
-    """The share of samples that hold at one budget, with its interval."""
-    kept = [bool(value) for value in hold]
-    low, high = wilson(sum(kept), len(kept))
-    return Rate(eps, sum(kept) / max(1, len(kept)), sum(kept), len(kept), low, high)
-
-
-def contradicted(audit: Audit) -> list[int]:
-    """Rows whose witness lies within the certified radius; a radius of 0 claims nothing."""
-    return audit.samples.contradicted()
-
-
-def refuted(bound: NetworkBound) -> list[str]:
-    """Layers with a bound below what was measured."""
-    return [line.name for line in bound.layers if line.lower is not None and line.lower > line.upper.value]
-
-
-def put_to_the_test(audit: Audit) -> int:
-    """How many images with a certified radius were attacked."""
-    pairs = zip(audit.samples.radius, audit.samples.attacked, strict=True)
-    return sum(radius > 0 and attacked for radius, attacked in pairs)
-
-
-def reached(audit: Audit) -> float:
-    """Share of the correctly classified images whose radius reaches the smallest change of such an image."""
-    rows = [r for r, right in zip(audit.samples.radius, audit.samples.correct(), strict=True) if right]
-    return sum(radius >= audit.dataset.smallest_change for radius in rows) / max(1, len(rows))
+from lipaudit.results.audit import Audit, Finding
+from lipaudit.results.formatting import number
+from lipaudit.results.metrics import contradicted, put_to_the_test, refuted
+from lipaudit.results.threat import eps_value
+from lipaudit.verdict.checks.registry import CHECKS
 
 
 @CHECKS.register("LA001")
@@ -139,9 +79,6 @@ def witnesses_checked(audit: Audit) -> Finding | None:
     return Finding("LA004", "pass", "Adversarial examples were re-checked by lipaudit", value, why)
 
 
-CHECKS.register("LA005")(network_captured)
-
-
 @CHECKS.register("LA006")
 def rounding_included(audit: Audit) -> Finding | None:
     """Is rounding accounted for?"""
@@ -167,189 +104,81 @@ def preprocessing_included(audit: Audit) -> Finding | None:
     return Finding("LA007", "pass", "Preprocessing is inside the bound", value, why)
 
 
-CHECKS.register("LA008")(no_promise_broken)
-CHECKS.register("LA009")(holds_as_executed)
-
-
-@CHECKS.register("LA101")
-def radii_reach_a_pixel(audit: Audit) -> Finding | None:
-    """Do certified radii reach the smallest change that an image of this kind can have?"""
-    step = audit.dataset.smallest_change_text
-    why = f"Two different images differ by at least {step} in L2. A smaller radius certifies nothing but the image."
-    if not audit.dataset.levels:
-        why = f"Two different 8-bit images differ by at least {step} in L2: a scale to measure radii by."
-    if not any(audit.samples.correct()):
-        return Finding("LA101", "not run", "No image is classified correctly", "", why)
-    below = 1 - reached(audit)
-    value = f"{percent(below)} below {step}"
-    if below > SUBSTANTIAL:
-        fix = "Train for a small Lipschitz bound, as the bundled digits-aol is (lipaudit.nn)."
-        return Finding("LA101", "warn", "Most certificates are smaller than any real image change", value, why, fix)
-    return Finding("LA101", "pass", "Most certificates reach a real image change", value, why)
-
-
-CHECKS.register("LA102")(gates.proved_reaches_gate)
-CHECKS.register("LA103")(gates.unbroken_reaches_gate)
-
-
-@CHECKS.register("LA104")
-def accuracy_above_chance(audit: Audit) -> Finding | None:
-    """Does the network classify better than guessing?"""
-    why = "Accuracy near chance usually means a wrong normalisation, channel order or order of classes."
-    classes, right, total = max(1, audit.model.classes), audit.clean.count, audit.clean.total
-    value = f"{percent(audit.clean.value)}, {right} of {total}; by guessing {percent(1 / classes)}"
-    gated = gates.finding(
-        audit.gates, "LA104", "clean_accuracy", "Train longer or with a larger network, or ask for less."
+@CHECKS.register("LA005")
+def network_captured(audit: Audit) -> Finding | None:
+    """Does the model, as it runs, give the logits of the audited graph on every image and adversarial example?"""
+    why = (
+        "Certificates are about a graph that was captured from the model. The model itself was run on every image, "
+        "alone and in batches, and each logit held against the graph's, within its rounding."
     )
-    if gated is not None and gated.state in ("fail", "warn"):
-        return gated
-    if audit.model.weights == "random":
-        fix = "Load trained weights (--checkpoint) before drawing any conclusion."
-        return Finding("LA104", "warn", "The network is untrained: its weights are random", value, why, fix)
-    fix = "Compare --mean, --std and the order of classes with those of training."
-    # With a probability p of a right answer, so few are this rare: the upper confidence limit is at or below p.
-    if at_most(right, total, NEAR_CHANCE / (NEAR_CHANCE + classes - 1)) <= 1 - gates.CONFIDENCE:
-        return Finding("LA104", "warn", "Clean accuracy is near chance", value, why, fix)
-    if gated is not None:
-        return gated
-    if 1 - at_most(right - 1, total, 1 / classes) >= 1 - gates.CONFIDENCE:
-        title = "Cannot tell whether clean accuracy is above chance: too few images"
-        return Finding("LA104", "not run", title, value, why, "Audit more images with --samples.")
-    return Finding("LA104", "pass", "Clean accuracy is above chance", value, why)
-
-
-def at_most(count: int, total: int, p: float) -> float:
-    """The probability of at most so many successes in `total` trials, each with probability 0 < p < 1."""
-    if count < 0 or count >= total:
-        return 0.0 if count < 0 else 1.0
-    odds, log = math.log(p) - math.log1p(-p), total * math.log1p(-p)
-    logs = [log]
-    for k in range(count):
-        log += math.log(total - k) - math.log(k + 1) + odds
-        logs.append(log)
-    most = max(logs)
-    return min(1.0, math.exp(most + math.log(math.fsum(math.exp(one - most) for one in logs))))
-
-
-@CHECKS.register("LA105")
-def bound_against_slope(audit: Audit) -> Finding | None:
-    """How far apart are the proved bound and the steepest slope seen?"""
-    why = "The true Lipschitz constant lies between the two. The wider the gap, the more the bound may be slack."
-    if audit.bound is None or not audit.slope or not audit.slope_share:
-        return None
-    decades = -math.log10(audit.slope_share)
-    return Finding("LA105", "info", "Gap between the Lipschitz bound and slopes seen", f"{decades:.1f} decades", why)
-
-
-@CHECKS.register("LA201")
-def sample_size(audit: Audit) -> Finding | None:
-    """Is the sample large enough for its rates to mean something?"""
-    why = "The interval covers the choice of images only, not other data."
-    half = 100 * (audit.clean.high - audit.clean.low) / 2
-    value = f"{audit.dataset.samples} images, ±{half:.1f} points"
-    if audit.dataset.samples < 100:
-        title = "The sample is small: rates are rough"
-        return Finding("LA201", "warn", title, value, why, "Audit more images with --samples.")
-    return Finding("LA201", "pass", "The sample is large enough for rates within a few points", value, why)
-
-
-@CHECKS.register("LA202")
-def attacks_finished(audit: Audit) -> Finding | None:
-    """Did every attack that was asked for finish?"""
-    why = "An attack that did not run found nothing, which says nothing."
-    if not audit.attacks:
-        return Finding("LA202", "not run", "No attacks were asked for", "", why)
-    missing, idle = unfinished(audit), [record.name for record in audit.attacks if not record.attacked]
-    if missing:
-        value = f"{len(audit.attacks) - len(missing)} of {len(audit.attacks)}"
-        return Finding("LA202", "warn", f"Some attacks did not finish: {', '.join(missing)}", value, why)
-    value = f"{len(audit.attacks) - len(idle)} of {len(audit.attacks)}"
-    if len(idle) == len(audit.attacks):
-        return Finding("LA202", "not run", "No attack had an image to work on", value, why)
-    title = f"All attacks finished but those that were not run: {', '.join(idle)}" if idle else "All attacks finished"
-    return Finding("LA202", "pass", title, value, why)
-
-
-@CHECKS.register("LA203")
-def attacks_raised_no_flags(audit: Audit) -> Finding | None:
-    """Did the attack libraries warn of anything else than LA211 to LA215 name?"""
-    why = "What a library warns of while it attacks may mean that its result is no upper bound to rely on."
-    if not audit.attacks:
-        return None
-    named = {flag.sentence for flag in FLAGS}
-    flags = [flag for record in audit.attacks for flag in record.flags if flag not in named]
-    if not flags and not any(record.attacked for record in audit.attacks):
-        return Finding("LA203", "not run", "No attack had an image to work on", "", why)
-    if flags:
-        return Finding("LA203", "warn", f"An attack library warns: {flags[0]}", f"{len(flags)} flags", why)
-    return Finding("LA203", "pass", "The attack libraries raised no other warnings", "0 flags", why)
-
-
-@CHECKS.register("LA204")
-def attacks_work(audit: Audit) -> Finding | None:
-    """Did the attacks break anything at all?"""
-    why = "Attacks that break nothing at any distance are more likely broken themselves than the network unbreakable."
-    attacked = sum(audit.samples.attacked)
-    if not attacked:
-        return None
-    found = sum(distance is not None for distance in audit.samples.distance)
-    state, title = (
-        ("pass", "Attacks work: they found adversarial examples") if found else ("warn", "No attack found any")
-    )
-    return Finding("LA204", state, title, f"{found} of {attacked} images", why)
-
-
-def _reliable(flag: Flag) -> None:
-    def check(audit: Audit) -> Finding | None:
-        checking = [record for record in audit.attacks if flag.name in record.checked]
-        raised = [record.name for record in audit.attacks if flag.sentence in record.flags]
-        if raised:
-            return Finding(flag.id, "warn", flag.bad, ", ".join(raised), flag.why, flag.fix)
-        if not audit.attacks:
-            return None
-        if not checking:
-            return Finding(flag.id, "not run", f"{flag.asks} No attack that was run can tell", "", flag.why)
-        return Finding(flag.id, "pass", flag.good, ", ".join(record.name for record in checking), flag.why)
-
-    check.__doc__ = flag.asks
-    CHECKS.register(flag.id)(check)
-
-
-for _flag in FLAGS:
-    _reliable(_flag)
-
-
-def _not_audited(identifier: str, what: str) -> None:
-    @CHECKS.register(identifier)
-    def check(audit: Audit) -> Finding | None:
-        """Something that this audit does not look at."""
-        del audit
-        why = "Certificates and attacks here are about small L2 changes of single images, and about nothing else."
-        return Finding(identifier, "not run", f"Not audited: {what}", "", why)
-
-
-_not_audited("LA301", "changes measured in L∞")
-_not_audited("LA302", "corruptions such as blur, noise, rotation")
-_not_audited("LA303", "data from other sources")
-
-
-def unfinished(audit: Audit) -> list[str]:
-    """Names of the attacks that did not run to the end."""
-    return [record.name for record in audit.attacks if record.unfinished]
-
-
-REFUTING = ("LA001", "LA002", "LA003", "LA005", "LA008")
-"""Checks that make an audit INVALID if they fail."""
-
-
-def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
-    """What the integrity checks say of the audit's own numbers."""
     if audit.bound is None:
-        return "UNPROVED"
-    found = [CHECKS[name](audit) for name in REFUTING]
-    return "INVALID" if any(finding is not None and finding.state == "fail" for finding in found) else "SOUND"
+        return None
+    if audit.bound.notes:
+        why += f" Fixed as it was at capture: {'; '.join(audit.bound.notes)}."
+    if audit.agreement is None:
+        return Finding("LA005", "not run", "The model was not held against the audited graph", "", why)
+    found, seen = audit.agreement.differences, audit.agreement
+    if found:
+        value = found[0].said(audit.samples.index[found[0].sample])
+        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
+        fix = "Do not use this report: take out of the model what depends on how, or on which inputs, it is called."
+        return Finding("LA005", "fail", "The model does not compute what was audited", value + more, why, fix)
+    value = f"{seen.images} images, {seen.examples} claims of attacks"
+    return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", value, why)
 
 
-def incomplete(audit: Audit) -> bool:
-    """Something that was asked for was not done."""
-    return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)
+@CHECKS.register("LA008")
+def no_promise_broken(audit: Audit) -> Finding | None:
+    """Does an adversarial example lie within a radius of any promise?"""
+    why = (
+        "Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype "
+        "(F) and in float64 (D). An adversarial example of the exact function refutes each of them; one of the network "
+        "in its own dtype, looked for from there by bisection, refutes F."
+    )
+    if not audit.promises or not any(audit.samples.attacked):
+        return None
+    broken = [p.promise for p in audit.promises if _broken(p.radius, audit.samples.distance)]
+    as_executed = next((p.radius for p in audit.promises if p.promise == "F"), ())
+    broken += ["F"] * _broken(as_executed, audit.samples.executed_distance)
+    if broken:
+        fix = "Do not use any certificate of this report; report the result file as a bug of lipaudit."
+        which = ", ".join(dict.fromkeys(broken))
+        return Finding(
+            "LA008", "fail", f"An adversarial example lies within a radius of promise {which}", which, why, fix
+        )
+    certified = any(
+        radius > 0 and attacked
+        for p in audit.promises
+        for radius, attacked in zip(p.radius, audit.samples.attacked, strict=False)
+    )
+    if not certified:
+        title = "No attacked image has a radius above 0 under any promise"
+        return Finding("LA008", "not run", title, "0 images", why)
+    executed = sum(distance is not None for distance in audit.samples.executed_distance)
+    value = f"{executed} executed, 0 within"
+    return Finding("LA008", "pass", "No adversarial example lies within a radius of R, F or D", value, why)
+
+
+def _broken(radius: Iterable[float], distance: Iterable[float | None]) -> int:
+    pairs = zip(radius, distance, strict=False)  # either is empty where there is nothing to compare
+    return sum(found is not None and 0 < certified >= found for certified, found in pairs)
+
+
+@CHECKS.register("LA009")
+def holds_as_executed(audit: Audit) -> Finding | None:
+    """Do certificates also hold for the network as it is executed?"""
+    why = (
+        "The network that runs rounds: near its decision boundary it gives other answers than the exact function of "
+        "its weights. Promise F takes that into account, whatever the order of the sums."
+    )
+    found = next((p for p in audit.promises if p.promise == "F"), None)
+    if found is None:
+        return None
+    if not found.certified:
+        fix = f"Deploy it in float64 (promise D), or rely on R where rounding does not matter. {found.why_not}."
+        return Finding("LA009", "info", "F: not certified as executed", "", why, fix)
+    eps = audit.threat.eps[0]
+    kept = sum(radius > eps_value(eps) for radius in found.radius)
+    exact = next((sum(r > eps_value(eps) for r in p.radius) for p in audit.promises if p.promise == "R"), 0)
+    value = f"{kept} images at {eps}, exact {exact}"
+    return Finding("LA009", "info", "Certificates for the network as executed were computed, too", value, why)

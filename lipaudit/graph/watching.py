@@ -37,7 +37,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lipaudit.graph.lowering import SHAPE_ONLY, innermost, is_random
-from lipaudit.replay import masks_in, name_of, tensors_in, without_masks
+from lipaudit.graph.replay import masks_in, name_of, tensors_in, without_masks
 
 METADATA = frozenset(
     {
@@ -305,7 +305,7 @@ class _Facts:
     shaping: bool
     """It may hand values to Python, as a number or as a shape."""
     ignored: str | None
-    """The argument of which it reads no more than the shape; see lowering.py, Note [Dependence]."""
+    """The argument of which it reads no more than the shape; see decompositions.py, Note [Dependence]."""
     written: tuple[str, ...]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from lipaudit.graph.ir import Graph, Node, call, evaluate
+from lipaudit.domains.graph import Graph, Node, call, evaluate
 
 SLACK = 64.0
 """How many times the measured rounding error two answers may differ by: a sum of many terms loses more than the one

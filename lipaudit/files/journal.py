@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from lipaudit.errors import ResumeError
+from lipaudit.files.atomic import write_text
 
 SUFFIX = ".partial"
 """A journal in the folder `X.partial` belongs to the run `X`."""
@@ -122,19 +123,6 @@ def discard(folder: Path) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """As `write_text`."""
     write_text(path, json.dumps(content, indent=1))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole, also after a power failure, or absent. Raises `OSError`."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -76,3 +76,16 @@ def prepare_folder(folder: Path) -> None:
         raise ReportError(
             f"cannot write reports into {clean(folder, 300)}: {reason}; choose a folder by --out DIR"
         ) from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is whole, also after a power failure, or absent. Raises `OSError`."""
+    partial = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -11,15 +11,19 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lipaudit import __version__
 from lipaudit.errors import LipauditError, ReportError
 from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, Shard
-from lipaudit.results.formatting import clean, eps_value
-from lipaudit.verdict.checks.integrity import integrity_of, rate
+from lipaudit.results.embedding import result_text
+from lipaudit.results.formatting import clean
+from lipaudit.results.intervals import rate
+from lipaudit.results.json import from_json
+from lipaudit.results.threat import eps_value
 from lipaudit.verdict.gates import conditions
-from lipaudit.verdict.verdict import conclude
+from lipaudit.verdict.verdict import conclude, integrity_of
 
 CLOSE = 1e-9
 """Two floats that were computed from the same numbers differ by less, relatively, on any machine."""
@@ -273,3 +277,23 @@ def _joined(law: str, logs: list[float]) -> float:
         return most
     power = 2 if law == "root_sum_squares" else 1
     return most + math.log10(sum(10 ** (power * (log - most)) for log in logs)) / power
+
+
+def load_audit(path: str | Path) -> Audit:
+    """The audit in a result file, or in a report page: from a page without pictures, with rounded sample numbers.
+
+    Findings and sentences are those of this lipaudit, drawn again from the rows. Raises ReportError with one line if
+    the file is missing, holds no result, or one of which a field disagrees with the others (lipaudit/verdict/consistency.py).
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        why = error.strerror or type(error).__name__
+        raise ReportError(f"cannot read {path}: {why}; name a .json file that `lipaudit run` wrote") from None
+    except UnicodeDecodeError:
+        raise ReportError(f"cannot read {path}: expected JSON in UTF-8, got other bytes") from None
+    page = text.lstrip().startswith("<")
+    try:
+        return confirmed(from_json(result_text(text) if page else text), page=page)
+    except ReportError as error:
+        raise ReportError(f"cannot read {path}: {error}") from None

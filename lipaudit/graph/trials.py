@@ -30,13 +30,13 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from lipaudit.agreement import Agreement
+from lipaudit.domains.graph import Graph, evaluate
 from lipaudit.errors import CaptureError
-from lipaudit.graph.ir import Graph, evaluate
+from lipaudit.graph.agreement import Agreement
 from lipaudit.graph.lowering import innermost
+from lipaudit.graph.snapshot import State
+from lipaudit.graph.watching import Watch
 from lipaudit.results.formatting import clean
-from lipaudit.snapshot import State
-from lipaudit.watching import Watch
 
 HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default", "kthvalue.default"}
 """They prefer numbers to NaN, or move it away from entries that depended on it: a path through them may stay hidden,

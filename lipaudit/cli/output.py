@@ -1,0 +1,82 @@
+"""Where results go: a folder or stdout, in which formats, with which exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from lipaudit.errors import ExitCode
+
+if TYPE_CHECKING:
+    from lipaudit.cli.resume import Resumable
+    from lipaudit.results.audit import Audit
+
+
+REPORTS = ("json", "html", "md")
+
+
+def prepare_output(context: click.Context, chosen: dict[str, Any]) -> None:
+    """The folder of --out, there and writable, or one format for stdout."""
+    from lipaudit.files.atomic import prepare_folder
+
+    if chosen["out"] != "-":
+        prepare_folder(Path(chosen["out"]))
+    elif context.get_parameter_source("formats") is ParameterSource.DEFAULT:
+        chosen["formats"] = ("json",)
+    elif len(chosen["formats"]) > 1:
+        raise click.UsageError("expected one --format with -o -, got several: stdout holds one")
+
+
+def spared(code: int, exit_zero: bool) -> int:
+    """The exit code; --exit-zero makes that of a gate which failed, and no other, 0."""
+    return ExitCode.DONE if exit_zero and code == ExitCode.GATE_FAILED else code
+
+
+def deliver(audit: Audit, chosen: dict[str, Any], running: Resumable | None = None) -> None:
+    """Write the reports, all or none, and say on stderr what came out."""
+    from lipaudit.cli.terminal import print_lines
+    from lipaudit.files.atomic import write_all
+    from lipaudit.report.terminal import summary
+
+    texts = {kind: render(audit, kind) for kind in chosen["formats"]}
+    files: dict[Path, str] = {}
+    if chosen["out"] == "-":
+        click.echo(*texts.values(), nl=False)
+    else:
+        files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
+        write_all(files)
+    if running is not None:
+        running.finish()  # whatever becomes of the terminal
+    paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
+    if chosen["quiet"]:
+        verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
+        click.echo("\n".join([verdict, *("  ".join(path) for path in paths)]), err=True)
+    else:
+        print_lines([(), *summary(audit, paths)], sys.stderr)
+
+
+def render(audit: Audit, kind: str) -> str:
+    """The audit in one of the formats."""
+    if kind == "json":
+        return audit.to_json()
+    if kind == "html":
+        return audit.to_html()
+    if kind == "md":
+        from lipaudit.report.markdown import to_markdown
+
+        return to_markdown(audit)
+    from lipaudit.results import leaderboards
+
+    return leaderboards.to_robustbench(audit) if kind == "robustbench" else leaderboards.to_model_index(audit)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows on stdout, each column as wide as its widest entry."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -1,0 +1,120 @@
+"""The local domain: what the network does to a small L2 ball around one input, as affine forms.
+
+`margins` is what it is for: bounds of the logit differences over the ball, from which local radii follow.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from lipaudit.domains.graph import Graph
+from lipaudit.domains.interpreter import walk
+from lipaudit.domains.lipschitz import RULES
+from lipaudit.domains.lipschitz.propagator import Ledger
+from lipaudit.domains.zonotope.affine_form import Form, ball
+from lipaudit.domains.zonotope.ball_constraints import ends
+from lipaudit.domains.zonotope.propagator import LocalLedger
+from lipaudit.rounding import gamma, up
+
+LARGEST_ROWS_BYTES = 6 * 2**30
+"""Memory of the rows of one tensor, at most."""
+_ENOUGH = 0.99
+"""Share of what there is room for, so that roundings find some."""
+_TIMED_ROWS = 128
+_FEW_OPEN = 500
+_TIMED_RADIUS = 1e-9
+"""So small that only the bound of the rounding errors leaves signs open."""
+
+
+def logits_over(
+    whole: Ledger,
+    x: torch.Tensor,
+    radius: float,
+    *,
+    room_for: int,
+    patience: int = sys.maxsize,
+    backwards: bool = True,
+    together: bool = False,
+) -> Form:
+    """The logits, (1, classes), over all inputs within `radius` (L2) of `x`, which has no batch axis.
+
+    `whole` is the ledger of the network bound. Raises `NotLipschitz` or `UnsupportedOp` for an operation without a
+    local rule, `TooWide` if more than `room_for` rows were needed, or more than `patience` not counting those that
+    stand for roundings.
+    """
+    ledger = LocalLedger(
+        whole.graph,
+        whole.device,
+        whole=whole,
+        room_for=room_for,
+        patience=patience,
+        backwards=backwards,
+        together=together,
+    )
+    with torch.no_grad():
+        start = ledger.start(ball(x.to(whole.device)[None], radius))
+        form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
+        return replace(form, groups=tuple(ledger.groups), sectors=ledger.sectors, roundings=ledger.roundings)
+
+
+def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
+    """About how long `logits_over` takes at least, from the time of a few of its rows. Raises what it raises.
+
+    `TooWide` means that forms of no radius will do: the bound of the rounding errors alone leaves many signs open.
+    """
+    most = _TIMED_ROWS + _FEW_OPEN
+    ledger = LocalLedger(
+        whole.graph, whole.device, whole=whole, room_for=room_in_memory(whole.graph), patience=most, backwards=False
+    )
+    few = ball(x.to(whole.device)[None], _TIMED_RADIUS, _TIMED_ROWS)
+    began = time.monotonic()
+    with torch.no_grad():
+        walk(whole.graph, RULES, ledger.start(few), ledger, ledger.check)
+    seconds = time.monotonic() - began
+    return seconds * (x.numel() + ledger.roundings) / (few.inputs + ledger.roundings)
+
+
+def room_in_memory(graph: Graph) -> int:
+    """How many rows there is memory for: the input has as many as it has coordinates, each as large as itself."""
+    largest = max(math.prod(shape) for shape in [graph.input_shape, *(node.shape for node in graph.nodes)])
+    return LARGEST_ROWS_BYTES // (8 * largest)
+
+
+def margins(logits: Form, label: int) -> list[float]:
+    """Lower bounds of logit `label` minus each other logit over the ball, rounded down: one linear form for each."""
+    gaps = _differences(logits, label)
+    below, _ = ends(gaps.rows[:, 0], logits.inputs, logits.groups)
+    return (gaps.centre[0] - below - gaps.remainder).tolist()
+
+
+@torch.no_grad()
+def margins_together(logits: Form, label: int, steps: int, slack: float = 0.0) -> torch.Tensor:
+    """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together.
+
+    See quadratic_constraints.py. The multipliers are chosen in at most so many `steps`, fewer if all bounds exceed
+    `slack` before; where they cannot, as one of the differences does not at the centre, the bounds are -inf.
+    """
+    assert logits.sectors is not None
+    gaps = _differences(logits, label)
+    at = logits.sectors.anchored(gaps, torch.arange(gaps.centre.numel(), device=gaps.centre.device))
+    room = at.c - at.off - slack
+    if not bool((room > 0).all()):
+        return torch.full_like(room, -math.inf)
+    logits.sectors.improve(at.rows / room[:, None], steps, enough=_ENOUGH)
+    reach = logits.sectors.reach(at.rows)
+    return at.c - at.off - reach - gamma(8) * (at.c.abs() + reach)
+
+
+def _differences(logits: Form, label: int) -> Form:
+    """Logit `label` minus each other logit, (1, classes - 1); its remainder counts the roundings of a bound, too."""
+    others = [other for other in range(logits.centre.shape[1]) if other != label]
+    centre = logits.centre[:, label, None] - logits.centre[:, others]
+    rows = logits.rows[:, :, label, None] - logits.rows[:, :, others]
+    size = float(logits.centre.abs().max() + logits.reach.max())
+    remainder = (up(2.0**0.5) * logits.remainder + gamma(8) * size) * (1 + 1e-12)
+    return Form(centre, rows, logits.inputs, remainder)
