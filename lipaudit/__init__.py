@@ -11,12 +11,12 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "audit": "lipaudit.runs.audit",
-    "bound": "lipaudit.certification.network_bound",
-    "certify": "lipaudit.certification.certificates",
-    "conv_norm": "lipaudit.norms",
-    "dense_norm": "lipaudit.norms",
-    "load_audit": "lipaudit.results.json",
+    "audit": "lipaudit.api",
+    "bound": "lipaudit.api",
+    "certify": "lipaudit.api",
+    "conv_norm": "lipaudit.norms.methods",
+    "dense_norm": "lipaudit.norms.methods",
+    "load_audit": "lipaudit.verdict.consistency",
     "merge": "lipaudit.runs.shards",
 }
 _MODULES = {

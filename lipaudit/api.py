@@ -1,7 +1,8 @@
-"""The public functions: bound, certify, audit, and what turns the name of a model into a network."""
+"""The public functions. The only place that turns the name of a model into a network."""
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,13 +20,17 @@ from lipaudit.certification.local_search import BUDGET
 from lipaudit.certification.network_bound import compose
 from lipaudit.errors import BadThreat
 from lipaudit.graph.wrappers import as_module, domain_of, on_device
+from lipaudit.loading.model_names import PAIRS, canonical
+from lipaudit.loading.models import load_model
 from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress
+from lipaudit.results.audit import Audit
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.runs.audit import audit as audit_network
 
 
 def bound(
-    model: nn.Module,
+    model: nn.Module | Any,
     input_shape: tuple[int, ...],
     *,
     mean: tuple[float, ...] | None = None,
@@ -44,13 +49,14 @@ def bound(
     `clip_values`.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
-    module = on_device(as_module(model, mean=mean, std=std), device)
+    model, given = network_of(model, {"mean": mean, "std": std})
+    module = on_device(as_module(model, mean=given["mean"], std=given["std"]), device)
     domain = domain_of(model, domain)
     return compose(module, tuple(input_shape), domain=domain, method=method, progress=progress).network
 
 
 def certify(
-    model: nn.Module,
+    model: nn.Module | Any,
     inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
@@ -79,7 +85,8 @@ def certify(
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs. Warns of pixels from 0 to 255 without a
     `domain`: most networks take them from 0 to 1.
     """
-    module = on_device(as_module(model, mean=mean, std=std), device)
+    model, given = network_of(model, {"mean": mean, "std": std})
+    module = on_device(as_module(model, mean=given["mean"], std=given["std"]), device)
     domain = domain_of(model, domain)
     inputs, labels = with_labels(inputs, labels)
     points = check_inputs(inputs)
@@ -100,3 +107,22 @@ def certify(
     if method == "best" or not local.why_not:
         return found
     return replace(found, why_not=found.why_not or f"local radii, {local.tried} tried: {local.why_not}")
+
+
+@functools.wraps(audit_network)
+def audit(model: nn.Module | Any, inputs: Any, labels: Any, **settings: Any) -> Audit:
+    model, settings = network_of(model, settings)
+    return audit_network(model, inputs, labels, **settings)
+
+
+def network_of(model: Any, settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The network that a name stands for, with its weights, and what is left of the settings; others stay as they are.
+
+    Mean and std are in front of it then; the facts about it are those that the loader knows. Raises `LoadError` for an
+    unknown name.
+    """
+    mean, std = settings.get("mean"), settings.get("std")
+    if not isinstance(model, str) or (mean is None) != (std is None):
+        return model, settings
+    loaded = load_model(model, dataset=PAIRS.get(canonical(model)), mean=mean, std=std)
+    return loaded.module, {"model_facts": loaded.facts, **settings, "mean": None, "std": None}

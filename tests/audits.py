@@ -24,10 +24,10 @@ from audit_parts import (
     thumbnails,
 )
 
+from lipaudit.results import intervals
 from lipaudit.results.audit import AttackRecord, Audit, DataFacts, Finding, Gate, ModelFacts, Samples, Skip, Verdict
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.threat import Threat
-from lipaudit.verdict.checks import integrity as findings_of
 from lipaudit.verdict.consistency import digest_of
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude
@@ -307,7 +307,7 @@ def filed(audit: Audit, *gates: str) -> Audit:
     )
     made = replace(
         audit, samples=columns, bound=bound, slope=0.5 * steepest, slope_share=0.5, attacks=tuple(attacks),
-        clean=findings_of.rate("0", s.correct()), thumbnails=thumbnails(s), promises=promises(s, audit.threat.eps),
+        clean=intervals.rate("0", s.correct()), thumbnails=thumbnails(s), promises=promises(s, audit.threat.eps),
         dataset=replace(audit.dataset, samples=len(s.index), rows_sha256=digest),
     )  # fmt: skip
     return conclude(made, conditions(gates))

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad, relu
 
+from lipaudit import checker
 from lipaudit.graph.wrappers import as_module
 from lipaudit.nn import GroupSort
-from lipaudit.proof import checker, writer
+from lipaudit.proof import writer
 from lipaudit.zoo import digits_split, load, weights_file
 
 Proof = dict[str, Any]

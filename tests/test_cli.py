@@ -21,8 +21,7 @@ from safetensors.torch import save_file
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 from lipaudit import __version__, cli
-from lipaudit.cli import run as runs
-from lipaudit.cli import terminal
+from lipaudit.cli import auditing, terminal
 from lipaudit.errors import LipauditError
 from lipaudit.files import atomic
 from lipaudit.results.audit import Audit
@@ -66,7 +65,7 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         print("a library prints something")  # noqa: T201
         return seen["audit"]
 
-    monkeypatch.setattr(runs, "audit", audit)
+    monkeypatch.setattr(auditing, "audit", audit)
     return seen
 
 
@@ -234,7 +233,7 @@ def test_size_and_attacks_follow_the_time_where_nothing_was_chosen(
 
 
 def test_help_names_the_default_budgets(call: Call) -> None:
-    assert f"[default: {','.join(runs.DEFAULT_EPS)}]" in " ".join(call("run", "--help").out.split())
+    assert f"[default: {','.join(auditing.DEFAULT_EPS)}]" in " ".join(call("run", "--help").out.split())
 
 
 def test_without_options_the_bundled_digits_model_is_audited(call: Call, audited: dict[str, Any]) -> None:
@@ -256,7 +255,7 @@ def test_without_options_the_bundled_digits_model_is_audited(call: Call, audited
     ],
 )
 def test_a_model_and_its_data_go_together(model: str | None, dataset: str | None, expected: tuple[str, str]) -> None:
-    assert runs._pair(model, dataset) == expected
+    assert auditing._pair(model, dataset) == expected
 
 
 @pytest.mark.slow
@@ -405,7 +404,7 @@ def test_a_disk_that_is_full_leaves_no_file(
 def test_the_traceback_comes_on_request(
     call: Call, audited: dict[str, Any], pair: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runs, "audit", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(auditing, "audit", lambda *_, **__: 1 / 0)
 
     assert "Traceback" not in refused(call("run", *pair, "-q"), code=1)
     for result in (call("run", *pair, "-q", "-vv"), call("-vv", "run", *pair, "-q")):
@@ -420,7 +419,7 @@ def test_interruption_is_130_and_leaves_no_report(
     def interrupted(*_: object, **__: object) -> Audit:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "audit", interrupted)
+    monkeypatch.setattr(auditing, "audit", interrupted)
 
     result = call("run", *pair)
 
@@ -439,7 +438,7 @@ def test_every_error_class_has_its_exit_code(call: Call, pair: list[object], mon
         def fail(*_: object, kind: type = kind, **__: object) -> Audit:
             raise kind("expected this,\n got that")
 
-        monkeypatch.setattr(runs, "audit", fail)
+        monkeypatch.setattr(auditing, "audit", fail)
         result = call("run", *pair, "-q")
         assert result.err == "lipaudit: expected this, got that\n"
         assert result.code == kind.exit_code  # type: ignore[attr-defined]

@@ -17,8 +17,8 @@ from torch import nn
 from usermodels import user_module
 
 import lipaudit
+from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat, LipauditError, LoadError
-from lipaudit.runs.engines import audit_in_shards
 
 __all__ = ["call", "cluster", "pair", "user_module"]
 

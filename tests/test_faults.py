@@ -211,7 +211,7 @@ def test_a_device_without_memory_says_what_to_try(
     def fail(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 20 GiB")
 
-    monkeypatch.setattr("lipaudit.cli.run.audit", fail)
+    monkeypatch.setattr("lipaudit.cli.auditing.audit", fail)
     code, line = call(run, capsys)
     assert (code, reports()) == (1, [])
     assert line.startswith("lipaudit: OutOfMemoryError: CUDA out of memory. Tried to allocate 20 GiB; try --device cpu")

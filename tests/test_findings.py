@@ -17,7 +17,7 @@ from lipaudit.results.audit import TIME_LIMIT, Audit, Finding
 from lipaudit.results.bounds import Agreement, Disagreement, LayerBound
 from lipaudit.results.intervals import rate, wilson
 from lipaudit.results.metrics import contradicted, contradictions
-from lipaudit.verdict.checks.registry import CHECKS
+from lipaudit.verdict.checks import CHECKS
 from lipaudit.verdict.checks.strength import at_most
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude, examine

@@ -18,7 +18,7 @@ from lipaudit.errors import ConfigError
 from lipaudit.loading.dataset_registry import DATASETS, NAMED
 from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.model_names import PAIRS
-from lipaudit.verdict.checks.registry import CHECKS
+from lipaudit.verdict.checks import CHECKS
 from lipaudit.verdict.explain import PAGES, explain, question
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude, examine

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results import formatting as f
-from lipaudit.results.threat import budgets, parse_eps, threat_of
+from lipaudit.results.threat import budgets, eps_text, eps_value, parse_eps, threat_of
 from lipaudit.verdict.gates import parse
 
 
@@ -110,13 +110,13 @@ def test_clean_keeps_names_and_shows_what_it_took() -> None:
 @pytest.mark.parametrize("text", ["", "x", "1/0", "0", "-1", "inf", "nan", "1e999", "1/2/3"])
 def test_budgets_must_be_positive_numbers(text: str) -> None:
     with pytest.raises(ValueError, match=r"expected eps above 0, a budget such as"):
-        f.eps_value(text)
+        eps_value(text)
 
 
 def test_budgets() -> None:
-    assert f.eps_value("36/255") == 36 / 255
-    assert f.eps_text("36/255") == "36/255 = 0.141"
-    assert f.eps_text("0.5") == "0.5"
+    assert eps_value("36/255") == 36 / 255
+    assert eps_text("36/255") == "36/255 = 0.141"
+    assert eps_text("0.5") == "0.5"
 
 
 @pytest.mark.parametrize(

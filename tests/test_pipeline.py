@@ -15,12 +15,12 @@ from torch import nn
 import lipaudit
 from lipaudit.certification.exact_network import ExactNetwork
 from lipaudit.certification.network_bound import compose
+from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.json import from_json
 from lipaudit.runs import audit as pipeline
 from lipaudit.runs import planning
-from lipaudit.runs.engines import audit_in_shards
 from lipaudit.runs.planning import plan_run
 from lipaudit.verdict.comparison import compare
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lipaudit
-from lipaudit import cli
+from lipaudit import checker, cli
 from lipaudit.errors import UnsupportedOp
 from lipaudit.graph.capture import capture
-from lipaudit.proof import checker, writer
+from lipaudit.proof import writer
 from lipaudit.proof.steps import listing
 from lipaudit.proof.writer import refuse_unlisted, write_proof
 from lipaudit.zoo import digits_split, load, weights_file

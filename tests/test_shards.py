@@ -16,9 +16,9 @@ from torch import nn
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 import lipaudit
+from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat, LoadError, ReportError
 from lipaudit.results.audit import Audit
-from lipaudit.runs.engines import audit_in_shards
 from lipaudit.runs.shards import parse_shard
 from lipaudit.verdict.consistency import digest_of
 
@@ -247,7 +247,7 @@ def test_shards_on_the_command_line(call: Call, pair: list[object]) -> None:
 def test_an_interrupted_run_in_shards_keeps_the_finished_ones(
     call: Call, pair: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lipaudit.runs import engines
+    from lipaudit import engines
 
     seen: list[tuple[int, int]] = []
     honest = engines.audit

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from lipaudit.certification.network_bound import Composition
-from lipaudit.domains.zonotope import Form, TooWide
 from lipaudit.domains.zonotope.backward import Banded, ancestors, lower_bounds
-from lipaudit.domains.zonotope.logits import logits_over, margins, margins_together, room_in_memory
+from lipaudit.domains.zonotope.logits import Logits, logits_over, margins, margins_together, room_in_memory
+from lipaudit.domains.zonotope.propagator import TooWide
 from lipaudit.rounding import gamma
 
 ASCENT_STEPS = 20
@@ -86,7 +86,7 @@ def _together(composition: Composition, x: torch.Tensor, label: int, radius: flo
     return len(logits.rows) - logits.roundings if bool((bounds > slack).all()) else 0
 
 
-def _backwards(logits: Form, label: int, others: list[int], slack: torch.Tensor, search: Search) -> bool:
+def _backwards(logits: Logits, label: int, others: list[int], slack: torch.Tensor, search: Search) -> bool:
     """Whether lower lines can be found with which every difference to `others` exceeds its slack."""
     c = logits.centre.new_zeros(len(others), *logits.centre.shape)
     c[:, 0, label] = 1.0

@@ -22,8 +22,8 @@ from lipaudit.certification.executed import Executed
 from lipaudit.certification.local_proof import MOST_TOGETHER, Search, proof
 from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.graph import evaluate
-from lipaudit.domains.zonotope import TooWide
 from lipaudit.domains.zonotope.logits import room_in_memory, seconds_of_a_pass
+from lipaudit.domains.zonotope.propagator import TooWide
 from lipaudit.errors import LipauditError
 from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent

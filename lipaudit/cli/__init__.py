@@ -8,7 +8,7 @@ import os
 # attack a hundred times slower as soon as another program wants the same cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from lipaudit.cli import results  # noqa: F401  (registers its commands)
+from lipaudit.cli import inspect, results, run  # noqa: F401  (each registers its commands)
 from lipaudit.cli.main import commands, main
 
 __all__ = ["commands", "main"]

@@ -108,7 +108,7 @@ def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
     how: dict[str, Any] = {"shard": chosen["shard"]}
     auditor: Callable[..., Audit] = audit
     if chosen["shards"] or chosen["engine"] == "ray":
-        from lipaudit.runs.engines import audit_in_shards
+        from lipaudit.engines import audit_in_shards
 
         auditor = audit_in_shards
         how = {"shards": chosen["shards"] or min(os.cpu_count() or 1, data.facts.samples)}

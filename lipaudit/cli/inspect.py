@@ -11,7 +11,7 @@ import click
 from lipaudit import __version__
 from lipaudit.cli.main import commands
 from lipaudit.cli.options import FILE, model_options, norm_options, text_or_json
-from lipaudit.cli.output import _table
+from lipaudit.cli.output import print_table
 
 PACKAGES = (
     "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scipy", "scikit-learn",
@@ -47,7 +47,7 @@ def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any
     for line in network.layers:
         so_far = number_from_log10(line.log10_so_far)
         rows.append((line.name, line.op, number(line.upper.value), so_far, line.upper.method))
-    _table(rows)
+    print_table(rows)
     shape = "×".join(map(str, network.input_shape))
     click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {shape} inputs in [0,1] to logits)")
 
@@ -79,7 +79,7 @@ def models(word: str, coverage: bool, **chosen: Any) -> int | None:
         raise click.UsageError(f"no model of lipaudit, torchvision or timm has {word!r} in its name")
     rows = [("name", "trained on", "source", "licence", "size", "here")]
     rows += [(m.name, m.dataset, m.source, m.licence, m.size, "yes" if m.cached else "no") for m in found]
-    _table(rows)
+    print_table(rows)
     if not word:
         click.echo("\ntorchvision:NAME, timm:NAME       `lipaudit models WORD` searches them")
         click.echo("package.module:factory            your own code, with --checkpoint FILE if it loads no weights")
@@ -107,7 +107,7 @@ def datasets() -> None:
     rows = [("name", "images", "shape", "here", "licence", "what")]
     for d in known_datasets():
         rows.append((d.name, d.images, d.shape, "yes" if d.cached else "no", d.licence, d.what))
-    _table(rows)
+    print_table(rows)
     click.echo(
         f"\nWhat is not here is fetched on first use, into {cache_dir()}; --data-dir DIR reads files that you have."
     )
@@ -135,4 +135,4 @@ def env() -> None:
     rows += [("cuda", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")]
     rows += [("threads", f"{torch.get_num_threads()} of {os.cpu_count()}")]
     rows += [(name, value) for name, value in sorted(os.environ.items()) if name.startswith("LIPAUDIT_")]
-    _table(rows)
+    print_table(rows)

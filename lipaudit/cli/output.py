@@ -75,7 +75,7 @@ def render(audit: Audit, kind: str) -> str:
     return leaderboards.to_robustbench(audit) if kind == "robustbench" else leaderboards.to_model_index(audit)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> None:
+def print_table(rows: Sequence[Sequence[str]]) -> None:
     """Rows on stdout, each column as wide as its widest entry."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

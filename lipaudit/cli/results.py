@@ -168,11 +168,11 @@ def schema() -> None:
 def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
     """Check PROOF, which `lipaudit run --proof FILE` writes: derive every bound, logit and radius in it again.
 
-    The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/proof/checker.py. Exit codes:
+    The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/checker.py. Exit codes:
     0 accepted, 4 rejected, 2 a file that cannot be read.
     """
+    from lipaudit.checker import Rejected, check
     from lipaudit.errors import LoadError
-    from lipaudit.proof.checker import Rejected, check
 
     try:
         claims, weights = json.loads(proof.read_bytes()), checkpoint.read_bytes()

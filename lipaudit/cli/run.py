@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -29,9 +29,6 @@ from lipaudit.cli.options import (
 )
 from lipaudit.cli.output import deliver, prepare_output, spared
 from lipaudit.progress import EVERY
-
-if TYPE_CHECKING:
-    pass
 
 
 @commands.command(context_settings={"auto_envvar_prefix": "LIPAUDIT"})

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck import art, art_nearest, autoattack  # noqa: F401  importing them fills the table
+from lipaudit.crosscheck import art, autoattack  # noqa: F401  (importing them fills the table)
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.crosscheck.registry import ART, AUTOATTACK, plan
 from lipaudit.crosscheck.runner import Hold, Run, Tally, eps_text, run_attack

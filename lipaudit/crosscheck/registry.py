@@ -1,4 +1,4 @@
-"""The table of attacks: what each one claims, costs and needs. `autoattack.py`, `art.py`, `art_nearest.py` fill it.
+"""The table of attacks: what each one claims, costs and needs. `autoattack.py` and `art.py` fill it.
 
 An attack is one generator function. It gets the network as it sees it (`UnitBox`) and a batch, and yields
 claims: tensors of the batch's shape, row by row an input that it believes to be misclassified (a row equal to

@@ -1,4 +1,4 @@
-"""What may stand where a model is asked for: a torch module, an ART classifier, or a name."""
+"""What may stand around a network: normalisation, an ART classifier; and the device it is on."""
 
 from __future__ import annotations
 
@@ -123,22 +123,16 @@ def as_written(model: nn.Module) -> nn.Module:
 
 
 def as_module(
-    model: nn.Module | str | Any, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    model: nn.Module | Any, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
 ) -> nn.Module:
     """Raw inputs to logits: `model` itself, with `(x - mean) / std` in front if given.
 
-    `model`: an nn.Module (not touched; if compiled, as it was written), a name that `load_model` knows, or an ART
-    `PyTorchClassifier`: what its `predict` computes, in eval mode, with its own mean and standard deviation in front.
-    Raises `CaptureError` for an ART classifier that computes anything else than its network, such as one with
-    defences; `LoadError` for what is no model.
+    `model`: an nn.Module (not touched), or an ART `PyTorchClassifier`: what its `predict` computes, in eval mode, with
+    its own mean and standard deviation in front. Raises `CaptureError` for an ART classifier that computes anything
+    else than its network, such as one with defences; `LoadError` for what is no model.
     """
     if (mean is None) != (std is None):
         raise LoadError("mean and std belong together; give both or none")
-    if isinstance(model, str):
-        from lipaudit.loading.model_names import PAIRS, canonical
-        from lipaudit.loading.models import load_model
-
-        return load_model(model, dataset=PAIRS.get(canonical(model)), mean=mean, std=std).module
     if isinstance(model, nn.Module):
         model = as_written(model)
         return model if mean is None or std is None else _normalised(model, mean, std)

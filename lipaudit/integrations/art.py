@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from art.evaluations.evaluation import Evaluation
 
+from lipaudit.api import audit
 from lipaudit.results.audit import Audit
-from lipaudit.runs.audit import audit
 
 
 class LipschitzAudit(Evaluation):

@@ -31,9 +31,9 @@ def assert_certified(
     Returns the audit. Raises AssertionError, and the errors of `lipaudit.audit`.
     """
     __tracebackhide__ = True
+    from lipaudit.api import audit
     from lipaudit.errors import BadThreat
     from lipaudit.loading.user_data import as_arrays
-    from lipaudit.runs.audit import audit
 
     if not 0 < at_least <= 1:
         raise BadThreat(f"expected at_least to be a share above 0 and up to 1, got {at_least}")

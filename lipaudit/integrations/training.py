@@ -41,7 +41,7 @@ class CertificateLog:
         std: Sequence[float] | None = None,
         domain: tuple[float, float] = (0.0, 1.0),
     ) -> None:
-        """`data` as `inputs.as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
+        """`data` as `as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
 
         Raises `BadThreat` and `LoadError` for arguments that make no sense.
         """

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lipaudit import checker
 from lipaudit.certification.certificates import certify_with
 from lipaudit.certification.inputs import check_inputs, check_labels
 from lipaudit.certification.network_bound import Composition, compose
@@ -30,7 +31,6 @@ from lipaudit.norms.linear_maps import Conv
 from lipaudit.norms.symbol import Symbols
 from lipaudit.norms.torus import best_class, torus
 from lipaudit.progress import Progress, Silent
-from lipaudit.proof import checker
 from lipaudit.proof.steps import Listed, listing
 
 SLACK = 2.0**-31

@@ -1,4 +1,4 @@
-"""The view models of the curves and of the cross-check."""
+"""The view models of what is proved and what attacks found: curves, arithmetic, estimates, the cross-check."""
 
 from __future__ import annotations
 

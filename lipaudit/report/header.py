@@ -1,4 +1,4 @@
-"""All audited images divided at one budget: proved, not known, broken, wrong."""
+"""The view model of the head of the page: title, facts, the three verdicts, conditions, tiles, the bar of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The result in the terminal and in a pull request: pure functions of an `Audit`.
+"""The result in the terminal: pure functions of an `Audit`.
 
 `summary` gives lines of (text, style) pairs in the words of `rich` styles: `Text.assemble(*line)` takes them.
 `to_text` drops the styles. The verdict comes last, where the eye of a terminal is.

@@ -6,6 +6,7 @@ to one; non-finite numbers become null), so a change here is a change of `SCHEMA
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -374,24 +375,20 @@ class Audit:
         return sum(self.samples.unbroken(size)) / max(1, len(self.samples.label))
 
     def __repr__(self) -> str:
-        from lipaudit.report.terminal import brief
-
-        return brief(self)
+        return self._written("lipaudit.report.terminal", "brief")
 
     def to_json(self) -> str:
         """The result file."""
-        from lipaudit.results.json import to_json
-
-        return to_json(self)
+        return self._written("lipaudit.results.json", "to_json")
 
     def to_dataframe(self) -> Any:
         """One row per audited image, as a pandas DataFrame; raises `ReportError` where pandas is not installed."""
-        from lipaudit.results.dataframe import to_dataframe
-
-        return to_dataframe(self)
+        return self._written("lipaudit.results.dataframe", "to_dataframe")
 
     def to_html(self) -> str:
         """The report, one self-contained page."""
-        from lipaudit.report.html import to_html
+        return self._written("lipaudit.report.html", "to_html")
 
-        return to_html(self)
+    def _written(self, module: str, function: str) -> Any:
+        """By name: what is found knows nothing of how it is shown."""
+        return getattr(importlib.import_module(module), function)(self)

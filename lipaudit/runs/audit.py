@@ -79,7 +79,7 @@ def audit(
     entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. Radii, distances and `eps`, the L2 budgets
     ("36/255" or numbers; by default `threat.DEFAULT_EPS`), are in units of the inputs. `labels` are integers or one-hot
     rows; a DataLoader or Dataset of pairs as `inputs` brings its own. `attacks` is a preset or a list of names, "none"
-    for none; `norms` is "all" (every method that costs little), "best" or "tight" (see `lipaudit.norms.methods.norm_bound`);
+    for none; `norms` is "all" (every method that costs little), "best" or "tight" (see norms/methods.py);
     `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"), around all with
     all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of at most
     `local_samples` images.

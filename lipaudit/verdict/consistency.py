@@ -283,7 +283,7 @@ def load_audit(path: str | Path) -> Audit:
     """The audit in a result file, or in a report page: from a page without pictures, with rounded sample numbers.
 
     Findings and sentences are those of this lipaudit, drawn again from the rows. Raises ReportError with one line if
-    the file is missing, holds no result, or one of which a field disagrees with the others (lipaudit/verdict/consistency.py).
+    the file is missing, holds no result, or one of which a field disagrees with the others (see above).
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

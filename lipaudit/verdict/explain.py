@@ -1,6 +1,6 @@
 """What each check means, for `lipaudit explain`: why it matters, what its states say, what to do.
 
-Offline and without a result; the question itself is the first docstring line of the check in `integrity.py`.
+Offline and without a result; the question itself is the first docstring line of the check in `checks/`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import textwrap
 from lipaudit.errors import ConfigError
 from lipaudit.results.attack_flags import FLAGS, Flag
 from lipaudit.results.formatting import clean
-from lipaudit.verdict.checks.registry import CHECKS, Explanation
+from lipaudit.verdict.checks import CHECKS
+from lipaudit.verdict.checks.registry import Explanation
 
 WIDTH = 96
 NO_ATTACKS = "no attack was run"

@@ -1,4 +1,4 @@
-"""The last step of every audit, also of one that is made of shards: from what was found to the three verdicts."""
+"""The last step of every audit, also of one that is made of shards: findings, the three verdicts, the exit code."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import contradicted, put_to_the_test, reached, unfinished
 from lipaudit.results.threat import eps_value
 from lipaudit.verdict import gates
+from lipaudit.verdict.checks import CHECKS
 from lipaudit.verdict.checks.integrity import no_promise_broken
-from lipaudit.verdict.checks.registry import CHECKS
 from lipaudit.verdict.checks.strength import SUBSTANTIAL, WEAK
 from lipaudit.verdict.gates import Condition, judge
 
@@ -64,7 +64,7 @@ def run_name(draft: Audit) -> str:
 
 def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
-    findings = [finding for name in CHECKS if (finding := CHECKS[name](audit)) is not None]
+    findings = [finding for name in sorted(CHECKS) if (finding := CHECKS[name](audit)) is not None]
     integrity = integrity_of(audit)
     if integrity != "SOUND":
         findings = [_withheld(f) if f.id in REST_ON_BOUNDS and f.state != "fail" else f for f in findings]

@@ -15,8 +15,9 @@ import torch
 from proofs import Proof, accepted, images, prove, remembering
 from torch import nn
 
-from lipaudit.proof import checker, writer
-from lipaudit.proof.checker import Step, bound_holds, cosine, norm_at_most, root_above
+from lipaudit import checker
+from lipaudit.checker import Step, bound_holds, cosine, norm_at_most, root_above
+from lipaudit.proof import writer
 
 TWISTS = ("--", "-+", "+-", "++")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from proofs import Proof, accepted, prove, remembering
 
-from lipaudit.proof.checker import DIGITS
+from lipaudit.checker import DIGITS
 
 NETWORKS = ("digits-aol", "digits-cnn", "everything")
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 import lipaudit
 from lipaudit.certification.certificates import certify_with
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.crosscheck import ATTACKS, autoattack
-from lipaudit.crosscheck import art as art_nearest
+from lipaudit.crosscheck import ATTACKS, art, autoattack
 from lipaudit.loading.datasets import open_dataset, read_images
 from lipaudit.loading.models import load_model
 from lipaudit.results.audit import Audit
@@ -78,7 +77,7 @@ def lie(monkeypatch: pytest.MonkeyPatch, case: Case, factor: float) -> None:
     lying = replace(case.composition, network=replace(network, pairwise=pairwise))
     monkeypatch.setattr(pipeline, "compose", lambda *_, **__: lying)
     monkeypatch.setattr(autoattack, "MANY_QUERIES", 1200)
-    monkeypatch.setattr(art_nearest, "EAD_SEARCHES", 4)
+    monkeypatch.setattr(art, "EAD_SEARCHES", 4)
 
 
 def states(audit: Audit) -> dict[str, str]:

@@ -26,6 +26,7 @@ from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope import propagator
 from lipaudit.domains.zonotope.backward import lower_bounds
+from lipaudit.domains.zonotope.propagator import TooWide
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "12"))
 SEED = int(os.environ.get("LIPAUDIT_FUZZ_SEED", "0"))
@@ -98,7 +99,7 @@ def judge(composition: Composition, model: nn.Sequential, name: str, seed: int, 
     try:
         with mock.patch.multiple(propagator, CROWDING=crowding, HARMFUL=harmful):  # as symbols, or not
             logits = zonotope.logits_over(composition.ledger, x, radius, room_for=ROOM, backwards=backwards)
-    except zonotope.TooWide:
+    except TooWide:
         tally.refused += 1
         return
     tally.tested += 1

@@ -31,6 +31,7 @@ from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope import propagator as ledger
 from lipaudit.domains.zonotope.backward import lower_bounds
+from lipaudit.domains.zonotope.propagator import TooWide
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 
 SECONDS = float(os.environ.get("LIPAUDIT_FUZZ_SECONDS", "16"))
@@ -75,7 +76,7 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
             logits = zonotope.logits_over(
                 whole, x, radius, room_for=FEW if together else ROOM, backwards=backwards, together=together
             )
-    except (NotLipschitz, UnsupportedOp, zonotope.TooWide) as error:
+    except (NotLipschitz, UnsupportedOp, TooWide) as error:
         tally.refused[f"{type(error).__name__}: {str(error)[:60]}"] += 1
         return
     tally.tested += 1

@@ -18,9 +18,9 @@ from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope import propagator as module
-from lipaudit.domains.zonotope.affine_form import Form, ball
+from lipaudit.domains.zonotope.affine_form import ball
 from lipaudit.domains.zonotope.backward import Start, lower_bounds
-from lipaudit.domains.zonotope.propagator import LocalLedger
+from lipaudit.domains.zonotope.propagator import LocalLedger, TooWide
 from lipaudit.graph.capture import capture
 
 ROOM = 20_000
@@ -47,7 +47,9 @@ def deep(blocks: int, activation: type[nn.Module] = nn.ReLU, gain: float = 1.0) 
     return network.double().eval()
 
 
-def over(composition: Composition, x: torch.Tensor, radius: float, rest: float, *, absorb: bool = True) -> Form:
+def over(
+    composition: Composition, x: torch.Tensor, radius: float, rest: float, *, absorb: bool = True
+) -> zonotope.Logits:
     """The logits over x + `radius` d + `rest` v, with v known to nobody but as a remainder of the input."""
     whole = composition.ledger
     ledger = LocalLedger(whole.graph, whole.device, whole=whole, room_for=ROOM, backwards=False)
@@ -56,7 +58,7 @@ def over(composition: Composition, x: torch.Tensor, radius: float, rest: float, 
     start = replace(ball(x[None], radius), remainder=rest, loose=rest, step=Start(radius + rest))
     with torch.no_grad():
         form = ledger.settle(walk(whole.graph, RULES, ledger.start(start), ledger, ledger.check)).form
-        return replace(form, groups=tuple(ledger.groups), roundings=ledger.roundings)
+        return zonotope.Logits.of(form, ledger)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.LeakyReLU])
@@ -152,7 +154,7 @@ def test_patience_does_not_count_roundings(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(module, "HARMFUL", 0.0)
     logits = zonotope.logits_over(composition.ledger, x, 1e-6, room_for=ROOM, patience=7)
     assert len(logits.rows) - logits.roundings == 7 < len(logits.rows)
-    with pytest.raises(zonotope.TooWide, match="rows"):
+    with pytest.raises(TooWide, match="rows"):
         zonotope.logits_over(composition.ledger, x, 3.0, room_for=ROOM, patience=7)
 
 

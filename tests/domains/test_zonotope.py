@@ -17,9 +17,11 @@ from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
 from lipaudit.domains.graph import evaluate
 from lipaudit.domains.zonotope import logits as zonotope
+from lipaudit.domains.zonotope import propagator
 from lipaudit.domains.zonotope.backward import lower_bounds
 from lipaudit.domains.zonotope.linear_images import applied, transposed
 from lipaudit.domains.zonotope.max_pooling import POOLS
+from lipaudit.domains.zonotope.propagator import TooWide
 from lipaudit.domains.zonotope.relaxations import BANDS, CURVES
 from lipaudit.domains.zonotope.sums_and_concats import JOINS
 from lipaudit.errors import LipauditError, NotLipschitz, UnsupportedOp
@@ -212,7 +214,7 @@ def test_symbols_that_cancel_cancel() -> None:
 
 def test_too_many_rows_are_refused_before_they_are_made() -> None:
     composition = compose(nn.Sequential(nn.Linear(4, 50), nn.ReLU(), nn.Linear(50, 2)).eval(), (4,))
-    with pytest.raises(zonotope.TooWide, match=r"expected at most 10 rows, got \d+"):
+    with pytest.raises(TooWide, match=r"expected at most 10 rows, got \d+"):
         zonotope.logits_over(composition.ledger, torch.zeros(4), 10.0, room_for=10)
 
 
@@ -233,8 +235,8 @@ def test_inexact_weights_widen_the_form() -> None:
 def test_a_map_that_is_not_the_operation_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sign makes no difference to a norm, so the Lipschitz domain would never notice."""
     composition = compose(nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2)).eval(), (3,))
-    right = zonotope.ledger.applied
-    monkeypatch.setattr(zonotope.ledger, "applied", lambda linear, rows: -right(linear, rows))
+    right = propagator.applied
+    monkeypatch.setattr(propagator, "applied", lambda linear, rows: -right(linear, rows))
     with pytest.raises(LipauditError, match=r"linear.default hands on a map that is not what the operation does"):
         zonotope.logits_over(composition.ledger, torch.ones(3), 0.1, room_for=ROOM)
 

@@ -26,7 +26,6 @@ from lipaudit.domains.lipschitz import (
     shape,
 )
 from lipaudit.domains.lipschitz.propagator import RULES, Ledger, Value
-from lipaudit.domains.rounding import float64_bounded, float64_linear
 
 __all__ = [
     "RULES",

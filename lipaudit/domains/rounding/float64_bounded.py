@@ -1,7 +1,7 @@
 """Rounding of what has a bound over ranges only: normalisation, attention, powers, spreads, recurrent layers.
 
 Everything is a posteriori, from the values that were really computed, and holds for any order of the sums. Relative
-errors of the bounds themselves are covered by the margin in `roundoff.local_error`.
+errors of the bounds themselves are covered by the margin in `float64.local_error`.
 """
 
 from __future__ import annotations

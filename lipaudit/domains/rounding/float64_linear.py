@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lipaudit.domains.einsum import einsum_labels
 from lipaudit.domains.graph import Node, call
 from lipaudit.domains.rounding import float64
 from lipaudit.domains.rounding.float64 import RULES
@@ -82,8 +83,6 @@ def added_product(node: Node, arguments: Mapping[str, Any], output: torch.Tensor
 @RULES.register("einsum.default")
 def contraction(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
     """Every term is a product of one entry of each operand: the summed axes say how many there are."""
-    from lipaudit.domains.einsum import einsum_labels
-
     tensors = arguments["tensors"]
     if len(tensors) == 2:
         first, second, kept = einsum_labels(arguments["equation"], [tensor.shape for tensor in tensors])

@@ -12,7 +12,7 @@ Note [Executed]
         gamma(n) (||size(centre)|| + steep reach) + (underflows),      steep a Lipschitz constant of the size.
     Source: N. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., section 3.1.
 
-`SIZES` has the operations whose arithmetic is known, `roundoff.EXACT` those that lose nothing. Another operation, such
+`SIZES` has the operations whose arithmetic is known, `float64.EXACT` those that lose nothing. Another operation, such
 as a library function of which no error is proved in float32, is a reason to certify nothing: `refusal` names it.
 """
 

@@ -18,16 +18,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 
 from lipaudit.domains.zonotope.backward import LOST_IN_SQUARES, Start, Step
 from lipaudit.rounding import gamma
-
-if TYPE_CHECKING:
-    from lipaudit.domains.zonotope.ball_constraints import Group
-    from lipaudit.domains.zonotope.quadratic_constraints import Sectors
 
 _CHUNK_ENTRIES = 2**19
 
@@ -51,12 +46,6 @@ class Form:
 
     within: torch.Tensor | None = None
     """The reach, where it is known without looking at all rows."""
-    groups: tuple[Group, ...] = ()
-    """What is known of symbols together, where somebody will ask: ball_constraints.py."""
-    sectors: Sectors | None = None
-    """What is known of all symbols together, where somebody will ask: quadratic_constraints.py."""
-    roundings: int = 0
-    """How many rows stand for roundings, where somebody will ask."""
 
     @cached_property
     def reach(self) -> torch.Tensor:

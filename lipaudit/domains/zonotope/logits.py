@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
@@ -17,8 +17,9 @@ from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.propagator import Ledger
 from lipaudit.domains.zonotope.affine_form import Form, ball
-from lipaudit.domains.zonotope.ball_constraints import ends
+from lipaudit.domains.zonotope.ball_constraints import Group, ends
 from lipaudit.domains.zonotope.propagator import LocalLedger
+from lipaudit.domains.zonotope.quadratic_constraints import Sectors
 from lipaudit.rounding import gamma, up
 
 LARGEST_ROWS_BYTES = 6 * 2**30
@@ -31,6 +32,24 @@ _TIMED_RADIUS = 1e-9
 """So small that only the bound of the rounding errors leaves signs open."""
 
 
+@dataclass(frozen=True, eq=False)
+class Logits(Form):
+    """The form of the logits, and what is known of its symbols together."""
+
+    groups: tuple[Group, ...] = ()
+    """See ball_constraints.py."""
+    sectors: Sectors | None = None
+    """See quadratic_constraints.py; None unless it was asked for."""
+    roundings: int = 0
+    """How many rows stand for roundings."""
+
+    @classmethod
+    def of(cls, form: Form, ledger: LocalLedger) -> Logits:
+        """A form of the ledger with what the ledger knows."""
+        known = (tuple(ledger.groups), ledger.sectors, ledger.roundings)
+        return cls(form.centre, form.rows, form.inputs, form.remainder, form.loose, form.step, form.within, *known)
+
+
 def logits_over(
     whole: Ledger,
     x: torch.Tensor,
@@ -40,7 +59,7 @@ def logits_over(
     patience: int = sys.maxsize,
     backwards: bool = True,
     together: bool = False,
-) -> Form:
+) -> Logits:
     """The logits, (1, classes), over all inputs within `radius` (L2) of `x`, which has no batch axis.
 
     `whole` is the ledger of the network bound. Raises `NotLipschitz` or `UnsupportedOp` for an operation without a
@@ -59,7 +78,7 @@ def logits_over(
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius))
         form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
-        return replace(form, groups=tuple(ledger.groups), sectors=ledger.sectors, roundings=ledger.roundings)
+        return Logits.of(form, ledger)
 
 
 def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
@@ -85,7 +104,7 @@ def room_in_memory(graph: Graph) -> int:
     return LARGEST_ROWS_BYTES // (8 * largest)
 
 
-def margins(logits: Form, label: int) -> list[float]:
+def margins(logits: Logits, label: int) -> list[float]:
     """Lower bounds of logit `label` minus each other logit over the ball, rounded down: one linear form for each."""
     gaps = _differences(logits, label)
     below, _ = ends(gaps.rows[:, 0], logits.inputs, logits.groups)
@@ -93,7 +112,7 @@ def margins(logits: Form, label: int) -> list[float]:
 
 
 @torch.no_grad()
-def margins_together(logits: Form, label: int, steps: int, slack: float = 0.0) -> torch.Tensor:
+def margins_together(logits: Logits, label: int, steps: int, slack: float = 0.0) -> torch.Tensor:
     """Lower bounds of logit `label` minus each other logit over the ball, all symbols taken together.
 
     See quadratic_constraints.py. The multipliers are chosen in at most so many `steps`, fewer if all bounds exceed

@@ -1,8 +1,7 @@
-"""The checks that hold certificates against attacks. Pure functions of an `Audit`.
+"""Checks of the audit itself: whether certificates, bounds and attacks contradict each other.
 
-A check is one function in `CHECKS`, under a stable id; its first docstring line is what it asks. It reads the audit
-and returns a `Finding` whose title states the outcome, or None where it does not apply. Integrity comes first: a
-contradiction makes the verdict INVALID, and then nothing that rests on a certificate is judged or shown as holding.
+Integrity comes first: a contradiction makes the verdict INVALID, and then nothing that rests on a certificate is judged
+or shown as holding.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""The table of checks."""
+"""The table of checks.
+
+A check is one function in `CHECKS`, under a stable id; its first docstring line is what it asks. It is a pure function
+of the audit, and returns a `Finding` whose title states the outcome, or None where it does not apply.
+"""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from lipaudit.api import audit, network_of
 from lipaudit.errors import LipauditError, LoadError, ReportError
 from lipaudit.files.atomic import write_text
 from lipaudit.files.journal import SUFFIX
@@ -24,7 +25,6 @@ from lipaudit.graph.wrappers import as_module, device_of
 from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit
-from lipaudit.runs.audit import audit
 from lipaudit.runs.shards import merge
 from lipaudit.verdict.consistency import load_audit
 
@@ -53,6 +53,7 @@ def audit_in_shards(
     Raises the errors of `audit`, and `LoadError` where Ray is not installed or its cluster not reached.
     """
     progress = progress or Silent()
+    model, settings = network_of(model, settings)
     inputs, labels = with_labels(inputs, labels)  # once: the next time, a DataLoader may shuffle them
     folder = None if journal is None else Path(journal)
     done = {} if folder is None else {k: kept for k in range(1, shards + 1) if (kept := _kept(folder, k, shards))}
