@@ -238,7 +238,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
 def test_overflow_is_refused() -> None:
     # The sum is far from the largest number, but in another order it could get beyond it on the way.
     network = nn.Linear(6, 2, bias=False).eval().requires_grad_(False)
-    network.weight.copy_(1e38 * torch.tensor([[1.0, 1.0, 1.0, -1.0, -1.0, -0.5], [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]]))
+    network.weight.copy_(1e38 * torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -0.5], [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]]))
     x = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) + 1
     found = certify_with(compose(network, (6,)), x, promises=("F", "D"))
     assert not found.others["F"].radius.any()

@@ -7,6 +7,8 @@ Note [Held against the model]
     graph, evaluated in float64 at the very input that the model reads, by no more than its own rounding as it is
     measured (Note [The same but for rounding]), and by no more than the proved error of native arithmetic where that
     is smaller.
+    Cost, as measured: 0.9 % of a standard audit of a ResNet-18 on 16 images of 32 x 32 pixels, 1 to 5 % for networks of
+    digits, 7 % of `certify`; the copy in float64 takes one more capture (1.9 % of that audit).
 """
 
 from __future__ import annotations

@@ -35,6 +35,7 @@ _LANCZOS_STEPS = 28
 _HUGE_SIDE = 1024
 _MOST_STEPS = 400
 """For matrices of a larger side than that, whose eigenvalues take minutes."""
+_STRIP = 512
 
 
 class Batch(Protocol):
@@ -183,7 +184,16 @@ class _Products:
             out.copy_(self.only[numbers])
 
     def _products(self, a: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        return torch.matmul(*((a, a.mH) if a.shape[1] <= a.shape[2] else (a.mH, a)), out=out)
+        a = a if a.shape[1] <= a.shape[2] else a.mH
+        if a.shape[1] <= _HUGE_SIDE:
+            return torch.matmul(a, a.mH, out=out)
+        # Half of a Hermitian matrix is enough: a strip of columns from the diagonal on, and its mirror image.
+        out = a.new_empty(len(a), *self.shape) if out is None else out
+        for first in range(0, a.shape[1], _STRIP):
+            strip = a[:, first:] @ a[:, first : first + _STRIP].mH
+            out[:, first:, first : first + _STRIP] = strip
+            out[:, first : first + _STRIP, first:] = strip.mH
+        return out
 
 
 @functools.cache
