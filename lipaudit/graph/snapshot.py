@@ -94,7 +94,7 @@ class State:
         places = [*self.tokens, *(place for place in later.tokens if place not in self.tokens)]
         return [p for p in places if self.tokens.get(p, missing) != later.tokens.get(p, missing)]
 
-    def _walk(self, value: Any, place: str, named: str | None = None) -> None:
+    def _walk(self, value: Any, place: str, named: str | None = None) -> None:  # noqa: C901  (one case after the other)
         if isinstance(value, _NUMBERS):
             self.tokens[place] = (type(value).__name__, repr(value))
             return

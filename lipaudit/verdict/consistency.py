@@ -226,7 +226,7 @@ def _attacks(audit: Audit, page: bool) -> Faults:
     del page
 
 
-def _bounds(audit: Audit, page: bool) -> Faults:
+def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after the other)
     """The ledger multiplies up to the bound; pairs of logits and slopes fit to it."""
     bound = audit.bound
     if bound is None:

@@ -105,11 +105,11 @@ def test_memory_of_inference_mode_is_not_used_again_outside() -> None:
 
 @pytest.mark.parametrize("shape", [(70, 90), (90, 70), (64, 64)], ids=str)
 def test_a_huge_matrix_in_strips(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]) -> None:
-    monkeypatch.setattr(verified, "_LARGE_SIDE", 1)
-    monkeypatch.setattr(verified, "_HUGE_SIDE", 32)
-    monkeypatch.setattr(verified, "_STRIP", 13)
+    monkeypatch.setattr(verified_eigenvalues, "_LARGE_SIDE", 1)
+    monkeypatch.setattr(verified_eigenvalues, "_HUGE_SIDE", 32)
+    monkeypatch.setattr(verified_eigenvalues, "_STRIP", 13)
     weight = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = float(torch.linalg.svdvals(weight)[0])
     assert exact <= dense_norm(weight).value <= exact * (1 + 1e-9)
     several = torch.stack([weight, 0.5 * weight])
-    assert exact <= verified.largest_singular_value(several) <= exact * (1 + 1e-9)
+    assert exact <= verified_eigenvalues.largest_singular_value(several) <= exact * (1 + 1e-9)

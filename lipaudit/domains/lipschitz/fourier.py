@@ -105,7 +105,7 @@ class _Reading:
         self.edges: dict[str, list[tuple[str, float]]] = {}
         """By node: the complex tensors that it reads, and how far it follows each."""
 
-    def read(self, node: Node) -> float | None:
+    def read(self, node: Node) -> float | None:  # noqa: C901  (one case after the other)
         """The bound of a real tensor that comes out; for a complex one its spectrum is kept, and this is None."""
         if node.op in TRANSFORMS:
             found = self._transformed(node)
