@@ -305,8 +305,15 @@ class Ledger:
         bend = self.node(read[0]) if len(read) == 1 and self.looks_back else None
         if bend is None or bend.name not in self.entering or bend.op not in MONOTONE:
             return None
-        before, first = self._maps.get(self.settle(self.entering[bend.name]).step, ("", None))
-        if first is None or not isinstance(first.linear, Dense) or not isinstance(link.linear, Dense):
+        # What only moves entries has no step of its own: the activation has to read the layer itself.
+        entered = self.settle(self.entering[bend.name]).step
+        before, first = self._maps.get(entered, ("", None))
+        if (
+            first is None
+            or bend.refs() != [entered]
+            or not isinstance(first.linear, Dense)
+            or not isinstance(link.linear, Dense)
+        ):
             return None
         guesses = [linear for _, linear in (*first.parts[::-1], *link.parts) if isinstance(linear, Scale)]
         upper = pair_bound(first.linear, link.linear, MONOTONE[bend.op], guesses)
