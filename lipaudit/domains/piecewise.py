@@ -170,7 +170,7 @@ def _of_one(node: Node, functions: _Functions) -> Node | None:
     nothing = columns[0].new_zeros(0, *columns[0].shape)
     points, steps = (torch.stack(some) if most else nothing for some in (columns[2 : 2 + most], columns[2 + most :]))
     args = {"self": operand, "points": points, "steps": steps, "slope": columns[0], "offset": columns[1]}
-    return replace(node, op=PIECEWISE, target=torch.ops.lipaudit.domains.piecewise.default, args=args, output=None)
+    return replace(node, op=PIECEWISE, target=torch.ops.lipaudit.piecewise.default, args=args, output=None)
 
 
 def _rectifies(line: Line) -> Fraction | None:

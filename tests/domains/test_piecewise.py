@@ -240,7 +240,7 @@ def test_many_random_functions_stay_what_they_are_below_their_bounds() -> None:
 def test_in_pieces_is_the_function_it_says() -> None:
     points, steps = torch.tensor([[-1.0], [0.5]]), torch.tensor([[2.0], [-3.0]])
     x = torch.linspace(-3, 3, 61)
-    value = torch.ops.lipaudit.domains.piecewise.default(x, points, steps, torch.tensor(-0.5), torch.tensor(0.25))
+    value = torch.ops.lipaudit.piecewise.default(x, points, steps, torch.tensor(-0.5), torch.tensor(0.25))
     expected = 0.25 - 0.5 * x + 2 * (x + 1).clamp_min(0) - 3 * (x - 0.5).clamp_min(0)
     assert torch.allclose(value, expected)
     assert PIECEWISE in RULES

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import samples_bounded
+import samples_fourier
 import torch
 from samples import IMAGE, NETWORKS, VECTOR, Net, composed, image, pointwise
 from torch import nn
@@ -171,7 +172,8 @@ EXTRA: dict[str, Callable[[], nn.Module]] = {
 }  # fmt: skip
 """What the networks of `samples.py` leave out: an operation, or a case of one."""
 
-SAMPLES = {**EXTRA, **NETWORKS}
+SAMPLES = {**EXTRA, **{name: make for name, make in NETWORKS.items() if name not in samples_fourier.FUNCTIONS}}
+"""Complex numbers have no ranges."""
 
 ON_THE_UNIT_BOX = set(samples_bounded.networks(Net))
 """Networks that are defined for entries in [0, 1]."""
