@@ -110,7 +110,7 @@ def certify(
 
 
 @functools.wraps(audit_network)
-def audit(model: nn.Module | Any, inputs: Any, labels: Any, **settings: Any) -> Audit:
+def audit(model: nn.Module | Any, inputs: Any, labels: Any = None, **settings: Any) -> Audit:
     model, settings = network_of(model, settings)
     return audit_network(model, inputs, labels, **settings)
 
