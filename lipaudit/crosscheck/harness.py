@@ -45,8 +45,10 @@ class Evidence:
     """Of the witnesses of each attack, its closest per broken sample."""
     no_gradient: str = ""
     """Why nothing that follows gradients was run; empty if there are some."""
+    looked: int = 0
+    """At so many claims the network as it runs and the judge were compared."""
     differences: tuple[Disagreement, ...] = ()
-    """Where the network as it runs and the judge do not say the same of what attacks claim."""
+    """Where the two do not say the same."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -149,6 +151,7 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
         flags=tuple(flags),
         distances={tally.entry.name: tuple(map(float, tally.distance.values())) for tally in tallies},
         no_gradient=ground.network.no_gradient,
+        looked=sum(tally.looked for tally in tallies),
         differences=tuple(each for tally in tallies for each in tally.differences),
     )
 

@@ -65,6 +65,7 @@ class Tally:
     """Of its closest witness, per broken row."""
     rejected: int = 0
     flags: list[str] = field(default_factory=list)
+    looked: int = 0
     differences: list[Disagreement] = field(default_factory=list)
 
 
@@ -206,6 +207,7 @@ def _settle(run: Run, tally: Tally, rows: np.ndarray, outcome: Outcome) -> None:
         tally.distance[row] = min(length, tally.distance.get(row, math.inf))
     tally.rejected += outcome.rejected
     tally.flags += [flag for flag in outcome.flags if flag not in tally.flags]
+    tally.looked += outcome.looked
     tally.differences += outcome.differences
     tally.seconds += outcome.seconds
     tally.attacked.update(rows.tolist())
@@ -226,7 +228,8 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
     edge = 0.0 if run.radii is None else run.radii[rows]
     found, rejected, doubtful = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
     differences = () if run.hold is None else tuple(run.hold(doubtful[0].tolist(), doubtful[1]))
-    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, differences, whole)
+    looked = 0 if run.hold is None else len(doubtful[0])
+    return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, looked, differences, whole)
 
 
 def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:
@@ -253,8 +256,10 @@ class Outcome:
     rejected: int
     flags: tuple[str, ...]
     seconds: float
+    looked: int = 0
+    """At so many claims model and judge were compared."""
     differences: tuple[Disagreement, ...] = ()
-    """Where the model and the judge do not say the same of a claim."""
+    """Where the two do not say the same of a claim."""
     whole: bool = True
     """Whether the attack ran to its end, and was not cut short by the time limit."""
 
@@ -273,6 +278,7 @@ def remember(journal: Journal, part: str, fingerprint: str, outcome: Outcome) ->
         points=found.points.numpy(),
         rejected=np.array(outcome.rejected),
         flags=np.array(outcome.flags, dtype=np.str_),
+        looked=np.array(outcome.looked),
         differences=np.array([json.dumps(asdict(each)) for each in outcome.differences], dtype=np.str_),
     )
 
@@ -287,6 +293,7 @@ def recall(journal: Journal, part: str, fingerprint: str) -> Outcome | None:
         found=Found(kept["rows"], kept["distance"], kept["prediction"], kept["closer"], points),
         rejected=int(kept["rejected"]),
         flags=tuple(map(str, kept["flags"])),
+        looked=int(kept["looked"]),
         differences=tuple(Disagreement(**json.loads(str(each))) for each in kept["differences"]),
         seconds=float(kept["seconds"]),
     )

@@ -5,7 +5,7 @@ Note [The same but for rounding]
     they come apart depends on the logit: one that is the difference of two large numbers is off by more than its own
     size says, and a class that is masked with -1e9 says nothing about the others. So it is measured, for each image
     and each logit: the graph is evaluated with the input and every result disturbed by a random relative error of
-    2u, entry by entry, u the unit roundoff of the arithmetic. What a logit moves by, root mean square of a few such
+    2u, entry by entry, u the unit roundoff of the arithmetic. What a logit moves by, mean of a few such
     evaluations and halved, is its rounding error; two answers that differ by more than `SLACK` times that are not the
     same. The size of another logit does not enter.
     Source: D. Stott Parker, Monte Carlo Arithmetic: exploiting randomness in floating-point arithmetic, 1997.

@@ -160,6 +160,7 @@ def audit(
         progress=progress,
         journal=held,
     )
+    against.examples += evidence.looked
     against.differences += evidence.differences
     found = [(w.sample, w.distance) for w in evidence.witnesses]
     rows = [row for row, _ in found]
