@@ -546,7 +546,7 @@ def _loses_nan(node: Node, arguments: Mapping[str, Any], result: torch.Tensor, n
         return call(node, {**arguments, name: changed})
 
     for entry in range(0, original.numel(), max(1, original.numel() // 4)):
-        start = float(original.reshape(-1)[entry])
+        start = original.reshape(-1)[entry].item()
         moved = torch.stack([run(entry, start + step) != result for step in (-3.0, -0.1, 0.1, 3.0)]).any(0)
         if bool((moved & ~run(entry, math.nan).isnan()).any()):
             return True

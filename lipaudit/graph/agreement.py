@@ -69,6 +69,8 @@ class Agreement:
         factors = 1 + 2 * _unit(self.graph.dtype, x.device) * signs.to(x)
 
         def disturbed(values: torch.Tensor) -> torch.Tensor:
+            if values.is_complex():
+                return torch.view_as_complex(disturbed(torch.view_as_real(values.resolve_conj()).contiguous()))
             if not values.is_floating_point():
                 return values
             start = int(torch.randint(0, _POOL, (), generator=generator, device="cpu"))

@@ -31,6 +31,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lipaudit.domains.graph import Graph, evaluate
+from lipaudit.domains.transforms import TRANSFORMS
 from lipaudit.errors import CaptureError
 from lipaudit.graph.agreement import Agreement
 from lipaudit.graph.lowering import innermost
@@ -38,9 +39,10 @@ from lipaudit.graph.snapshot import State
 from lipaudit.graph.watching import Watch
 from lipaudit.results.formatting import clean
 
-HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default", "kthvalue.default"}
-"""They prefer numbers to NaN, or move it away from entries that depended on it: a path through them may stay hidden,
-and shows only where it changes the numbers."""
+HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default", "kthvalue.default", *TRANSFORMS}
+"""They prefer numbers to NaN, move it away from entries that depended on it, or, as Fourier transforms, keep it to real
+or imaginary parts: a path through them may stay hidden, and shows only where it changes the numbers. So do nanmean and
+nansum, which are read as mean and sum."""
 
 _TOGETHER = 8
 """Images given by the user that run at a time."""
