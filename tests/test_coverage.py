@@ -101,7 +101,7 @@ ZOO: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "plain": torch.relu,
     "product": lambda x: x * torch.sigmoid(x.sum(1, keepdim=True)),
     "odd": lambda x: torch.lgamma(x.abs() + 1),
-    "mask": lambda x: torch.where(x > 0, x, -x),
+    "mask": lambda x: torch.where(x > 0, x + 1, -x),
     "broken": broken,
 }
 

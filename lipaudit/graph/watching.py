@@ -19,6 +19,7 @@ import _thread
 import concurrent.futures
 import datetime
 import functools
+import gc
 import os
 import queue
 import sys
@@ -45,9 +46,14 @@ METADATA = frozenset(
         "size", "stride", "dim", "ndimension", "ndim", "numel", "nelement", "__len__", "element_size", "itemsize",
         "nbytes", "storage_offset", "get_device", "requires_grad", "output_nr", "retains_grad", "names", "type",
         "__hash__", "dim_order", "can_cast", "has_names", "is_same_size", "is_set_to", "__get__", "shape",
+        "sym_size", "sym_size.int", "sym_stride", "sym_stride.int", "sym_numel", "sym_numel.default",
+        "_batch_norm_impl_index",
     }
 )  # fmt: skip
-"""What Python may ask of a tensor that depends on the input, besides `is_...`: none of it reads an entry."""
+"""What Python may ask of a tensor that depends on the input, besides `is_...`: none of it reads an entry.
+
+The number that `_batch_norm_impl_index` returns says which kernel ran, chosen by shape and type.
+"""
 
 _PLAIN = (type(None), torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 """Results that hold no entries of a tensor."""
@@ -139,7 +145,8 @@ class Watch:
         """The model's answer. What was seen is added up in `looked` and `outside`; `constants` is this run's."""
         self._mark([inputs])
         self.constants = []
-        profile = sys.getprofile()
+        profile, collecting = sys.getprofile(), gc.isenabled()
+        gc.disable()  # what others have told it to call when it collects is not the model's doing
         if profile is None:
             sys.setprofile(self._profile)
         try:
@@ -148,6 +155,8 @@ class Watch:
         finally:
             if profile is None:
                 sys.setprofile(None)
+            if collecting:
+                gc.enable()
 
     def depends(self, tensors: Iterable[torch.Tensor]) -> bool:
         """Whether one of them has entries that depend on the input of a run."""
