@@ -351,7 +351,7 @@ def test_what_is_unbounded_in_the_domain_is_refused(function: Function, reason: 
 @pytest.mark.parametrize("function", [torch.exp, lambda x: torch.exp(x) * x.exp().exp()])
 def test_ranges_beyond_float64_are_refused(function: Function) -> None:
     """By its ranges, or before, where the network itself overflows at an end of the domain."""
-    with pytest.raises((NotLipschitz, CaptureError), match="to be bounded|expected finite logits"):
+    with pytest.raises((NotLipschitz, CaptureError), match=r"to be bounded|expected finite logits"):
         compose(Plain(function, 4).eval(), (4,), domain=(0.0, 1e4))
 
 
