@@ -219,7 +219,8 @@ def _conv_sum(first: LinearMap, second: LinearMap, factor: float) -> Conv | None
         return None
     ones = (1,) * len(sizes)
     padding = tuple(zip(before, after, strict=True))
-    return replace(a, weight=added[0], relative_error=added[1], padding=padding, dilation=ones)
+    kernel = replace(a, weight=added[0], relative_error=added[1])
+    return replace(kernel, padding=padding, padding_mode="zeros", dilation=ones)  # one without padding has any mode
 
 
 def _as_conv(linear: LinearMap, like: Conv) -> Conv | None:
