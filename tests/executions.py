@@ -67,7 +67,7 @@ def executed(
 
     def run(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
         linear = maps.get(node.name)
-        if isinstance(linear, (Conv, Dense)):
+        if isinstance(linear, (Conv, Dense)) and "bias" in node.args:  # else a sum of branches that are one map
             return _summed(node, arguments, linear, summing)
         if node.op == "_native_batch_norm_legit_no_training.default":
             return scale_and_shift(arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -63,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of stdout went away; Python would complain about that once more
         sys.exit(ExitCode.CRASH)
+    except OSError as error:
+        if error.filename is None:
+            _fail(session, f"{type(error).__name__}: {error}{session.hint()}", ExitCode.CRASH)
+        place = clean(os.fsdecode(error.filename), 300)
+        _fail(session, f"cannot use {place}: {error.strerror}; check the path{session.hint()}", ExitCode.USAGE)
     except Exception as error:  # noqa: BLE001  (the border: nothing passes it but one line and an exit code)
         hint = "" if session.verbose > 1 else "; run again with -vv for the traceback"
         if type(error).__name__ in ("OutOfMemoryError", "MemoryError"):

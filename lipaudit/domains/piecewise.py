@@ -287,6 +287,8 @@ class _Functions:
             fits = False
         if not fits:
             raise NotPiecewise
+        if any(tensor.is_meta for tensor in tensors.values()):
+            raise NotPiecewise  # an outline of the network: its constants have no values
         self._keys = list(tensors)
         flat = [tensor.detach().cpu().double().expand(self.constants_shape).reshape(-1) for tensor in tensors.values()]
         self._classes, self._which = (

@@ -214,7 +214,7 @@ def _unknown(name: str, known: Sequence[str]) -> LoadError:
     close = difflib.get_close_matches(letters(name), list(spelled), n=3)
     module, dot, factory = name.rpartition(".")
     head = name.partition(".")[0]
-    own = head.isidentifier() and any(Path(place).is_file() for place in (f"{head}.py", f"{head}/__init__.py"))
+    own = head.isidentifier() and any(_is_there(place) for place in (f"{head}.py", f"{head}/__init__.py"))
     hint = "expected a name, or package.module:factory"
     if own:
         hint = f"did you mean {module}:{factory}?" if dot else f"did you mean {name}:FACTORY?"

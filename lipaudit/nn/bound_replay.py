@@ -126,6 +126,7 @@ def _make(model: nn.Module, input_shape: tuple[int, ...], domain: tuple[float, f
     frozen = copy.deepcopy(model).cpu().float().eval()
     graph = capture(frozen, input_shape, domain=domain)
     ledger = Ledger(graph, torch.device("cpu"), method="schur", measure=False, domain=domain)
+    ledger.looks_back = False  # laws of one operation each: those over whole blocks cannot be replayed
     with torch.no_grad():
         logits = ledger.settle(walk(graph, RULES, Value(INPUT), ledger)).step
     steps = []
