@@ -9,7 +9,7 @@ from pathlib import Path
 
 import audits
 import pytest
-from test_cli import Call, call, refused
+from command_line import Call, call, refused
 
 from lipaudit import zoo
 from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS

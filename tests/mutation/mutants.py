@@ -35,9 +35,9 @@ COMPOSED = (*OWN, "tests/test_composition.py")
 CERTIFIED = ("tests/test_certificates.py",)
 CAPTURED = ("tests/test_capture.py",)
 HARNESS = (
-    "tests/crosscheck/test_crosscheck_linear.py",
-    "tests/crosscheck/test_crosscheck_harness.py",
-    "tests/crosscheck/test_crosscheck_lies.py",
+    "tests/crosscheck/test_linear.py",
+    "tests/crosscheck/test_harness.py",
+    "tests/crosscheck/test_lies.py",
 )
 FOUND = ("tests/test_findings.py", "tests/test_pipeline.py")
 
@@ -180,7 +180,7 @@ MUTANTS = [
     Mutant("the budget of another range", "lipaudit/crosscheck/runner.py", "/ (network.high - network.low)\n    batch", "/ 1.0\n    batch", HARNESS),
     Mutant("samples that are wrong are attacked", "lipaudit/crosscheck/samples.py", "right = (opinion.prediction == labels) & (opinion.margin > 0)", "right = opinion.margin > -math.inf", HARNESS),
     Mutant("a farther witness replaces a closer one", "lipaudit/crosscheck/samples.py", "closer = distance < self.distance[rows[kept]]", "closer = distance > 0", HARNESS),
-    Mutant("slopes of the gradient", "lipaudit/crosscheck/slope.py", "rise = abs(first - second) - noise", "rise = 1.5 * abs(first - second) - noise", ("tests/crosscheck/test_crosscheck_slope.py",)),
+    Mutant("slopes of the gradient", "lipaudit/crosscheck/slope.py", "rise = abs(first - second) - noise", "rise = 1.5 * abs(first - second) - noise", ("tests/crosscheck/test_slope.py",)),
     # --- journal
     Mutant("the journal replays another part", "lipaudit/files/journal.py", 'if str(file["fingerprint"]) != fingerprint:', "if False:", ("tests/test_journal.py",)),
     Mutant("the journal of another audit goes on", "lipaudit/files/journal.py", "if old.get(name) != new.get(name)]", "if False]", ("tests/test_journal.py",)),
