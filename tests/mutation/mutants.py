@@ -167,7 +167,7 @@ MUTANTS = [
     Mutant("samples that mix pass", "lipaudit/graph/trials.py", "            inputs = torch.full_like(pair, math.nan)\n", "            inputs = sample.expand_as(pair).clone()\n", CAPTURED),
     Mutant("hooks of a wrapper pass", "lipaudit/graph/wrappers.py", "if model._forward_hooks or model._forward_pre_hooks:", "if False:", CAPTURED),
     # --- cross-check and verdict
-    Mutant("an attack at the radius does not count", "lipaudit/results/audit.py", "found is not None and 0 < radius >= found", "found is not None and 0 < radius > found", FOUND, quick=True),
+    Mutant("an attack at the radius does not count", "lipaudit/results/audit.py", "found is not None and 0 < certified >= found", "found is not None and 0 < certified > found", FOUND, quick=True),
     Mutant("an attack inside the radius is ignored", "lipaudit/verdict/checks/integrity.py", "    if not tested and not broken:", "    broken = []\n    if not tested and not broken:", FOUND),
     Mutant("a slope above the bound passes", "lipaudit/verdict/checks/integrity.py", "    if audit.slope_share > 1:", "    if audit.slope_share > 2:", FOUND),
     Mutant("a layer below what was measured passes", "lipaudit/results/metrics.py", "line.lower is not None and line.lower > line.upper.value", "line.lower is not None and line.lower > 2 * line.upper.value", FOUND),
