@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pyautoattack import AutoAttack, checks
 from torch import Tensor
 
-from lipaudit.crosscheck.registry import AUTOATTACK, Attack, Batch, Passes, Run, attack
+from lipaudit.crosscheck.registry import AUTOATTACK, Batch, Passes, attack
 from lipaudit.crosscheck.unit_box import UnitBox
 from lipaudit.results.formatting import plural
 
@@ -38,51 +38,57 @@ def _targets(limit: int, classes: int) -> int:
     return min(limit, classes - 1)
 
 
-def _apgd(name: str, starts: int, loss: str, **more: Any) -> Callable[[Run], Attack]:
-    """`attack` for an APGD with so many random starts."""
-    return attack(
+def _apgd(name: str, loss: str, starts: int, claim: str, **more: Any) -> None:
+    """An APGD from so many random starts."""
+
+    def run(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+        suite = _suite(network, f"apgd-{loss}", batch)
+        suite.apgd.n_restarts = starts
+        suite.apgd.n_iter = APGD_STEPS
+        yield _run(suite, batch)
+
+    run.__doc__ = claim
+    losses = {"ce": "cross-entropy", "dlr": "DLR loss"}
+    attack(
         name,
         library=AUTOATTACK,
         aim="eps",
-        settings=lambda _: f"{APGD_STEPS} steps, {plural(starts, 'random start')}, {loss}",
+        settings=lambda _: f"{APGD_STEPS} steps, {plural(starts, 'random start')}, {losses[loss]}",
         passes=lambda _: Passes(forward=starts * (APGD_STEPS + 1) + CHECKS + 2, backward=starts * (APGD_STEPS + 1)),
         **more,
-    )
+    )(run)
 
 
-def _ascent(network: UnitBox, batch: Batch, loss: str, starts: int) -> Tensor:
-    suite = _suite(network, f"apgd-{loss}", batch)
-    suite.apgd.n_restarts = starts
-    suite.apgd.n_iter = APGD_STEPS
-    return _run(suite, batch)
-
-
-@_apgd("apgd-ce", 1, "cross-entropy")
-def apgd_ce(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+_apgd(
+    "apgd-ce",
+    "ce",
+    1,
     """Searches the ball of radius eps by projected gradient ascent on the cross-entropy, with adaptive steps.
 
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
-    """
-    yield _ascent(network, batch, "ce", 1)
-
-
-@_apgd("apgd-ce-5", RESTARTS, "cross-entropy")
-def apgd_ce_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """,
+)
+_apgd(
+    "apgd-ce-5",
+    "ce",
+    RESTARTS,
     """Does as APGD-CE does, from five random starts.
 
     Source: Croce & Hein, ICML 2020.
-    """
-    yield _ascent(network, batch, "ce", RESTARTS)
-
-
-@_apgd("apgd-dlr-5", RESTARTS, "DLR loss", least_classes=4, follows=True)
-def apgd_dlr_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """,
+)
+_apgd(
+    "apgd-dlr-5",
+    "dlr",
+    RESTARTS,
     """Searches the ball of radius eps by gradient ascent on a ratio of logit differences, from five random starts.
 
     Scaling the logits cannot hide the gradients of this loss. AutoAttack advises against it below four classes.
     Source: Croce & Hein, ICML 2020.
-    """
-    yield _ascent(network, batch, "dlr", RESTARTS)
+    """,
+    least_classes=4,
+    follows=True,
+)
 
 
 @attack(
@@ -119,41 +125,44 @@ def _tiles_fit(height: int, width: int) -> bool:
     return side == 1 or (side > 1 and (width < side or all(start + n // side * side <= n for n in (height, width))))
 
 
-def _squares(name: str, queries: int) -> Callable[[Run], Attack]:
-    """`attack` for a Square of so many queries."""
-    return attack(
-        name,
-        library=AUTOATTACK,
-        aim="eps",
-        settings=lambda _: f"{queries} queries",
-        passes=lambda _: Passes(forward=queries + CHECKS + 4, backward=0),
-        least_side=1,
-        fits=_tiles_fit,
-    )
-
-
-def _searched(network: UnitBox, batch: Batch, queries: int) -> Tensor:
+def _square(network: UnitBox, batch: Batch, queries: int) -> Tensor:
     suite = _suite(network, "square", batch)
     suite.square.n_queries = queries
     return _run(suite, batch)
 
 
-@_squares("square", SQUARE_QUERIES)
+@attack(
+    "square",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{SQUARE_QUERIES} queries",
+    passes=lambda _: Passes(forward=SQUARE_QUERIES + CHECKS + 4, backward=0),
+    least_side=1,
+    fits=_tiles_fit,
+)
 def square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Searches the ball of radius eps by random square patches, without gradients.
 
     What it breaks and gradients do not tells of masked gradients. Source: Andriushchenko et al., ECCV 2020.
     """
-    yield _searched(network, batch, SQUARE_QUERIES)
+    yield _square(network, batch, SQUARE_QUERIES)
 
 
-@_squares("square-5000", MANY_QUERIES)
+@attack(
+    "square-5000",
+    library=AUTOATTACK,
+    aim="eps",
+    settings=lambda _: f"{MANY_QUERIES} queries",
+    passes=lambda _: Passes(forward=MANY_QUERIES + CHECKS + 4, backward=0),
+    least_side=1,
+    fits=_tiles_fit,
+)
 def square_5000(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Does as Square does, with the five thousand queries of AutoAttack's own versions.
 
     Source: Andriushchenko et al., ECCV 2020.
     """
-    yield _searched(network, batch, MANY_QUERIES)
+    yield _square(network, batch, MANY_QUERIES)
 
 
 def _checks(suite: AutoAttack, network: UnitBox, batch: Batch) -> None:
@@ -163,51 +172,48 @@ def _checks(suite: AutoAttack, network: UnitBox, batch: Batch) -> None:
     checks.check_dynamic(network, batch.inputs, logger=suite.logger)
 
 
-def _targeted(name: str, targets: int, steps: int) -> Callable[[Run], Attack]:
-    """`attack` for a FAB towards so many other classes."""
+def _targeted(name: str, targets: int, steps: int, claim: str) -> None:
+    """A FAB towards so many other classes."""
+
+    def run(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+        # FABAttack.perturb stops at the first class that fools the network and drops what lies beyond eps; the
+        # closest point needs one run per class. No eps enters where there is no random start.
+        suite = _suite(network, "fab-t", batch)
+        _checks(suite, network, batch)
+        suite.fab.n_iter = steps
+        for rank in range(2, 2 + _targets(targets, network.classes)):
+            suite.fab.target_class = rank
+            yield suite.fab.attack_single_run(batch.inputs, batch.labels, is_targeted=True)
+
+    def settings(classes: int) -> str:
+        return f"{steps} steps towards each of the {_targets(targets, classes)} likeliest other classes"
 
     def passes(classes: int) -> Passes:
         count = _targets(targets, classes)
         return Passes(forward=2 * count * (steps + 1) + CHECKS, backward=count * steps, claims=count)
 
-    return attack(
-        name,
-        library=AUTOATTACK,
-        aim="closest",
-        settings=lambda classes: (
-            f"{steps} steps towards each of the {_targets(targets, classes)} likeliest other classes"
-        ),
-        passes=passes,
-    )
+    run.__doc__ = claim
+    attack(name, library=AUTOATTACK, aim="closest", settings=settings, passes=passes)(run)
 
 
-def _projected(network: UnitBox, batch: Batch, targets: int, steps: int) -> Iterator[Tensor]:
-    # FABAttack.perturb stops at the first class that fools the network and drops what lies beyond eps; the
-    # closest point needs one run per class. No eps enters where there is no random start.
-    suite = _suite(network, "fab-t", batch)
-    _checks(suite, network, batch)
-    suite.fab.n_iter = steps
-    for rank in range(2, 2 + _targets(targets, network.classes)):
-        suite.fab.target_class = rank
-        yield suite.fab.attack_single_run(batch.inputs, batch.labels, is_targeted=True)
-
-
-@_targeted("fab-t", FAB_TARGETS, FAB_STEPS)
-def fab_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+_targeted(
+    "fab-t",
+    FAB_TARGETS,
+    FAB_STEPS,
     """Looks for the closest input of each other class by projecting onto linearised decision boundaries.
 
     Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
-    """
-    yield from _projected(network, batch, FAB_TARGETS, FAB_STEPS)
-
-
-@_targeted("fab-t-quick", QUICK_TARGETS, QUICK_STEPS)
-def fab_t_quick(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """,
+)
+_targeted(
+    "fab-t-quick",
+    QUICK_TARGETS,
+    QUICK_STEPS,
     """Does as FAB-T does, with fewer classes and steps.
 
     Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
-    """
-    yield from _projected(network, batch, QUICK_TARGETS, QUICK_STEPS)
+    """,
+)
 
 
 @attack(
