@@ -10,7 +10,7 @@ from pathlib import Path
 
 import audits
 import pytest
-from test_cli import Call, call, refused
+from command_line import Call, call, refused
 
 import lipaudit
 from lipaudit import zoo

@@ -35,9 +35,9 @@ COMPOSED = (*OWN, "tests/test_composition.py")
 CERTIFIED = ("tests/test_certificates.py",)
 CAPTURED = ("tests/test_capture.py",)
 HARNESS = (
-    "tests/crosscheck/test_crosscheck_linear.py",
-    "tests/crosscheck/test_crosscheck_harness.py",
-    "tests/crosscheck/test_crosscheck_lies.py",
+    "tests/crosscheck/test_linear.py",
+    "tests/crosscheck/test_harness.py",
+    "tests/crosscheck/test_lies.py",
 )
 FOUND = ("tests/test_findings.py", "tests/test_pipeline.py")
 
@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant("real borders: the part that came last", "lipaudit/norms/tight.py", "out.split(self.at_once), strict=True)", "out[:1].split(self.at_once), strict=False)", ("tests/norms/test_tight.py",)),
     Mutant("Schur: rows only", "lipaudit/norms/linear_maps.py", "up(math.sqrt(row) * math.sqrt(column) * (1 + slack))", "up(row * (1 + slack))", ("tests/norms/test_maps.py", "tests/norms/test_methods.py", "tests/domains/test_rules.py")),
     Mutant("a scale merged into the wrong axis", "lipaudit/norms/linear_maps.py", "return replace(first, weight=first.weight * c[:, None], relative_error=_compound(first, then))", "return replace(first, weight=first.weight * c.mean(), relative_error=_compound(first, then))", ("tests/norms/test_maps.py", "tests/test_composition.py")),
-    Mutant("padding lost when merged", "lipaudit/norms/linear_maps.py", "pads = tuple((a + c, b + d) for (a, b), (c, d) in inner)", "pads = tuple((c, d) for (a, b), (c, d) in inner)", ("tests/norms/test_maps.py", "tests/domains/test_rules.py")),
+    Mutant("padding lost when merged", "lipaudit/norms/linear_maps.py", "pads = tuple((a + c, b + d) for (a, b), (c, d) in both)", "pads = tuple((c, d) for (a, b), (c, d) in both)", ("tests/norms/test_maps.py", "tests/domains/test_rules.py")),
     Mutant("a diagonal counts its mean", "lipaudit/norms/methods.py", "value = float(linear.factor.abs().max()) * (1 + linear.relative_error)", "value = float(linear.factor.abs().mean()) * (1 + linear.relative_error)", (*OWN, "tests/norms/test_known.py", "tests/domains/test_rules.py")),
     # --- Lipschitz rules and their composition
     Mutant("batch norm forgets eps", "lipaudit/domains/lipschitz/linear.py", 'variance = constant(running_var, "a running variance") + eps', 'variance = constant(running_var, "a running variance")', RULES, quick=True),
@@ -180,7 +180,7 @@ MUTANTS = [
     Mutant("the budget of another range", "lipaudit/crosscheck/runner.py", "/ (network.high - network.low)\n    batch", "/ 1.0\n    batch", HARNESS),
     Mutant("samples that are wrong are attacked", "lipaudit/crosscheck/samples.py", "right = (opinion.prediction == labels) & (opinion.margin > 0)", "right = opinion.margin > -math.inf", HARNESS),
     Mutant("a farther witness replaces a closer one", "lipaudit/crosscheck/samples.py", "closer = distance < self.distance[rows[kept]]", "closer = distance > 0", HARNESS),
-    Mutant("slopes of the gradient", "lipaudit/crosscheck/slope.py", "rise = abs(first - second) - noise", "rise = 1.5 * abs(first - second) - noise", ("tests/crosscheck/test_crosscheck_slope.py",)),
+    Mutant("slopes of the gradient", "lipaudit/crosscheck/slope.py", "rise = abs(first - second) - noise", "rise = 1.5 * abs(first - second) - noise", ("tests/crosscheck/test_slope.py",)),
     # --- journal
     Mutant("the journal replays another part", "lipaudit/files/journal.py", 'if str(file["fingerprint"]) != fingerprint:', "if False:", ("tests/test_journal.py",)),
     Mutant("the journal of another audit goes on", "lipaudit/files/journal.py", "if old.get(name) != new.get(name)]", "if False]", ("tests/test_journal.py",)),
