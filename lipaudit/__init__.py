@@ -6,7 +6,7 @@ The public names are loaded on first use, so that `lipaudit --help` needs no tor
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -26,36 +26,15 @@ _MODULES = {
     "results": "lipaudit.results",
 }
 
-__all__ = [
-    "audit",
-    "bound",
-    "certify",
-    "claims",
-    "conv_norm",
-    "dense_norm",
-    "errors",
-    "load_audit",
-    "merge",
-    "nn",
-    "results",
-]
+__all__ = [*sorted(_HOME), *_MODULES]
 
 
-if TYPE_CHECKING:  # the same for tools that never run this; test_types.py holds one against the other
-    from lipaudit import errors, nn, results
-    from lipaudit.api import audit, bound, certify
-    from lipaudit.norms.methods import conv_norm, dense_norm
-    from lipaudit.results import bounds as claims
-    from lipaudit.runs.shards import merge
-    from lipaudit.verdict.consistency import load_audit
-else:
-
-    def __getattr__(name: str) -> Any:
-        if name in _HOME:
-            return getattr(importlib.import_module(_HOME[name]), name)
-        if name in _MODULES:
-            return importlib.import_module(_MODULES[name])
-        raise AttributeError(f"module 'lipaudit' has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    raise AttributeError(f"module 'lipaudit' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

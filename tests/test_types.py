@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import subprocess
@@ -55,3 +57,17 @@ def test_user_code_is_checked(tmp_path: Path) -> None:
     environment = {**os.environ, "MYPYPATH": str(ROOT)}
     done = subprocess.run([*command, *scripts], cwd=ROOT, env=environment, check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_stub_says_where_the_public_names_come_from() -> None:
+    """`__init__.pyi`, which only type checkers read, against what the package gives out."""
+    stub = ast.parse(Path(lipaudit.__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    found = {}
+    for line in stub.body:
+        if isinstance(line, ast.ImportFrom):
+            for alias in line.names:
+                module = importlib.import_module(str(line.module))
+                found[alias.asname or alias.name] = getattr(module, alias.name)
+    assert sorted(found) == sorted(lipaudit.__all__)
+    assert all(getattr(lipaudit, name) is value for name, value in found.items())
+    assert ast.literal_eval(stub.body[-1].value) == sorted(found)
