@@ -11,6 +11,7 @@ Note [Promise R]
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -36,9 +37,6 @@ from lipaudit.rounding import down
 class Certificates:
     """One row per sample. Without labels, the radius is about keeping the predicted class."""
 
-    radius: np.ndarray
-    prediction: np.ndarray
-    margin: np.ndarray
     rows: tuple[Certificate, ...]
     rounding: float = 0.0
     """Largest bound of the rounding error of a sample's logits, L2; every radius is already reduced by it."""
@@ -49,6 +47,21 @@ class Certificates:
     are there, or could be."""
     others: Mapping[Promise, Promised] = field(default_factory=dict)
     """The radii under other promises that were asked for."""
+
+    @functools.cached_property
+    def radius(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.radius for row in self.rows])
+
+    @functools.cached_property
+    def prediction(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.prediction for row in self.rows], dtype=np.int64)
+
+    @functools.cached_property
+    def margin(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.margin for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -101,9 +114,6 @@ def certify_with(
     correct = sum(row.radius > 0 for row in rows)
     progress.finish(f"{correct} of {len(rows)} have a positive radius")
     found = Certificates(
-        radius=np.array([row.radius for row in rows]),
-        prediction=np.array([row.prediction for row in rows], dtype=np.int64),
-        margin=np.array([row.margin for row in rows]),
         rows=tuple(rows),
         rounding=largest,
         others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
@@ -127,7 +137,7 @@ def under(certificates: Certificates, promise: Promise) -> Certificates:
     )
     mine = Promised(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
     others = {**certificates.others, certificates.promise: mine}
-    return replace(certificates, radius=radius, rows=rows, promise=promise, why_not=found.why_not, others=others)
+    return replace(certificates, rows=rows, promise=promise, why_not=found.why_not, others=others)
 
 
 def with_local_radii(
@@ -171,7 +181,7 @@ def with_local_radii(
         others[promise] = _locally(
             other, composition, points, labels, local, deadline, task, progress or Silent(), together=together
         )
-    return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
+    return replace(certificates, rows=rows, others=others), local
 
 
 def _locally(
