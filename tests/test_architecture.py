@@ -10,11 +10,9 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+from sources import FILES, PACKAGE
 
 import lipaudit
-
-PACKAGE = Path(lipaudit.__file__).parent
-FILES = sorted(PACKAGE.rglob("*.py"))
 
 FLOORS = (
     ("checker", "errors", "progress"),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Call, audited, call, pair, refused
+from command_line import Call, audited, call, pair, refused
 from usermodels import user_module
 
 from lipaudit.verdict.gates import parse

@@ -12,7 +12,7 @@ from typing import Any
 import audits
 import pytest
 import torch
-from test_cli import Call, call, refused
+from command_line import Call, call, refused
 from torch import nn
 
 import lipaudit

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from clusters import cluster
-from test_cli import Call, call
-from test_shards import SETTINGS, data, network, pair, timeless
-from torch import nn
+from command_line import Call, call
+from sharded import SETTINGS, Deadly, data, network, pair, timeless
 from usermodels import user_module
 
 import lipaudit
@@ -28,23 +24,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("default"),  # Ray's own warnings are not ours
 ]
-
-
-class Deadly(nn.Module):
-    """Kills the process in which it is first unpickled, once: a mark on the disk says that it did."""
-
-    def __init__(self, mark: Path, times: int = 1) -> None:
-        super().__init__()
-        self.inner, self.mark, self.times, self.home = network(), mark, times, os.getpid()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if os.getpid() != self.home and len(list(self.mark.iterdir())) < self.times:
-            (self.mark / str(os.getpid())).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def where_apart(audit: Any) -> dict[str, Any]:

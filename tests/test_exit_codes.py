@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Call, call
+from command_line import Call, call
 
 from lipaudit.cli.interrupt import Interruption, Stoppable, interruption
 from lipaudit.progress import Silent

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from hostile.networks import NAME, stored
-from test_architecture import FILES
+from sources import FILES
 from torch import nn
 
 import lipaudit

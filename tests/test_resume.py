@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from command_line import Call, call, written
 from safetensors.torch import load_file, save_file
-from test_cli import Call, call, written
 from usermodels import SHAPE, SMALL, Small, Write, user_module
 
 from lipaudit.crosscheck import runner
 
 __all__ = ["call", "user_module"]
 
-HERE = Path(__file__).parent
+HELPERS = Path(__file__).parent / "helpers"
 
 
 def found(file: Path) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def only(folder: Path) -> Path:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_ten_kills_lose_nothing(tmp_path: Path) -> None:
     """Ten runs end by SIGKILL at random moments; each is resumed, until it is done."""
-    script = [sys.executable, str(HERE / "killed.py"), str(tmp_path)]
+    script = [sys.executable, str(HELPERS / "killed.py"), str(tmp_path)]
     ran = subprocess.run(script, capture_output=True, text=True, timeout=540, check=False)
     assert ran.returncode == 0, ran.stderr
     lines = [line.split() for line in ran.stdout.splitlines()]

@@ -7,13 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
-from test_cli import Call, call
-from torch import nn
-from usermodels import SHAPE, SMALL, Small, Write, user_module
+from command_line import Call, call
+from sharded import SETTINGS, data, network, pair, timeless
+from usermodels import user_module
 
 import lipaudit
 from lipaudit.engines import audit_in_shards
@@ -22,30 +19,7 @@ from lipaudit.results.audit import Audit
 from lipaudit.runs.shards import parse_shard
 from lipaudit.verdict.consistency import digest_of
 
-__all__ = ["call", "user_module"]
-
-SETTINGS = {"eps": ("0.05", "0.2"), "attacks": ("deepfool", "apgd-ce"), "local": "off"}
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
-
-
-def data() -> tuple[torch.Tensor, torch.Tensor]:
-    x = torch.rand(11, 1, 6, 6, generator=torch.Generator().manual_seed(1))
-    labels = network()(x).argmax(1)
-    labels[4] = (labels[4] + 1) % 3
-    return x, labels
-
-
-def timeless(audit: Audit) -> dict[str, Any]:
-    """All of a result but how long things took, when, and what it is called."""
-    bound = replace(audit.bound, seconds=0.0, layers=tuple(replace(line, seconds=0.0) for line in audit.bound.layers))
-    attacks = tuple(replace(record, seconds=0.0) for record in audit.attacks)
-    parts = tuple(replace(part, run="", started="") for part in audit.parts)
-    plain = replace(audit, bound=bound, attacks=attacks, parts=parts, timing={}, run="", started="", command=())
-    return vars(plain)
+__all__ = ["call", "pair", "user_module"]
 
 
 @pytest.fixture(scope="module")
@@ -206,21 +180,6 @@ def test_texts_that_name_no_shard(text: str) -> None:
     assert parse_shard("3/8") == (3, 8)
     with pytest.raises(ValueError, match="expected a shard such as 3/8"):
         parse_shard(text)
-
-
-@pytest.fixture
-def pair(user_module: Write, tmp_path: Path) -> list[object]:
-    """Options of a small run."""
-    torch.manual_seed(0)
-    model, images = Small().eval(), torch.rand(7, *SHAPE)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    with torch.no_grad():
-        np.savez(tmp_path / "data.npz", x=images.numpy(), y=model(images).argmax(1).numpy())
-    return [
-        "--model", f"{user_module(SMALL)}:Small", "--dataset", f"npz:{tmp_path / 'data.npz'}",
-        "--checkpoint", "w.safetensors", "--mean", "none", "--samples", 7, "--attacks", "deepfool",
-        "--eps", 0.5, "--local", "off",
-    ]  # fmt: skip
 
 
 def test_shards_on_the_command_line(call: Call, pair: list[object]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from hostile.networks import NAME, stored
-from test_architecture import FILES, PACKAGE
+from sources import FILES, PACKAGE
 
 from lipaudit import cli
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from balls import inside, operands
 from torch import nn
 
 from lipaudit import zoo
@@ -12,7 +13,6 @@ from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope.affine_form import Shared
 from lipaudit.domains.zonotope.backward import Banded, ancestors
 from lipaudit.domains.zonotope.ball_constraints import Group, ends
-from tests.domains.balls import inside, operands
 
 ROOM = 4000
 

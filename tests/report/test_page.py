@@ -75,7 +75,7 @@ def test_same_bytes_again_and_from_the_result_file(name: str) -> None:
 
 def test_same_bytes_whatever_the_hash_seed() -> None:
     code = "import audits, sys; from lipaudit.report.html import to_html; sys.stdout.write(to_html(audits.strong(60)))"
-    path = os.pathsep.join([str(Path(__file__).parent.parent), str(Path(lipaudit.__file__).parent.parent)])
+    path = os.pathsep.join([str(Path(audits.__file__).parent), str(Path(lipaudit.__file__).parent.parent)])
     pages = [
         subprocess.run(
             [sys.executable, "-c", code],
