@@ -127,7 +127,8 @@ def inner(a: Row, b: Row) -> int:
 
 def norm_at_most(rows: list[Row], bound: int) -> bool:
     """Whether ||A|| <= bound > 0 is proved, for the matrix A of these rows; see Note [Layer bounds]."""
-    square, margin, guess, ends = bound * bound, [0] * len(rows), [], [start + len(row) for start, row in rows]
+    square, margin, ends = bound * bound, [0] * len(rows), [start + len(row) for start, row in rows]
+    guess: list[list[float]] = []
     first = [next(j for j in range(i + 1) if ends[j] > row[0] or j == i) for i, row in enumerate(rows)]
     rest = [[(i == j) * square - inner(row, rows[j]) for j in range(first[i], i + 1)] for i, row in enumerate(rows)]
     for i, line in enumerate(rest):
@@ -191,7 +192,7 @@ def matrices(window: list[tuple[int, ...]], kernel: list[list[list[int]]], hint:
                 im[o][(a * s2 + b) * ins + c] += kernel[o][c][t] * sin >> PLACES
         matrix = [[*x, *y] for x, y in zip(re, im, strict=True)]
         matrix += [[*(-value for value in y), *x] for x, y in zip(re, im, strict=True)]
-        yield [(0, list(line)) for line in min(matrix, list(zip(*matrix, strict=True)), key=len)]
+        yield [(0, line) for line in min(matrix, [list(column) for column in zip(*matrix, strict=True)], key=len)]
 
 
 def squares(step: Step) -> list[Fraction]:
@@ -280,7 +281,7 @@ def run(step: Step, values: Sequence[list[int]], errors: Sequence[int]) -> tuple
         return list(map(sum, zip(*values, strict=True))), sum(errors)
     if op in ("relu", "leaky_relu"):
         slope = number(settings.get("slope", "0x0.0p+0"), step.name)
-        return [v if v >= 0 else math.floor(v * slope) for v in x], math.ceil(e * max(1, abs(slope))) + 1
+        return [v if v >= 0 else math.floor(v * slope) for v in x], math.ceil(e * max(Fraction(1), abs(slope))) + 1
     if op in ("flatten", "pad_channels"):
         return [0] * (settings.get("before", 0) * area) + x + [0] * (settings.get("after", 0) * area), e
     if op == "group_sort":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import audits
 import pytest
 from command_line import Call, call, refused
 
+import lipaudit
 from lipaudit import zoo
 from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS
 from lipaudit.cli.options import MODELS as PROPOSED_MODELS
@@ -18,8 +20,10 @@ from lipaudit.errors import ConfigError
 from lipaudit.loading.dataset_registry import DATASETS, NAMED
 from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.model_names import PAIRS
-from lipaudit.verdict.checks import CHECKS
-from lipaudit.verdict.explain import PAGES, explain, question
+from lipaudit.report.html import to_html
+from lipaudit.results.audit import Audit, Finding
+from lipaudit.verdict.checks import CHECKS, Check, Outcome
+from lipaudit.verdict.explain import explain, to_markdown
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude, examine
 
@@ -120,30 +124,81 @@ def test_what_is_no_result_is_one_line(command: list[str], file: str, says: str,
 # --- explain
 
 
+RECORDS = Path(lipaudit.__file__).parent / "verdict" / "checks"
+
+
+def test_every_record_of_a_check_is_complete_and_in_order() -> None:
+    assert list(CHECKS) == sorted(CHECKS)
+    assert all(re.fullmatch(r"LA\d{3}", name) and check.id == name for name, check in CHECKS.items())
+    for check in CHECKS.values():
+        assert all((check.title, check.asks.endswith(("?", ".")), check.why, check.fix, check.states)), check.id
+        assert all(check.states.values()), check.id
+        assert not check.refutes or "fail" in check.states, check.id
+        assert not check.rests_on_bounds or "not run" in check.states, check.id
+    titles = [check.title for check in CHECKS.values()]
+    assert len(set(titles)) == len(titles)
+
+
+def test_a_module_of_checks_is_found_without_being_named() -> None:
+    homes = {check.judge.__module__.rpartition(".")[2] for check in CHECKS.values()}
+    assert homes == {file.stem for file in RECORDS.glob("*.py")} - {"__init__", "registry"}
+
+
 def test_every_check_has_a_page() -> None:
-    assert set(PAGES) == set(CHECKS)
-    for name, page in PAGES.items():
+    for name, check in CHECKS.items():
         text = explain(name)
-        assert text.startswith(f"{name}  {question(name)}\n")
+        assert text.startswith(f"{name}  {check.title}\n")
         assert all(len(line) <= 96 for line in text.splitlines()[1:])
-        assert page.why
-        assert page.fix
+        said = " ".join(text.split())
+        assert all(
+            " ".join(part.split()) in said for part in (check.asks, check.why, check.fix, *check.states.values())
+        )
         assert explain(name.lower()) == text
 
 
-def test_pages_know_every_state_that_a_check_takes() -> None:
+def test_the_page_of_checks_is_made_from_the_records() -> None:
+    """After a change: python -m lipaudit.verdict.explain > docs/checks.md."""
+    page = Path(lipaudit.__file__).parents[1] / "docs" / "checks.md"
+    assert page.read_text(encoding="utf-8") == to_markdown()
+
+
+def test_every_check_is_used_and_knows_every_state_that_it_takes() -> None:
     gates = conditions(
         ["certified_accuracy@1>=1", "unbroken_accuracy@0.3>=0", "clean_accuracy>=1,warn", "clean_accuracy>=0"]
     )
+    seen: set[str] = set()
     for build in audits.ALL.values():
         for audit in (build(), conclude(build(), gates)):
             for finding in examine(audit)[0]:
-                assert finding.state in PAGES[finding.id].states, (finding.id, finding.state)
+                assert finding.state in CHECKS[finding.id].states, (finding.id, finding.state)
+                seen.add(finding.id)
+    assert seen == set(CHECKS)
+
+
+@pytest.mark.parametrize("refutes", [True, False])
+def test_a_check_is_added_by_one_record(refutes: bool, monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    """The verdict, the report, `explain` and the page of checks have it from nowhere else."""
+    states = {"fail": "it is wrong", "not run": "nothing to see"}
+
+    def judge(audit: Audit) -> Outcome:
+        return Outcome("fail", "The trial is wrong", str(len(audit.samples.label)))
+
+    added = Check("LA998", "A trial", "Is the trial right?", "It matters.", "Mend it.", states, judge, refutes, refutes)
+    monkeypatch.setitem(CHECKS, added.id, added)
+
+    audit = conclude(audits.strong(60))
+    assert audit.findings[-1] == Finding("LA998", "fail", "The trial is wrong", "60", "It matters.", "Mend it.")
+    assert audit.verdict.integrity == ("INVALID" if refutes else "SOUND")
+    assert audit.verdict.headline.startswith("Integrity failure: A trial.") == refutes
+    assert "The trial is wrong" in to_html(audit)
+    assert "LA998  Is the trial right?" in call("explain").out
+    assert "Mend it." in explain("LA998")
+    assert "## LA998" in to_markdown()
 
 
 def test_explain_lists_shows_and_refuses(call: Call) -> None:
     listed = call("explain").out.splitlines()
-    assert [line.split()[0] for line in listed] == list(PAGES)
+    assert [line.split()[0] for line in listed] == list(CHECKS)
     assert "Why it matters" in call("explain", "la102").out
     assert "did you mean LA212?" in refused(call("explain", "LA12"))
     with pytest.raises(ConfigError, match="lists them"):

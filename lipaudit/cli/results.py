@@ -110,23 +110,23 @@ def compare(base: Path, new: Path, max_drop: float | None, force: bool, kind: st
 def _check_ids(context: click.Context, parameter: click.Parameter, typed: str) -> list[str]:
     """For completion in a shell."""
     del context, parameter
-    from lipaudit.verdict.explain import PAGES
+    from lipaudit.verdict.checks import CHECKS
 
-    return [name for name in PAGES if name.startswith(typed.upper())]
+    return [name for name in CHECKS if name.startswith(typed.upper())]
 
 
 @commands.command()
 @click.argument("check_id", metavar="[ID]", default="", shell_complete=_check_ids)
 def explain(check_id: str) -> None:
     """Say what a check asks, why it matters and what to do; without ID, list the checks."""
-    from lipaudit.verdict.explain import PAGES, question
+    from lipaudit.verdict.checks import CHECKS
     from lipaudit.verdict.explain import explain as page_of
 
     if check_id:
         click.echo(page_of(check_id), nl=False)
     else:
-        for name in PAGES:
-            click.echo(f"{name}  {question(name)}")
+        for check in CHECKS.values():
+            click.echo(f"{check.id}  {check.asks}")
 
 
 @commands.command()

@@ -63,7 +63,7 @@ class Parts:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
-                np.savez(file, fingerprint=np.array(fingerprint), seconds=np.array(seconds), **arrays)
+                np.savez(file, fingerprint=np.array(fingerprint), seconds=np.array(seconds), **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
             os.replace(partial, self._path(part))
         except OSError as error:
             self.failure = f"what was finished could not be kept in {self.folder}: {error.strerror}"

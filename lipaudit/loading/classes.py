@@ -38,7 +38,7 @@ def with_labels_of(images: ImageSet, name: str, classes: int, model: str) -> Ima
     names = [f"class {number}" for number in range(classes)]
     for label, folder in zip(labels, folders, strict=True):
         names[label] = folder
-    warning = ()
+    warning: tuple[str, ...] = ()
     if by == "by number" and labels != list(range(len(labels))) and len(labels) == classes:
         warning = (f"folders are the numbers of classes; torchvision's ImageFolder would count {_few(folders)}",)
 

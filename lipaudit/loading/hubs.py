@@ -166,12 +166,12 @@ def published(name: str) -> Published:
         from torchvision import models
 
         weights = models.get_model_weights(base).DEFAULT
-        path = _torchvision_path(weights)
+        file = _torchvision_path(weights)
         size = f"{weights.meta['_file_size']:.1f} MB"
-        return Published("ImageNet", TORCHVISION_LICENCE, size, path if path.is_file() else None)
+        return Published("ImageNet", TORCHVISION_LICENCE, size, file if file.is_file() else None)
     import timm
 
-    config = timm.get_pretrained_cfg(base)
+    config: Any = timm.get_pretrained_cfg(base)
     path = _timm_cached(config)
     tag = base.partition(".")[2]
     return Published(tag, config.license or "", megabytes(path.stat().st_size) if path else "", path)

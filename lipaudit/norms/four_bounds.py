@@ -33,7 +33,7 @@ def four_bounds(conv: Conv) -> Upper:
         return Upper(0.0, "four-bounds", "zero kernel")
 
     def promise(matrices: torch.Tensor) -> float:
-        return estimate(lambda part: matrices[part], len(matrices), tuple(matrices.shape[1:]))
+        return estimate(lambda part: matrices[part], len(matrices), (matrices.shape[1], matrices.shape[2]))
 
     # Each is a bound, so only the one that promises to be the smallest is proved.
     best = min(reshapings(whole.taps), key=promise)

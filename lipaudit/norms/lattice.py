@@ -163,12 +163,12 @@ def autocorrelation(taps: torch.Tensor) -> Iterator[tuple[tuple[int, ...], torch
 
     Yields (shift, matrices (groups, out, out)); the matrix at -shift is the transposed one.
     """
-    size = taps.shape[3:]
+    size, whole = taps.shape[3:], (slice(None),) * 3
     for shift in itertools.product(*(range(1 - k, k) for k in size)):
         if shift < (0,) * len(size):
             continue
-        ahead = taps[(..., *(slice(max(d, 0), k + min(d, 0)) for d, k in zip(shift, size, strict=True)))]
-        behind = taps[(..., *(slice(max(-d, 0), k - max(d, 0)) for d, k in zip(shift, size, strict=True)))]
+        ahead = taps[(*whole, *(slice(max(d, 0), k + min(d, 0)) for d, k in zip(shift, size, strict=True)))]
+        behind = taps[(*whole, *(slice(max(-d, 0), k - max(d, 0)) for d, k in zip(shift, size, strict=True)))]
         yield shift, ahead.flatten(2) @ behind.flatten(2).mT
 
 
@@ -176,9 +176,10 @@ def autocorrelation_kernel(taps: torch.Tensor) -> torch.Tensor:
     """The kernel of T T^*: (groups, out, in, *size) to (groups, out, out, *(2 size - 1))."""
     groups, side, _, *size = taps.shape
     whole = taps.new_zeros(groups, side, side, *(2 * k - 1 for k in size))
+    places = whole.movedim((0, 1, 2), (-3, -2, -1))
     for shift, product in autocorrelation(taps):
-        whole[(..., *(k - 1 + d for d, k in zip(shift, size, strict=True)))] = product
-        whole[(..., *(k - 1 - d for d, k in zip(shift, size, strict=True)))] = product.mT
+        places[tuple(k - 1 + d for d, k in zip(shift, size, strict=True))] = product
+        places[tuple(k - 1 - d for d, k in zip(shift, size, strict=True))] = product.mT
     return whole
 
 

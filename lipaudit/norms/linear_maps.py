@@ -19,16 +19,23 @@ from torch.nn import functional
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
 
-class LinearMap(Protocol):
+class Applied(Protocol):
+    """What estimates from below need to know of a linear map."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...]: ...
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor: ...
+
+
+class LinearMap(Applied, Protocol):
     """What bounds and error analysis need to know of a linear map."""
 
-    input_shape: tuple[int, ...]
-    relative_error: float
+    @property
+    def relative_error(self) -> float: ...
 
     @property
     def terms(self) -> int: ...
-
-    def apply(self, x: torch.Tensor) -> torch.Tensor: ...
 
     def absolute(self) -> LinearMap: ...
 
@@ -261,8 +268,8 @@ def merge(first: LinearMap, then: LinearMap) -> LinearMap | None:
         case Dense(), Scale() if (c := then.per_channel(-1)) is not None:
             return replace(first, weight=first.weight * c[:, None], relative_error=_compound(first, then))
         case Pad(), Conv() if _pads_for(first, then):
-            inner = zip(first.padding, then.padding, strict=True)
-            pads = tuple((a + c, b + d) for (a, b), (c, d) in inner)
+            both = zip(first.padding, then.padding, strict=True)
+            pads = tuple((a + c, b + d) for (a, b), (c, d) in both)
             size = first.input_shape[2:]
             return replace(then, input_size=size, padding=pads, padding_mode=first.padding_mode)
     return None
@@ -280,10 +287,16 @@ def _pads_for(pad: Pad, conv: Conv) -> bool:
     return spatial and (same_kind or unpadded)
 
 
-def adjoint(linear: LinearMap, y: torch.Tensor) -> torch.Tensor:
-    """A^T y, by automatic differentiation of `apply` (exact transpose of what runs)."""
+def both_ways(linear: Applied, x: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """A x, and y -> A^T y by automatic differentiation of `apply` (exact transpose of what runs)."""
+    pulled = torch.func.vjp(linear.apply, x)
+    return pulled[0], lambda y: pulled[1](y)[0]
+
+
+def adjoint(linear: Applied, y: torch.Tensor) -> torch.Tensor:
+    """A^T y, as in `both_ways`."""
     zero = torch.zeros(linear.input_shape, dtype=torch.float64, device=y.device)
-    return torch.func.vjp(linear.apply, zero)[1](y)[0]
+    return both_ways(linear, zero)[1](y)
 
 
 def dense(linear: LinearMap) -> torch.Tensor:

@@ -80,13 +80,13 @@ def _largest_square(taps: torch.Tensor, points: Sequence[int]) -> float:
     axes = [torch.arange(n, device=taps.device) for n in points]
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(points))
     moduli = torch.tensor(points, device=taps.device)
-    squares, sizes, shifts = torch.zeros(len(taps), len(grid), dtype=taps.dtype, device=taps.device), 0.0, 0
+    squares, sizes, shifts = torch.zeros(len(taps), len(grid), dtype=taps.dtype, device=taps.device), torch.zeros(()), 0
     for shift, coefficient in autocorrelation(rows):
         turns = (grid * torch.tensor(shift, device=taps.device)) % moduli
         wave = torch.cos((turns * (2 * math.pi / moduli.double())).sum(-1))
         weight = coefficient.reshape(-1, 1) * (2 if any(shift) else 1)
         squares, sizes, shifts = squares + weight * wave, sizes + weight.abs(), shifts + 1
-    largest, total = float(squares.max()), float(torch.as_tensor(sizes).max())
+    largest, total = float(squares.max()), float(sizes.max())
     error = (PHASE_ERROR + gamma(shifts + 4)) * total * (1 + gamma(shifts + 4))
     return (max(largest, 0.0) + error + float(autocorrelation_error(rows).max())) * (1 + 8 * UNIT)
 

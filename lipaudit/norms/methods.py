@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -31,6 +32,8 @@ from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import check_arithmetic, norm_up, up
+
+Map = TypeVar("Map", Conv, Dense)
 
 AGREE = 1e-9
 """Two proofs whose bounds differ by less than this share say the same."""
@@ -56,8 +59,6 @@ def svd_bound(dense: Dense) -> Upper:
     return Upper(up((norm + error) * 2.0**exponent), "svd-verified", "largest singular value, proved by Cholesky")
 
 
-@CONV_METHODS.register("schur")
-@DENSE_METHODS.register("schur")
 def schur_bound(linear: Conv | Dense) -> Upper:
     """||A||^2 <= the largest row sum times the largest column sum of |A| (Schur test).
 
@@ -67,6 +68,7 @@ def schur_bound(linear: Conv | Dense) -> Upper:
     return Upper(value, "schur", "root of the largest row sum times the largest column sum of absolute values")
 
 
+CONV_METHODS.register("schur")(schur_bound)
 CONV_METHODS.register("gram")(gram_torus_bound)
 CONV_METHODS.register("gram-lattice")(gram_lattice_bound)
 CONV_METHODS.register("riesz-grid")(riesz_bound)
@@ -74,6 +76,7 @@ CONV_METHODS.register("lipgrid")(lipgrid_bound)
 CONV_METHODS.register("four-bounds")(four_bounds)
 CONV_METHODS.register("aol")(aol_bound)
 CONV_METHODS.register("aol-plain")(aol_plain_bound)
+DENSE_METHODS.register("schur")(schur_bound)
 DENSE_METHODS.register("gram")(gram_bound)
 DENSE_METHODS.register("aol")(aol_bound)
 DENSE_METHODS.register("aol-plain")(aol_plain_bound)
@@ -121,7 +124,7 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
     if isinstance(linear, (Conv, Dense)):
         table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
         chosen = _chosen(linear, table, method)
-        candidates = tuple(table[name](linear) for name in chosen)
+        candidates = tuple(_by(name, linear) for name in chosen)
         if isinstance(linear, Conv) and method in ("best", "all") and "tight" not in chosen:
             candidates = tuple(_left_out(linear, upper) for upper in candidates)
         agreeing = min(map(float, candidates)) * (1 + AGREE)
@@ -140,6 +143,10 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
     return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
 
 
+def _by(method: str, linear: Conv | Dense) -> Upper:
+    return CONV_METHODS[method](linear) if isinstance(linear, Conv) else DENSE_METHODS[method](linear)
+
+
 def _chosen(linear: Conv | Dense, table: Iterable[str], method: str) -> list[str]:
     if method == "tight" and isinstance(linear, Conv):
         return ["torus", "tight", "schur"]
@@ -153,10 +160,12 @@ def _chosen(linear: Conv | Dense, table: Iterable[str], method: str) -> list[str
 
 def affords(linear: Conv | Dense, method: str) -> bool:
     """Whether `best` and `all` may take that method for this map, which shapes alone decide."""
-    limits = CONV_LIMITS if isinstance(linear, Conv) else DENSE_LIMITS
-    if method not in limits:
-        return True
-    cost, limit = limits[method]
+    if isinstance(linear, Conv):
+        return method not in CONV_LIMITS or _within(linear, *CONV_LIMITS[method])
+    return method not in DENSE_LIMITS or _within(linear, *DENSE_LIMITS[method])
+
+
+def _within(linear: Map, cost: Callable[[Map], float], limit: float | Callable[[Map], float]) -> bool:
     return cost(linear) <= (limit(linear) if callable(limit) else limit)
 
 

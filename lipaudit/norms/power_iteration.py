@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from lipaudit.norms.linear_maps import Conv, Dense, LinearMap, Transposed
+from lipaudit.norms.linear_maps import Applied, Conv, Dense, LinearMap, Transposed, both_ways
 
 _ROUND_DOWN = 1 - 1e-9
 """Covers the rounding of one application and two norms, far below 1e-9 for maps up to a million terms."""
@@ -48,21 +48,21 @@ def _single(linear: LinearMap) -> LinearMap | None:
     """The map with weights in single precision, if they are of moderate size."""
     if isinstance(linear, Transposed):
         inner = _single(linear.conv)
-        return None if inner is None else Transposed(inner)
+        return Transposed(inner) if isinstance(inner, Conv) else None
     if not isinstance(linear, (Conv, Dense)) or not linear.weight.numel():
         return None
     moderate = 1e-12 < float(linear.weight.abs().max()) < 1e12
     return replace(linear, weight=linear.weight.float()) if moderate else None
 
 
-def lanczos(linear: LinearMap, steps: int) -> float:
+def lanczos(linear: Torus, steps: int) -> float:
     """About ||A||, by Lanczos iteration in the map's own precision. Proves nothing."""
     weight = linear.conv.weight
     return _golub_kahan(linear, steps, weight.dtype, weight.device)[0]
 
 
 def _golub_kahan(
-    linear: LinearMap, steps: int, dtype: torch.dtype, device: torch.device | None
+    linear: Applied, steps: int, dtype: torch.dtype, device: torch.device | None
 ) -> tuple[float, torch.Tensor]:
     """The largest singular value of A on a Krylov space, and the vector; kept orthogonal, at the price of memory.
 
@@ -70,18 +70,20 @@ def _golub_kahan(
     """
     generator = torch.Generator().manual_seed(0)
     v = torch.randn(linear.input_shape, dtype=torch.float64, generator=generator).to(device, dtype)
-    right, left = [v / torch.linalg.vector_norm(v)], []
-    alphas, betas = [], []
+    right = [v / torch.linalg.vector_norm(v)]
+    left: list[torch.Tensor] = []
+    alphas: list[float] = []
+    betas: list[float] = []
     negligible = math.sqrt(torch.finfo(dtype).eps)  # what is smaller beside the largest is rounding: the space ends
     for _ in range(min(steps, v.numel())):
-        image, transpose = torch.func.vjp(linear.apply, right[-1])
+        image, transpose = both_ways(linear, right[-1])
         u = _away(image, left)
         alpha = float(torch.linalg.vector_norm(u))
         if not (math.isfinite(alpha) and alpha > max(1e-290, negligible * max(alphas, default=0.0))):
             break
         alphas.append(alpha)
         left.append(u / alpha)
-        w = _away(transpose(left[-1])[0], right)
+        w = _away(transpose(left[-1]), right)
         betas.append(float(torch.linalg.vector_norm(w)))
         if not betas[-1] > negligible * max(alphas):
             break
@@ -123,14 +125,16 @@ def landscape(conv: Conv, sizes: Sequence[int], *, steps: int) -> torch.Tensor:
 
     generator = torch.Generator().manual_seed(0)
     start = torch.randn(around.input_shape, generator=generator).to(conv.weight.device)
-    first, transpose = torch.func.vjp(around.apply, start)
+    first, transpose = both_ways(around, start)
     waves, _ = _unit(waves_of(first))
     before, beta = torch.zeros_like(waves), torch.zeros(())
-    alphas, betas, peaks = [], [], torch.zeros(())
+    alphas: list[torch.Tensor] = []
+    betas: list[torch.Tensor] = []
+    peaks = torch.zeros(())
     steps = min(steps, waves.shape[1])
     for step in range(1, steps + 1):
         image = torch.fft.irfftn(waves, s=tuple(sizes), dim=axes).flatten(0, 1)[None]
-        new = waves_of(around.apply(transpose(image)[0])) - beta * before
+        new = waves_of(around.apply(transpose(image))) - beta * before
         alphas.append((torch.view_as_real(waves) * torch.view_as_real(new)).sum((1, -1)))
         before, (waves, beta) = waves, _unit(new - alphas[-1][:, None] * waves)
         if step == steps or (step >= _FIRST_LOOK and step % 2 == 0):

@@ -212,8 +212,7 @@ class _BorderedGrams:
     @cached_property
     def _absolute(self) -> float:
         """Bound of the norm of the map of absolute values: the sum over the exact taps of those of each."""
-        sums = self.symbols.taps
-        total = sum(phase.weights.abs().sum(1) for phase in sums) if sums else torch.zeros(1)
+        total = sum((phase.weights.abs().sum(1) for phase in self.symbols.taps), torch.zeros(()))
         whole = total.reshape(self.conv.groups, self.out, len(self.taps), self.inputs).sum(2)
         return float(whole.square().sum((1, 2)).max().sqrt()) * (1 + 1e-9)
 

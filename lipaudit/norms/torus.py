@@ -83,8 +83,8 @@ def _largest(symbols: Symbols, inner: Conv, sizes: Sequence[int]) -> tuple[float
         norm = symbols.largest_norm(symbols.index(sizes, (0,) * len(sizes)), sizes)
         return symbols.unscale(norm), "largest symbol norm at the frequencies of the circular map"
     half = math.prod(size for size, flat in zip(sizes, symbols.flat, strict=True) if not flat) / 2
-    if half > LARGE and (norm := lattice_norm(inner, most=half)) is not None:
-        return norm, "largest symbol norm of all frequencies, cell by cell, proved by Cholesky"
+    if half > LARGE and (on_lattice := lattice_norm(inner, most=half)) is not None:
+        return on_lattice, "largest symbol norm of all frequencies, cell by cell, proved by Cholesky"
     index, twist = best_class(symbols, inner, sizes)
     period = "x".join(str(size * s) for size, s in zip(sizes, inner.stride, strict=True))
     norm = symbols.unscale(symbols.largest_norm(index, sizes))

@@ -41,9 +41,12 @@ _STRIP = 512
 class Batch(Protocol):
     """Gram matrices by number, made part by part into memory that is used again: fresh memory costs more."""
 
-    shape: tuple[int, ...]
-    """(..., side, side) of what belongs to one number."""
-    dtype: torch.dtype
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(..., side, side) of what belongs to one number."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
         """Write the matrices of those numbers into `out`, (numbers, *shape)."""

@@ -93,7 +93,7 @@ def write_proof(
     source, names, missing = _weights(steps, file, None if checkpoint is None else Path(checkpoint))
     data = source.read_bytes()
     kind = "F64" if points.dtype == torch.float64 else "F32"
-    proof = {
+    proof: dict[str, Any] = {
         **dict(zip(("format", "promise"), checker.HEAD, strict=True)),
         "checkpoint_sha256": hashlib.sha256(data).hexdigest(),
         "input": {"shape": list(points.shape[1:]), "dtype": kind},

@@ -110,7 +110,8 @@ def _margins(audit: Audit) -> Margins:
 
 def _thumbnails(audit: Audit) -> list[Thumbnail]:
     """Those that can be shown and fit the budget of the page."""
-    shown, size = [], 0
+    shown: list[Thumbnail] = []
+    size = 0
     most = FEWER_BYTES if len(audit.samples.label) > MANY else MOST_BYTES
     for one in filter(_drawable, audit.thumbnails):
         size += len(one.original) + len(one.perturbed) + len(one.difference)

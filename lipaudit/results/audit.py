@@ -200,8 +200,7 @@ class Samples:
 
     def contradicted(self) -> list[int]:
         """Rows with an adversarial example within the certified radius; a radius of 0 claims nothing."""
-        pairs = zip(self.radius, self.distance, strict=True)
-        return [row for row, (radius, found) in enumerate(pairs) if found is not None and 0 < radius >= found]
+        return contradictions(self.radius, self.distance)
 
     def certified(self, eps: float) -> list[bool]:
         """Which rows have a radius above `eps`: only correct ones have any."""
@@ -211,6 +210,17 @@ class Samples:
         """Which rows are correct, and no attack changed them within `eps`."""
         pairs = zip(self.correct(), self.distance, strict=True)
         return [right and (distance is None or distance > eps) for right, distance in pairs]
+
+
+def contradictions(radius: Sequence[float], distance: Sequence[float | None]) -> list[int]:
+    """Rows with an adversarial example on or inside the radius: proof that a bound is wrong.
+
+    A radius of 0 claims nothing. Either column may be empty: then there is nothing to compare.
+    """
+    if not len(radius) or not len(distance):
+        return []
+    pairs = enumerate(zip(radius, distance, strict=True))
+    return [row for row, (certified, found) in pairs if found is not None and 0 < certified >= found]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Upper:
 
 
 Law = Literal["scale", "sum", "root_sum_squares", "max"]
+Kind = Literal["exact", "upper"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class LayerBound:
     """What every provable method gave; `upper` is the smallest, up to a relative 1e-9."""
     lower: float | None = None
     """Measured from below (power iteration with the real padding and stride), rounded down."""
-    kind: Literal["exact", "upper"] = "upper"
+    kind: Kind = "upper"
     seconds: float = 0.0
     source: str = ""
     """`file.py:line` of the model's code."""

@@ -107,9 +107,11 @@ def _pair(
     low, high = _rounded(radius, digits, -1), _rounded(distance, digits, 1)
     low = radius if any(_above(radius, eps) != _above(low, eps) for eps in budgets) else low
     high = distance if any(_above(distance, eps) != _above(high, eps) for eps in budgets) else high
-    if radius is not None and distance is not None and (distance <= radius) != (high <= low):
-        return radius, distance
-    return low, high
+    return (radius, distance) if _reached(radius, distance) != _reached(low, high) else (low, high)
+
+
+def _reached(radius: float | None, distance: float | None) -> bool:
+    return radius is not None and distance is not None and distance <= radius
 
 
 def _above(value: float | None, eps: float) -> bool:

@@ -1,4 +1,4 @@
-"""Intervals of a share: Wilson's, and the lower limit of Clopper and Pearson."""
+"""Intervals of a share: Wilson's, and the exact limits of Clopper and Pearson."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from collections.abc import Iterable
 from lipaudit.results.audit import Rate
 
 _WILSON = statistics.NormalDist().inv_cdf(0.975)
-
-
 CONFIDENCE = 0.95
 
 
@@ -31,14 +29,31 @@ def rate(eps: str, hold: Iterable[bool]) -> Rate:
     return Rate(eps, sum(kept) / max(1, len(kept)), sum(kept), len(kept), low, high)
 
 
-def lower_limit(count: int, total: int) -> float:
-    """The one-sided 95 % lower limit of a share (Clopper & Pearson 1934): the exact one.
+def lower_limit(count: int, total: int, failure: float = 1 - CONFIDENCE) -> float:
+    """The one-sided lower limit of a share (Clopper & Pearson 1934), wrong with probability `failure` at most.
 
-    It is the probability p for which `count` or more of `total` have probability 0.05, a quantile of Beta(count,
+    It is the probability p for which `count` or more of `total` have that probability, a quantile of Beta(count,
     total - count + 1).
     """
     if count == 0:
         return 0.0
-    from scipy.special import betaincinv  # here: half a second that only this kind of gate needs
+    from scipy.special import betaincinv  # here: half a second that only few audits need
 
-    return float(betaincinv(count, total - count + 1, 1 - CONFIDENCE))
+    return float(betaincinv(count, total - count + 1, failure))
+
+
+def at_most(count: int, total: int, p: float) -> float:
+    """The probability of at most so many successes in `total` trials, each with probability 0 < p < 1.
+
+    The same limits without SciPy: the upper one of `count` is at or below p where this is at or below the probability
+    of an error.
+    """
+    if count < 0 or count >= total:
+        return 0.0 if count < 0 else 1.0
+    odds, log = math.log(p) - math.log1p(-p), total * math.log1p(-p)
+    logs = [log]
+    for k in range(count):
+        log += math.log(total - k) - math.log(k + 1) + odds
+        logs.append(log)
+    most = max(logs)
+    return min(1.0, math.exp(most + math.log(math.fsum(math.exp(one - most) for one in logs))))

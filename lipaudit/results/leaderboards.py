@@ -7,6 +7,7 @@ never written into a place for a full AutoAttack. Nothing is published of an aud
 from __future__ import annotations
 
 import json
+from functools import partial
 
 from lipaudit.errors import ReportError
 from lipaudit.results.audit import Audit
@@ -56,27 +57,22 @@ def to_model_index(audit: Audit) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     _refuse_invalid(audit)
-    about = {
-        "task_type": "image-classification",
-        "dataset_type": _dataset(audit),
-        "dataset_name": _dataset(audit),
-        "dataset_split": clean(audit.dataset.split) or None,
-    }
+    result = partial(
+        EvalResult,
+        task_type="image-classification",
+        dataset_type=_dataset(audit),
+        dataset_name=_dataset(audit),
+        dataset_split=clean(audit.dataset.split) or None,
+    )
     n, norm = audit.dataset.samples, audit.threat.norm
-    results = [
-        EvalResult(
-            **about, metric_type="accuracy", metric_name=f"accuracy ({n} images)", metric_value=audit.clean.value
-        )
-    ]
+    results = [result(metric_type="accuracy", metric_name=f"accuracy ({n} images)", metric_value=audit.clean.value)]
     for kind, name, rates in (
         ("certified_accuracy", f"certified accuracy, proved at least ({n} images)", audit.proved),
         ("robust_accuracy", f"robust accuracy under {_attacks(audit)}, at most ({n} images)", audit.unbroken),
     ):
         for rate in rates:
             arguments = {"eps": rate.eps, "norm": norm, "units": audit.threat.units}
-            results.append(
-                EvalResult(**about, metric_type=kind, metric_name=name, metric_value=rate.value, metric_args=arguments)
-            )
+            results.append(result(metric_type=kind, metric_name=name, metric_value=rate.value, metric_args=arguments))
     return ModelCardData(model_name=clean(audit.model.name), eval_results=results).to_yaml() + "\n"
 
 

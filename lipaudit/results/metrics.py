@@ -131,11 +131,6 @@ def class_name(audit: Audit, label: int | None) -> str:
     return names[label] if 0 <= label < len(names) else f"class {label}"
 
 
-def contradicted(audit: Audit) -> list[int]:
-    """Rows whose witness lies within the certified radius; a radius of 0 claims nothing."""
-    return audit.samples.contradicted()
-
-
 def refuted(bound: NetworkBound) -> list[str]:
     """Layers with a bound below what was measured."""
     return [line.name for line in bound.layers if line.lower is not None and line.lower > line.upper.value]

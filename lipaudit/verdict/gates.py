@@ -78,6 +78,12 @@ def parse(text: str) -> Condition:
         raise ConfigError(f"gate {clean(text)!r}: {error}") from None
 
 
+def about(gate: Gate) -> tuple[str, str]:
+    """Measure and budget of a gate of a result, as written; empty where its expression is none."""
+    found = _FORM.fullmatch(gate.expression)
+    return (found[1], found[2] or "") if found else ("", "")
+
+
 def condition(measure: str, eps: str, share: str, *, on: str = "value", level: str = "error") -> Condition:
     """A condition of parts that each may be wrong; raises `ConfigError` that names the part."""
     if measure not in MEASURES:

@@ -11,20 +11,12 @@ from typing import Literal
 from lipaudit.results.audit import Audit, Finding, Verdict
 from lipaudit.results.formatting import number, number_from_log10, percent, plural
 from lipaudit.results.intervals import rate
-from lipaudit.results.metrics import contradicted, put_to_the_test, reached, unfinished
+from lipaudit.results.metrics import put_to_the_test, reached, unfinished
 from lipaudit.results.threat import eps_value
 from lipaudit.verdict import gates
 from lipaudit.verdict.checks import CHECKS
-from lipaudit.verdict.checks.integrity import no_promise_broken
 from lipaudit.verdict.checks.strength import SUBSTANTIAL, WEAK
 from lipaudit.verdict.gates import Condition, judge
-
-REST_ON_BOUNDS = ("LA002", "LA003", "LA006", "LA007", "LA009", "LA101", "LA105")
-"""Checks that say something good of a bound or a certificate: nothing, once one is contradicted or missing."""
-
-
-REFUTING = ("LA001", "LA002", "LA003", "LA005", "LA008")
-"""Checks that make an audit INVALID if they fail."""
 
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
@@ -64,15 +56,12 @@ def run_name(draft: Audit) -> str:
 
 def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     """All findings, the verdict and the exit code of an audit whose other fields are filled in."""
-    findings = [finding for name in sorted(CHECKS) if (finding := CHECKS[name](audit)) is not None]
+    findings = [finding for check in CHECKS.values() if (finding := check(audit)) is not None]
     integrity = integrity_of(audit)
     if integrity != "SOUND":
-        findings = [_withheld(f) if f.id in REST_ON_BOUNDS and f.state != "fail" else f for f in findings]
+        rest = {check.id: check for check in CHECKS.values() if check.rests_on_bounds}
+        findings = [rest[f.id].withheld() if f.id in rest and f.state != "fail" else f for f in findings]
     return tuple(findings), _verdict(audit, integrity), gates.exit_code(audit.gates, integrity, incomplete(audit))
-
-
-def _withheld(finding: Finding) -> Finding:
-    return Finding(finding.id, "not run", f"{CHECKS.claim(finding.id)} Withheld", "no valid certificates", finding.why)
 
 
 def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -> Verdict:
@@ -104,17 +93,14 @@ def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -
 
 
 def _invalid(audit: Audit) -> tuple[str, list[str]]:
-    broken = len(contradicted(audit))
     caution = "Do not use any certificate in this report until the cause is found."
-    if broken:
-        noun = "certificate is" if broken == 1 else "certificates are"
-        return f"Integrity failure: {broken} {noun} contradicted by attacks.", [caution]
-    if audit.agreement is not None and audit.agreement.differences:
-        return "Integrity failure: the model does not compute what was audited.", [caution]
-    promises = no_promise_broken(audit)
-    if promises is not None and promises.state == "fail":
-        return f"Integrity failure: an adversarial example lies within a radius of promise {promises.value}.", [caution]
-    return "Integrity failure: a proved bound is contradicted by a measurement.", [caution]
+    return f"Integrity failure: {_refutation(audit)}.", [caution]
+
+
+def _refutation(audit: Audit) -> str | None:
+    """What the first check says that refutes; None where none fails."""
+    found = ((check, check.judge(audit)) for check in CHECKS.values() if check.refutes)
+    return next((one.headline or check.title for check, one in found if one and one.state == "fail"), None)
 
 
 def nothing_right(audit: Audit) -> str:
@@ -161,8 +147,7 @@ def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
     """What the integrity checks say of the audit's own numbers."""
     if audit.bound is None:
         return "UNPROVED"
-    found = [CHECKS[name](audit) for name in REFUTING]
-    return "INVALID" if any(finding is not None and finding.state == "fail" for finding in found) else "SOUND"
+    return "SOUND" if _refutation(audit) is None else "INVALID"
 
 
 def incomplete(audit: Audit) -> bool:

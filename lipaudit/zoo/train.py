@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import click
 import torch
@@ -84,7 +85,7 @@ def one_lipschitz_radii(model: nn.Sequential, x: Tensor, y: Tensor) -> Tensor:
     min_j (z_y - z_j) / |w_y - w_j| with the rows w of the last, linear layer; negative where misclassified.
     Taken on trust from the architecture: `lipaudit run` proves it from the weights and rounds outward.
     """
-    logits, rows = model(x).double(), model[-1].weight.double()
+    logits, rows = model(x).double(), cast(nn.Linear, model[-1]).weight.double()
     margins = logits.gather(1, y[:, None]) - logits
     radii = margins / (rows[y][:, None] - rows).norm(dim=2)
     return radii.scatter(1, y[:, None], torch.inf).amin(1)

@@ -86,7 +86,7 @@ MUTANTS = [
     Mutant("real borders: the part that came last", "lipaudit/norms/tight.py", "out.split(self.at_once), strict=True)", "out[:1].split(self.at_once), strict=False)", ("tests/norms/test_tight.py",)),
     Mutant("Schur: rows only", "lipaudit/norms/linear_maps.py", "up(math.sqrt(row) * math.sqrt(column) * (1 + slack))", "up(row * (1 + slack))", ("tests/norms/test_maps.py", "tests/norms/test_methods.py", "tests/domains/test_rules.py")),
     Mutant("a scale merged into the wrong axis", "lipaudit/norms/linear_maps.py", "return replace(first, weight=first.weight * c[:, None], relative_error=_compound(first, then))", "return replace(first, weight=first.weight * c.mean(), relative_error=_compound(first, then))", ("tests/norms/test_maps.py", "tests/test_composition.py")),
-    Mutant("padding lost when merged", "lipaudit/norms/linear_maps.py", "pads = tuple((a + c, b + d) for (a, b), (c, d) in inner)", "pads = tuple((c, d) for (a, b), (c, d) in inner)", ("tests/norms/test_maps.py", "tests/domains/test_rules.py")),
+    Mutant("padding lost when merged", "lipaudit/norms/linear_maps.py", "pads = tuple((a + c, b + d) for (a, b), (c, d) in both)", "pads = tuple((c, d) for (a, b), (c, d) in both)", ("tests/norms/test_maps.py", "tests/domains/test_rules.py")),
     Mutant("a diagonal counts its mean", "lipaudit/norms/methods.py", "value = float(linear.factor.abs().max()) * (1 + linear.relative_error)", "value = float(linear.factor.abs().mean()) * (1 + linear.relative_error)", (*OWN, "tests/norms/test_known.py", "tests/domains/test_rules.py")),
     # --- Lipschitz rules and their composition
     Mutant("batch norm forgets eps", "lipaudit/domains/lipschitz/linear.py", 'variance = constant(running_var, "a running variance") + eps', 'variance = constant(running_var, "a running variance")', RULES, quick=True),
@@ -167,7 +167,7 @@ MUTANTS = [
     Mutant("samples that mix pass", "lipaudit/graph/trials.py", "            inputs = torch.full_like(pair, math.nan)\n", "            inputs = sample.expand_as(pair).clone()\n", CAPTURED),
     Mutant("hooks of a wrapper pass", "lipaudit/graph/wrappers.py", "if model._forward_hooks or model._forward_pre_hooks:", "if False:", CAPTURED),
     # --- cross-check and verdict
-    Mutant("an attack at the radius does not count", "lipaudit/results/audit.py", "found is not None and 0 < radius >= found", "found is not None and 0 < radius > found", FOUND, quick=True),
+    Mutant("an attack at the radius does not count", "lipaudit/results/audit.py", "found is not None and 0 < certified >= found", "found is not None and 0 < certified > found", FOUND, quick=True),
     Mutant("an attack inside the radius is ignored", "lipaudit/verdict/checks/integrity.py", "    if not tested and not broken:", "    broken = []\n    if not tested and not broken:", FOUND),
     Mutant("a slope above the bound passes", "lipaudit/verdict/checks/integrity.py", "    if audit.slope_share > 1:", "    if audit.slope_share > 2:", FOUND),
     Mutant("a layer below what was measured passes", "lipaudit/results/metrics.py", "line.lower is not None and line.lower > line.upper.value", "line.lower is not None and line.lower > 2 * line.upper.value", FOUND),

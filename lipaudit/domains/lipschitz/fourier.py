@@ -17,6 +17,7 @@ Note [Fourier layers]
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -304,9 +305,9 @@ class _Reading:
         shapes = [self._shape_of(operand) for operand in operands]
         if node.op == "einsum.default":
             labels = einsum_labels(node.args["equation"], shapes)
-            mine, its, kept = labels[moving[0]], labels[1 - moving[0]], labels[2]
-            numbers = {label: k for k, label in enumerate(dict.fromkeys([*mine, *its, *kept]))}
-            mine, its, kept = ([numbers[label] for label in some] for some in (mine, its, kept))
+            every = (labels[moving[0]], labels[1 - moving[0]], labels[2])
+            numbers = {label: k for k, label in enumerate(dict.fromkeys(itertools.chain(*every)))}
+            mine, its, kept = ([numbers[label] for label in some] for some in every)
         else:
             if min(map(len, shapes)) < 2:
                 raise self._unknown(node)

@@ -103,11 +103,10 @@ def _by_hidden(w: LinearMap, v: LinearMap) -> tuple[torch.Tensor, torch.Tensor] 
         if _geometry(w) != _geometry(v.conv):
             return None
         return w.weight.transpose(0, 1), v.conv.weight.transpose(0, 1)
-    if isinstance(v, Conv) and isinstance(w, Conv):
-        v = _as_transposed(v)
-    if not (isinstance(w, Conv) and isinstance(v, Transposed)) or _geometry(w) != _geometry(v.conv):
+    back = _as_transposed(v) if isinstance(v, Conv) and isinstance(w, Conv) else v
+    if not (isinstance(w, Conv) and isinstance(back, Transposed)) or _geometry(w) != _geometry(back.conv):
         return None
-    return w.weight, v.conv.weight
+    return w.weight, back.conv.weight
 
 
 def _geometry(conv: Conv) -> tuple[object, ...]:

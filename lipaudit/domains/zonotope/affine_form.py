@@ -16,12 +16,12 @@ and Effective Robustness Certification, NeurIPS 2018, here with an L2 ball in th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
-from lipaudit.domains.zonotope.backward import LOST_IN_SQUARES, Start, Step
+from lipaudit.domains.zonotope.backward import LOST_IN_SQUARES, Start, Step, Untold
 from lipaudit.rounding import gamma
 
 _CHUNK_ENTRIES = 2**19
@@ -41,8 +41,8 @@ class Form:
     """Without what the linear maps since the last bounded step added."""
     loose: float = 0.0
     """With it, these maps counted by their Schur tests: crude, for terms that are as good as nothing."""
-    step: Step | None = None
-    """How it came about; None where nobody will ask."""
+    step: Step = field(default_factory=Untold)
+    """How it came about."""
 
     within: torch.Tensor | None = None
     """The reach, where it is known without looking at all rows."""

@@ -37,11 +37,16 @@ LOST_IN_SQUARES = 1e-150
 class Step(Protocol):
     """One step: `c` has the shape (rows, *shape of the tensor)."""
 
-    number: int
-    """Grows from step to step."""
-    parents: tuple[Step, ...]
-    reach: torch.Tensor | None
-    """How far the entries may be from their centre; for the rounding of sums of c. None where nothing is added."""
+    @property
+    def number(self) -> int:
+        """Grows from step to step."""
+
+    @property
+    def parents(self) -> tuple[Step, ...]: ...
+
+    @property
+    def reach(self) -> torch.Tensor | None:
+        """How far the entries may be from their centre; for the rounding of sums of c. None where nothing is added."""
 
     def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """c' for each parent, and the constants, (rows,)."""
@@ -49,6 +54,18 @@ class Step(Protocol):
 
 def _number() -> int:
     return next(_NUMBERS)
+
+
+@dataclass(frozen=True, eq=False)
+class Untold:
+    """How a form came about where nobody will ask."""
+
+    parents: tuple[Step, ...] = ()
+    reach: torch.Tensor | None = None
+    number: int = -1
+
+    def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        raise LookupError(f"expected a form that is told how it came about, to bound {len(c)} functions of it")
 
 
 @dataclass(frozen=True, eq=False)

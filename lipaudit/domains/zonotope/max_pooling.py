@@ -18,7 +18,7 @@ Note [Sorted forms]
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -136,8 +136,8 @@ def _above(flat: Form, others: torch.Tensor, mine: torch.Tensor) -> torch.Tensor
 def _windows(node: Node, form: Form) -> torch.Tensor:
     """(taps, outputs): for each tap of each window the entry it reads, -1 outside of the image."""
 
-    def spread(values: object) -> tuple[int, ...]:
-        values = [values] if isinstance(values, int) else list(values)  # type: ignore[arg-type]
+    def spread(values: int | Sequence[int]) -> tuple[int, ...]:
+        values = [values] if isinstance(values, int) else list(values)
         return tuple(values * 2 if len(values) == 1 else values)
 
     if form.centre.ndim != 4:

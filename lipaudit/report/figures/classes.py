@@ -110,7 +110,7 @@ def _spread(audit: Audit, label: int, rows: Sequence[int]) -> ClassSpread:
     if audit.threat.eps:
         eps = metrics.budget(audit)
         kept = sum(s.radius[row] > eps for row in right)
-        left = sum(s.distance[row] is None or s.distance[row] > eps for row in right)
+        left = sum(distance is None or distance > eps for distance in (s.distance[row] for row in right))
         shares[0] = percent(kept / len(rows)) if metrics.holds(audit) else NONE
         shares[1] = percent(left / len(rows)) if metrics.was_attacked(audit) else NONE
     return ClassSpread(clean(metrics.class_name(audit, label), 24), len(rows), len(right), proved, unbroken, *shares)

@@ -174,7 +174,7 @@ def _cloud(shown: Cloud, xs: Scale, ys: Scale, holds: bool) -> list[Mark]:
             places[-1, rank] = x, y
     if not places:
         return []
-    css = " ".join(filter(None, ("points", merge and "dense", not holds and "withdrawn")))
+    css = " ".join(filter(None, ("points", "dense" if merge else "", "" if holds else "withdrawn")))
     return [Path("".join(f"M{px(x)} {px(y)}h0" for x, y in places.values()), css)]
 
 

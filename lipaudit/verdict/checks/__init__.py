@@ -1,6 +1,13 @@
-"""The checks of an audit: `CHECKS` is the table; each module adds a family to it."""
+"""The checks of an audit: `CHECKS` has them all, in the order of their ids. Each module of this folder adds some."""
 
-from lipaudit.verdict.checks import attacks, integrity, strength
-from lipaudit.verdict.checks.registry import CHECKS, Check
+import importlib
+import pkgutil
 
-__all__ = ["CHECKS", "Check", "attacks", "integrity", "strength"]
+from lipaudit.verdict.checks.registry import Check, Outcome, table
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+CHECKS: dict[str, Check] = table()
+
+__all__ = ["CHECKS", "Check", "Outcome"]

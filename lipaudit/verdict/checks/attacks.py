@@ -3,83 +3,126 @@
 from __future__ import annotations
 
 from lipaudit.results.attack_flags import FLAGS, Flag
-from lipaudit.results.audit import Audit, Finding
+from lipaudit.results.audit import Audit
 from lipaudit.results.metrics import unfinished
-from lipaudit.verdict.checks.registry import CHECKS
+from lipaudit.verdict.checks.registry import Outcome, check
+
+IDLE = "No attack had an image to work on"
+ENOUGH = 100
+"""Images from which the 95 % interval of a rate is a few points wide."""
 
 
-@CHECKS.register("LA201")
-def sample_size(audit: Audit) -> Finding | None:
-    """Is the sample large enough for its rates to mean something?"""
-    why = "The interval covers the choice of images only, not other data."
+@check(
+    "LA201",
+    "Size of the sample",
+    asks="Is the sample large enough for its rates to mean something?",
+    why="Rates are those of a sample. Their 95 % interval covers the choice of images only: not other data, not other "
+    "attacks.",
+    fix="Audit more images with --samples.",
+    states={"pass": f"{ENOUGH} images or more", "warn": f"fewer than {ENOUGH}: rates are rough"},
+)
+def sample_size(audit: Audit) -> Outcome:
     half = 100 * (audit.clean.high - audit.clean.low) / 2
     value = f"{audit.dataset.samples} images, ±{half:.1f} points"
-    if audit.dataset.samples < 100:
-        title = "The sample is small: rates are rough"
-        return Finding("LA201", "warn", title, value, why, "Audit more images with --samples.")
-    return Finding("LA201", "pass", "The sample is large enough for rates within a few points", value, why)
+    if audit.dataset.samples < ENOUGH:
+        return Outcome("warn", "The sample is small: rates are rough", value)
+    return Outcome("pass", "The sample is large enough for rates within a few points", value)
 
 
-@CHECKS.register("LA202")
-def attacks_finished(audit: Audit) -> Finding | None:
-    """Did every attack that was asked for finish?"""
-    why = "An attack that did not run found nothing, which says nothing."
+@check(
+    "LA202",
+    "Attacks finished",
+    asks="Did every attack that was asked for finish?",
+    why="An attack that did not run found nothing, which says nothing. The unbroken accuracy is then higher than it "
+    "would have been.",
+    fix="Give more time with --time-limit, or audit fewer images. The report says why each attack stopped.",
+    states={
+        "pass": "every attack that could run ran to the end; the title names those that could not",
+        "warn": "some did not: the audit is incomplete, exit code 5",
+        "not run": "no attack was asked for, or none had an image to work on",
+    },
+)
+def attacks_finished(audit: Audit) -> Outcome:
     if not audit.attacks:
-        return Finding("LA202", "not run", "No attacks were asked for", "", why)
+        return Outcome("not run", "No attacks were asked for")
     missing, idle = unfinished(audit), [record.name for record in audit.attacks if not record.attacked]
+    value = f"{len(audit.attacks) - len(missing or idle)} of {len(audit.attacks)}"
     if missing:
-        value = f"{len(audit.attacks) - len(missing)} of {len(audit.attacks)}"
-        return Finding("LA202", "warn", f"Some attacks did not finish: {', '.join(missing)}", value, why)
-    value = f"{len(audit.attacks) - len(idle)} of {len(audit.attacks)}"
+        return Outcome("warn", f"Some attacks did not finish: {', '.join(missing)}", value)
     if len(idle) == len(audit.attacks):
-        return Finding("LA202", "not run", "No attack had an image to work on", value, why)
+        return Outcome("not run", IDLE, value)
     title = f"All attacks finished but those that were not run: {', '.join(idle)}" if idle else "All attacks finished"
-    return Finding("LA202", "pass", title, value, why)
+    return Outcome("pass", title, value)
 
 
-@CHECKS.register("LA203")
-def attacks_raised_no_flags(audit: Audit) -> Finding | None:
-    """Did the attack libraries warn of anything else than LA211 to LA215 name?"""
-    why = "What a library warns of while it attacks may mean that its result is no upper bound to rely on."
+@check(
+    "LA203",
+    "Other warnings of attacks",
+    asks=f"Did the attack libraries warn of anything else than {FLAGS[0].id} to {FLAGS[-1].id} name?",
+    why="Attack libraries warn when their result is not to be relied on as an upper bound.",
+    fix="Read the warning, and what the documentation of the library says of it.",
+    states={
+        "pass": "the libraries raised no other warnings",
+        "warn": "they did; the first is in the title",
+        "not run": "no attack had an image to work on",
+    },
+)
+def attacks_raised_no_flags(audit: Audit) -> Outcome | None:
     if not audit.attacks:
         return None
     named = {flag.sentence for flag in FLAGS}
     flags = [flag for record in audit.attacks for flag in record.flags if flag not in named]
     if not flags and not any(record.attacked for record in audit.attacks):
-        return Finding("LA203", "not run", "No attack had an image to work on", "", why)
+        return Outcome("not run", IDLE)
     if flags:
-        return Finding("LA203", "warn", f"An attack library warns: {flags[0]}", f"{len(flags)} flags", why)
-    return Finding("LA203", "pass", "The attack libraries raised no other warnings", "0 flags", why)
+        return Outcome("warn", f"An attack library warns: {flags[0]}", f"{len(flags)} flags")
+    return Outcome("pass", "The attack libraries raised no other warnings", "0 flags")
 
 
-@CHECKS.register("LA204")
-def attacks_work(audit: Audit) -> Finding | None:
-    """Did the attacks break anything at all?"""
-    why = "Attacks that break nothing at any distance are more likely broken themselves than the network unbreakable."
+@check(
+    "LA204",
+    "Attacks work",
+    asks="Did the attacks break anything at all?",
+    why="At some distance every image can be changed into another. Attacks that break none are more likely broken "
+    "themselves (no gradients, wrong range, wrong labels) than the network is unbreakable.",
+    fix=f"Look at {FLAGS[0].id} to {FLAGS[-1].id}; add attacks without gradients (square, hopskipjump) and larger "
+    "--eps.",
+    states={"pass": "at least one image was broken", "warn": "none was"},
+)
+def attacks_work(audit: Audit) -> Outcome | None:
     attacked = sum(audit.samples.attacked)
     if not attacked:
         return None
     found = sum(distance is not None for distance in audit.samples.distance)
-    state, title = (
-        ("pass", "Attacks work: they found adversarial examples") if found else ("warn", "No attack found any")
-    )
-    return Finding("LA204", state, title, f"{found} of {attacked} images", why)
+    value = f"{found} of {attacked} images"
+    if not found:
+        return Outcome("warn", "No attack found any", value)
+    return Outcome("pass", "Attacks work: they found adversarial examples", value)
 
 
 def _reliable(flag: Flag) -> None:
-    def check(audit: Audit) -> Finding | None:
-        checking = [record for record in audit.attacks if flag.name in record.checked]
+    @check(
+        flag.id,
+        flag.good,
+        asks=flag.asks,
+        why=flag.why,
+        fix=flag.fix,
+        states={
+            "pass": f"{flag.good}, as far as the attacks that were run can tell",
+            "warn": flag.bad,
+            "not run": "no attack that was run can tell",
+        },
+    )
+    def judge(audit: Audit) -> Outcome | None:
+        checking = [record.name for record in audit.attacks if flag.name in record.checked]
         raised = [record.name for record in audit.attacks if flag.sentence in record.flags]
         if raised:
-            return Finding(flag.id, "warn", flag.bad, ", ".join(raised), flag.why, flag.fix)
+            return Outcome("warn", flag.bad, ", ".join(raised))
         if not audit.attacks:
             return None
         if not checking:
-            return Finding(flag.id, "not run", f"{flag.asks} No attack that was run can tell", "", flag.why)
-        return Finding(flag.id, "pass", flag.good, ", ".join(record.name for record in checking), flag.why)
-
-    check.__doc__ = flag.asks
-    CHECKS.register(flag.id)(check)
+            return Outcome("not run", f"{flag.asks} No attack that was run can tell")
+        return Outcome("pass", flag.good, ", ".join(checking))
 
 
 for _flag in FLAGS:
@@ -87,12 +130,18 @@ for _flag in FLAGS:
 
 
 def _not_audited(identifier: str, what: str) -> None:
-    @CHECKS.register(identifier)
-    def check(audit: Audit) -> Finding | None:
-        """Something that this audit does not look at."""
+    @check(
+        identifier,
+        f"Not audited: {what}",
+        asks=f"Not audited: {what}.",
+        why="Certificates and attacks here are about small L2 changes of single images, and about nothing else. The "
+        "report says what it did not look at, so that nobody takes its silence for a pass.",
+        fix="Test for this by other means.",
+        states={"not run": "lipaudit does not audit this"},
+    )
+    def judge(audit: Audit) -> Outcome:
         del audit
-        why = "Certificates and attacks here are about small L2 changes of single images, and about nothing else."
-        return Finding(identifier, "not run", f"Not audited: {what}", "", why)
+        return Outcome("not run", f"Not audited: {what}")
 
 
 _not_audited("LA301", "changes measured in L∞")

@@ -6,178 +6,254 @@ or shown as holding.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from lipaudit.results.audit import Audit, Finding
-from lipaudit.results.formatting import number
-from lipaudit.results.metrics import contradicted, put_to_the_test, refuted
+from lipaudit.results.audit import Audit, contradictions
+from lipaudit.results.formatting import number, plural
+from lipaudit.results.metrics import put_to_the_test, refuted
 from lipaudit.results.threat import eps_value
-from lipaudit.verdict.checks.registry import CHECKS
+from lipaudit.verdict.checks.registry import BUG, WITHHELD, Outcome, check
+
+INVALID = "the verdict is INVALID, the exit code 4"
+MEASURED = "a proved bound is contradicted by a measurement"
 
 
-@CHECKS.register("LA001")
-def no_certificate_broken(audit: Audit) -> Finding | None:
-    """Did an attack change the answer within a certified radius?"""
-    tested, broken = put_to_the_test(audit), contradicted(audit)
-    why = (
-        "Every adversarial example found is compared with the certified radius of its image, in float64. A single one "
-        "inside a radius proves that a bound is wrong."
-    )
+@check(
+    "LA001",
+    "Certificates against attacks",
+    asks="Did an attack change the answer within a certified radius?",
+    why="A certified radius claims that no smaller change of the image alters the answer. Every adversarial example is "
+    "compared with the radius of its image, in float64. One inside a radius proves that a bound is wrong, and every "
+    "certificate rests on the same bounds.",
+    fix=f"{BUG} Add the output of `lipaudit env` and, if you can share it, the network. Check first whether the model "
+    "changes between calls.",
+    states={
+        "pass": "every adversarial example found lies outside the certified radius of its image",
+        "fail": f"one lies on or inside it: {INVALID}",
+        "not run": "no attack was run, or no attacked image has a certified radius above 0",
+    },
+    refutes=True,
+)
+def no_certificate_broken(audit: Audit) -> Outcome:
+    tested, broken = put_to_the_test(audit), audit.samples.contradicted()
     if not any(audit.samples.attacked):
-        return Finding("LA001", "not run", "No attack was run against the certificates", "0 images", why)
+        return Outcome("not run", "No attack was run against the certificates", "0 images")
     if not tested and not broken:
-        title = "No certificate to break: no attacked image has a radius above 0"
-        return Finding("LA001", "not run", title, "0 images", why)
+        return Outcome("not run", "No certificate to break: no attacked image has a radius above 0", "0 images")
     if broken:
-        fix = "Do not use any certificate of this report; report the result file as a bug of lipaudit."
-        count = f"{len(broken)} of {sum(audit.samples.attacked)}"
-        return Finding("LA001", "fail", "An attack broke a certificate", count, why, fix)
-    return Finding("LA001", "pass", "No attack broke a certificate", f"0 of {tested}", why)
+        said = f"{plural(len(broken), 'certificate is', 'certificates are')} contradicted by attacks"
+        value = f"{len(broken)} of {sum(audit.samples.attacked)}"
+        return Outcome("fail", "An attack broke a certificate", value, headline=said)
+    return Outcome("pass", "No attack broke a certificate", f"0 of {tested}")
 
 
-@CHECKS.register("LA002")
-def slopes_below_bounds(audit: Audit) -> Finding | None:
-    """Is every slope that was observed at most the bound for its pair of classes?"""
-    why = "A slope seen between two inputs is a lower bound of the Lipschitz constant. Above the bound, it refutes it."
+@check(
+    "LA002",
+    "Bounds against slopes",
+    asks="Is every slope that was observed at most the bound for its pair of classes?",
+    why="How much a logit difference changes between two inputs, over their distance, is a lower bound of its "
+    "Lipschitz constant. Slopes are measured between images, around them and towards adversarial examples. One above "
+    "the proved bound refutes it, even where no answer changes.",
+    fix=BUG,
+    states={
+        "pass": "the steepest slope seen is at most the bound of its pair of classes",
+        "fail": f"it is above: {INVALID}",
+        "not run": "no slope was measured, none was above rounding, or there is no bound",
+    },
+    refutes=True,
+    rests_on_bounds=True,
+)
+def slopes_below_bounds(audit: Audit) -> Outcome:
     if audit.slope is None or audit.slope_share is None:
-        return Finding("LA002", "not run", "No slope was observed", "", why)
+        return Outcome("not run", "No slope was observed")
     value = f"{number(audit.slope_share)} of the bound"
     if audit.slope_share > 1:
-        return Finding("LA002", "fail", "An observed slope exceeds the Lipschitz bound", value, why)
+        return Outcome("fail", "An observed slope exceeds the Lipschitz bound", value, headline=MEASURED)
     if not audit.slope > 0:
-        return Finding("LA002", "not run", "No slope above rounding was observed", "", why)
-    return Finding("LA002", "pass", "Observed slopes are below the Lipschitz bound", value, why)
+        return Outcome("not run", "No slope above rounding was observed")
+    return Outcome("pass", "Observed slopes are below the Lipschitz bound", value)
 
 
-@CHECKS.register("LA003")
-def layers_proved(audit: Audit) -> Finding | None:
-    """Has every layer a proved upper bound, above what was measured from below?"""
-    why = "Layer bounds come from proofs. Power iteration sees a norm from below: it checks a bound, and never is one."
+@check(
+    "LA003",
+    "Layer bounds",
+    asks="Has every layer a proved upper bound, above what was measured from below?",
+    why="A network bound is put together of layer bounds, and is proved only if each of them is. A norm measured by "
+    "power iteration is below the truth: it can refute a bound, and is never used as one.",
+    fix="Where a layer has no rule, lipaudit names it and its source line: replace the layer, or ask for a rule. Where "
+    "a measured norm is above its bound, report a bug.",
+    states={
+        "pass": "every layer has a proved bound, none below what was measured",
+        "fail": "the network has no bound (UNPROVED, exit code 5), or a measured norm exceeds one (INVALID, 4)",
+        "not run": f"no layer needs a bound, or {WITHHELD}",
+    },
+    refutes=True,
+    rests_on_bounds=True,
+)
+def layers_proved(audit: Audit) -> Outcome:
     if audit.bound is None:
-        return Finding("LA003", "fail", "The network has no proved bound", "", why)
-    layers = audit.bound.layers
-    wrong = refuted(audit.bound)
+        return Outcome("fail", "The network has no proved bound")
+    layers, wrong = audit.bound.layers, refuted(audit.bound)
     value = f"{len(layers) - len(wrong)} of {len(layers)}"
     if wrong:
-        return Finding("LA003", "fail", f"A layer bound is below a measured norm: {wrong[0]}", value, why)
+        return Outcome("fail", f"A layer bound is below a measured norm: {wrong[0]}", value, headline=MEASURED)
     if not layers:
-        return Finding("LA003", "not run", "The network has no layer that needs a bound", value, why)
-    return Finding("LA003", "pass", "Every layer has a proved upper bound", value, why)
+        return Outcome("not run", "The network has no layer that needs a bound", value)
+    return Outcome("pass", "Every layer has a proved upper bound", value)
 
 
-@CHECKS.register("LA004")
-def witnesses_checked(audit: Audit) -> Finding | None:
-    """Were claimed adversarial examples re-evaluated before they counted?"""
-    why = "lipaudit evaluates every adversarial example again in float64, alone and in a batch, inside the box."
+@check(
+    "LA004",
+    "Adversarial examples re-evaluated",
+    asks="Were claimed adversarial examples re-evaluated before they counted?",
+    why="Attack libraries report success by their own arithmetic, in float32, in batches, sometimes outside of the "
+    "range of pixels. lipaudit evaluates each claimed example again: in float64, alone and in a batch, inside the "
+    "range, its distance measured anew. Only what survives counts.",
+    fix="No action needed. Many rejected examples say that an attack library and this network do not go together.",
+    states={
+        "pass": "the examples that counted were re-checked; the value says how many were rejected",
+        "not run": "no attack claimed an adversarial example",
+    },
+)
+def witnesses_checked(audit: Audit) -> Outcome | None:
     if not audit.attacks:
         return None
     kept, rejected = sum(a.broken for a in audit.attacks), sum(a.rejected for a in audit.attacks)
     value = f"{kept} kept, {rejected} rejected"
     if not kept + rejected:
-        return Finding("LA004", "not run", "No attack claimed an adversarial example", value, why)
-    return Finding("LA004", "pass", "Adversarial examples were re-checked by lipaudit", value, why)
+        return Outcome("not run", "No attack claimed an adversarial example", value)
+    return Outcome("pass", "Adversarial examples were re-checked by lipaudit", value)
 
 
-@CHECKS.register("LA006")
-def rounding_included(audit: Audit) -> Finding | None:
-    """Is rounding accounted for?"""
-    why = "Margins are computed in float64 with a proved error bound, which is taken off; every bound is rounded up."
+@check(
+    "LA005",
+    "Audited graph against the model",
+    asks="Does the model, as it runs, give the logits of the audited graph on every image and adversarial example?",
+    why="Bounds are computed on a graph that is captured from the model. So the model itself is run on every audited "
+    "image, alone and in batches, with and without gradients, on a point beside each image and on what attacks claim, "
+    "and each logit is compared with the graph's, within its own rounding.",
+    fix="Do not use this report: take out of the forward pass what depends on how, how often or on which inputs the "
+    "model is called, and audit again. A model that differs on random inputs is refused before the audit begins.",
+    states={
+        "pass": "the graph agreed with the model on all of them",
+        "fail": f"a logit differs by more than rounding: {INVALID}",
+        "not run": "a result of an older lipaudit, which did not look",
+    },
+    refutes=True,
+)
+def network_captured(audit: Audit) -> Outcome | None:
+    if audit.bound is None:
+        return None
+    note = f"Fixed as it was at capture: {'; '.join(audit.bound.notes)}." if audit.bound.notes else ""
+    if audit.agreement is None:
+        return Outcome("not run", "The model was not held against the audited graph", note=note)
+    found, seen = audit.agreement.differences, audit.agreement
+    if found:
+        value = found[0].said(audit.samples.index[found[0].sample])
+        value += f", and {len(found) - 1} more" if len(found) > 1 else ""
+        title, said = "The model does not compute what was audited", "the model does not compute what was audited"
+        return Outcome("fail", title, value, note=note, headline=said)
+    value = f"{seen.images} images, {seen.examples} claims of attacks"
+    return Outcome("pass", "The audited graph computes what the model computes, in eval mode", value, note=note)
+
+
+@check(
+    "LA006",
+    "Rounding of the certificates",
+    asks="Is rounding accounted for?",
+    why="Floating-point arithmetic can make a false proof of a true theorem. Margins are evaluated in float64 with a "
+    "proved bound of the rounding error, which is taken off; every bound is rounded upwards.",
+    fix="No action needed. The value is how far the computed logits may be from the exact ones.",
+    states={
+        "pass": "radii include the rounding of their own computation",
+        "not run": f"no image has a certified radius, or {WITHHELD}",
+    },
+    rests_on_bounds=True,
+)
+def rounding_included(audit: Audit) -> Outcome | None:
     if audit.rounding is None:
         return None
     value = f"logits within {number(audit.rounding)}"
     if not any(radius > 0 for radius in audit.samples.radius):
-        return Finding("LA006", "not run", "No image has a certified radius", value, why)
-    return Finding("LA006", "pass", "Certified radii include rounding", value, why)
+        return Outcome("not run", "No image has a certified radius", value)
+    return Outcome("pass", "Certified radii include rounding", value)
 
 
-@CHECKS.register("LA007")
-def preprocessing_included(audit: Audit) -> Finding | None:
-    """Is the input normalisation inside the bound?"""
-    why = "Dividing pixels by a standard deviation stretches distances; radii are in units of the raw pixels."
+@check(
+    "LA007",
+    "Preprocessing",
+    asks="Is the input normalisation inside the bound?",
+    why="Networks are trained on normalised images. Dividing pixels by a standard deviation of 0.2 stretches distances "
+    "five times; a radius that leaves this out is five times too large. Radii of lipaudit are in raw pixels.",
+    fix="State the normalisation with --mean and --std, or put it inside the model.",
+    states={
+        "pass": "the normalisation that lipaudit put in front of the network is part of the bound",
+        "not run": f"there is none but what the model does itself, or {WITHHELD}",
+    },
+    rests_on_bounds=True,
+)
+def preprocessing_included(audit: Audit) -> Outcome | None:
     if audit.bound is None:
         return None
     std = audit.model.std
     if not std:
-        return Finding("LA007", "not run", "lipaudit put no normalisation in front of the network", "", why)
-    value = f"1/std up to {1 / min(std):.2f}"
-    return Finding("LA007", "pass", "Preprocessing is inside the bound", value, why)
+        return Outcome("not run", "lipaudit put no normalisation in front of the network")
+    return Outcome("pass", "Preprocessing is inside the bound", f"1/std up to {1 / min(std):.2f}")
 
 
-@CHECKS.register("LA005")
-def network_captured(audit: Audit) -> Finding | None:
-    """Does the model, as it runs, give the logits of the audited graph on every image and adversarial example?"""
-    why = (
-        "Certificates are about a graph that was captured from the model. The model itself was run on every image, "
-        "alone and in batches, and each logit held against the graph's, within its rounding."
-    )
-    if audit.bound is None:
+@check(
+    "LA008",
+    "Every promise against attacks",
+    asks="Does an adversarial example lie within a radius of any promise?",
+    why="Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype "
+    "(F) and in float64 (D). An adversarial example of the exact function refutes each of them; one of the network "
+    "in its own dtype, looked for from there by bisection, refutes F.",
+    fix=BUG,
+    states={
+        "pass": "no adversarial example lies within a radius of R, F or D",
+        "fail": f"one does: {INVALID}; the value names the promise",
+        "not run": "no attacked image has a radius above 0 under any promise",
+    },
+    refutes=True,
+)
+def no_promise_broken(audit: Audit) -> Outcome | None:
+    samples = audit.samples
+    if not audit.promises or not any(samples.attacked):
         return None
-    if audit.bound.notes:
-        why += f" Fixed as it was at capture: {'; '.join(audit.bound.notes)}."
-    if audit.agreement is None:
-        return Finding("LA005", "not run", "The model was not held against the audited graph", "", why)
-    found, seen = audit.agreement.differences, audit.agreement
-    if found:
-        value = found[0].said(audit.samples.index[found[0].sample])
-        more = f", and {len(found) - 1} more" if len(found) > 1 else ""
-        fix = "Do not use this report: take out of the model what depends on how, or on which inputs, it is called."
-        return Finding("LA005", "fail", "The model does not compute what was audited", value + more, why, fix)
-    value = f"{seen.images} images, {seen.examples} claims of attacks"
-    return Finding("LA005", "pass", "The audited graph computes what the model computes, in eval mode", value, why)
-
-
-@CHECKS.register("LA008")
-def no_promise_broken(audit: Audit) -> Finding | None:
-    """Does an adversarial example lie within a radius of any promise?"""
-    why = (
-        "Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype "
-        "(F) and in float64 (D). An adversarial example of the exact function refutes each of them; one of the network "
-        "in its own dtype, looked for from there by bisection, refutes F."
-    )
-    if not audit.promises or not any(audit.samples.attacked):
-        return None
-    broken = [p.promise for p in audit.promises if _broken(p.radius, audit.samples.distance)]
+    broken = [p.promise for p in audit.promises if contradictions(p.radius, samples.distance)]
     as_executed = next((p.radius for p in audit.promises if p.promise == "F"), ())
-    broken += ["F"] * _broken(as_executed, audit.samples.executed_distance)
+    broken += ["F"] if contradictions(as_executed, samples.executed_distance) else []
     if broken:
-        fix = "Do not use any certificate of this report; report the result file as a bug of lipaudit."
         which = ", ".join(dict.fromkeys(broken))
-        return Finding(
-            "LA008", "fail", f"An adversarial example lies within a radius of promise {which}", which, why, fix
-        )
-    certified = any(
-        radius > 0 and attacked
-        for p in audit.promises
-        for radius, attacked in zip(p.radius, audit.samples.attacked, strict=False)
-    )
-    if not certified:
-        title = "No attacked image has a radius above 0 under any promise"
-        return Finding("LA008", "not run", title, "0 images", why)
-    executed = sum(distance is not None for distance in audit.samples.executed_distance)
-    value = f"{executed} executed, 0 within"
-    return Finding("LA008", "pass", "No adversarial example lies within a radius of R, F or D", value, why)
+        said = f"an adversarial example lies within a radius of promise {which}"
+        return Outcome("fail", said[0].upper() + said[1:], which, headline=said)
+    pairs = (zip(p.radius, samples.attacked, strict=False) for p in audit.promises)
+    if not any(radius > 0 and attacked for rows in pairs for radius, attacked in rows):
+        return Outcome("not run", "No attacked image has a radius above 0 under any promise", "0 images")
+    executed = sum(distance is not None for distance in samples.executed_distance)
+    title = "No adversarial example lies within a radius of R, F or D"
+    return Outcome("pass", title, f"{executed} executed, 0 within")
 
 
-def _broken(radius: Iterable[float], distance: Iterable[float | None]) -> int:
-    pairs = zip(radius, distance, strict=False)  # either is empty where there is nothing to compare
-    return sum(found is not None and 0 < certified >= found for certified, found in pairs)
-
-
-@CHECKS.register("LA009")
-def holds_as_executed(audit: Audit) -> Finding | None:
-    """Do certificates also hold for the network as it is executed?"""
-    why = (
-        "The network that runs rounds: near its decision boundary it gives other answers than the exact function of "
-        "its weights. Promise F takes that into account, whatever the order of the sums."
-    )
+@check(
+    "LA009",
+    "Certificates as executed",
+    asks="Do certificates also hold for the network as it is executed?",
+    why="A network runs in float32 or half precision, and rounding may change its answer where the exact function "
+    "keeps it. Promise F takes off what rounding can do anywhere in the ball, whatever the order of the sums.",
+    fix="Where F is not certified, deploy the network in float64 (promise D), or rely on R where rounding does not "
+    "matter.",
+    states={"info": "how many images are certified as executed, or why none can be", "not run": WITHHELD},
+    rests_on_bounds=True,
+)
+def holds_as_executed(audit: Audit) -> Outcome | None:
     found = next((p for p in audit.promises if p.promise == "F"), None)
     if found is None:
         return None
     if not found.certified:
         fix = f"Deploy it in float64 (promise D), or rely on R where rounding does not matter. {found.why_not}."
-        return Finding("LA009", "info", "F: not certified as executed", "", why, fix)
+        return Outcome("info", "F: not certified as executed", "", fix)
     eps = audit.threat.eps[0]
     kept = sum(radius > eps_value(eps) for radius in found.radius)
     exact = next((sum(r > eps_value(eps) for r in p.radius) for p in audit.promises if p.promise == "R"), 0)
-    value = f"{kept} images at {eps}, exact {exact}"
-    return Finding("LA009", "info", "Certificates for the network as executed were computed, too", value, why)
+    return Outcome(
+        "info", "Certificates for the network as executed were computed, too", f"{kept} images at {eps}, exact {exact}"
+    )
