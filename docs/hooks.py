@@ -26,7 +26,9 @@ def _table(name: str, record: dict[str, Any]) -> str:
         f"| {of.get('description', '').replace('|', '&#124;')} |"
         for field, of in record.get("properties", {}).items()
     ]
-    return "\n".join([f"## {name}", "", record.get("description", ""), "", "| field | type | meaning |", "|---|---|---|", *rows])
+    return "\n".join(
+        [f"## {name}", "", record.get("description", ""), "", "| field | type | meaning |", "|---|---|---|", *rows]
+    )
 
 
 def _kind(of: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 import tomllib
@@ -45,9 +46,11 @@ def test_there_are_blocks() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", blocks("python"))
-def test_python_runs(text: str, few: Any, assert_certified: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(
+    text: str, few: Any, assert_certified: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    names = {**vars(few), "epochs": 1, "writer": SimpleNamespace(add_scalar=lambda *values: None)}
+    names = {**vars(few), "epochs": 1, "writer": SimpleNamespace(add_scalar=print)}
     names |= {"matrix": few.model[-1].weight.detach(), "weight": few.model[0].weight.detach()}
     if "classifier" in text:
         names |= {"classifier": classifier(few.model), "x": few.images.numpy(), "y": few.labels.numpy()}
@@ -77,7 +80,7 @@ def test_commands_parse(text: str) -> None:
             words = shlex.split(command)[1:]
             if words:
                 commands.commands[words[0]].make_context(words[0], words[1:])
-                for gate in (word for before, word in zip(words, words[1:], strict=False) if before == "--gate"):
+                for gate in (word for before, word in itertools.pairwise(words) if before == "--gate"):
                     assert parse(gate).expression
 
 
