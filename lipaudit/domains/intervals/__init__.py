@@ -49,8 +49,8 @@ def walk_ranges(graph: Graph, low: float, high: float) -> Iterator[tuple[str, Ra
     nodes = {node.name: node for node in graph.nodes}
     last = {name: reader.name for reader in graph.nodes for name in reader.refs()}
     shape, device = (1, *graph.input_shape), _device(graph)
-    box = (torch.full(shape, end, dtype=torch.float64, device=device) for end in (low, high))
-    values = {"input": Range(*box)}
+    box = [torch.full(shape, end, dtype=torch.float64, device=device) for end in (low, high)]
+    values = {"input": Range(box[0], box[1])}
     yield "input", values["input"]
     for node in graph.nodes:
         with torch.no_grad():
