@@ -46,7 +46,7 @@ def deliver(audit: Audit, chosen: dict[str, Any], running: Resumable | None = No
     texts = {kind: render(audit, kind) for kind in chosen["formats"]}
     files: dict[Path, str] = {}
     if chosen["out"] == "-":
-        click.echo(*texts.values(), nl=False)
+        click.echo("".join(texts.values()), nl=False)
     else:
         files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
         write_all(files)
