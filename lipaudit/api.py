@@ -18,6 +18,7 @@ from lipaudit.certification.executed import Promise
 from lipaudit.certification.inputs import check_inputs, check_labels, doubt_of
 from lipaudit.certification.local_search import BUDGET
 from lipaudit.certification.network_bound import compose
+from lipaudit.certification.norm_bounds import bound_in
 from lipaudit.errors import BadThreat
 from lipaudit.graph.wrappers import as_module, domain_of, on_device
 from lipaudit.loading.model_names import PAIRS, canonical
@@ -26,6 +27,7 @@ from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress
 from lipaudit.results.audit import Audit
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.threat import Norm, norm_of
 from lipaudit.runs.audit import audit as audit_network
 
 
@@ -38,9 +40,13 @@ def bound(
     device: str | torch.device | None = None,
     domain: tuple[float, float] | None = None,
     method: str = "best",
+    norm: Norm = "l2",
     progress: Progress | None = None,
 ) -> NetworkBound:
-    """A proved bound of the Lipschitz constant (L2 to L2) of `model`, from raw inputs to logits.
+    """A proved bound of the Lipschitz constant of `model`, from raw inputs to logits.
+
+    Inputs move in `norm`: "l2", "linf" or "l1". In L2 the bound is that of the vector of logits (L2 to L2), otherwise
+    of every logit. `method` is how L2 norms of layers are bounded.
 
     `input_shape` has no batch axis: (3, 32, 32). `mean` and `std` (per channel) put the normalisation
     (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the entries of
@@ -49,10 +55,12 @@ def bound(
     `clip_values`.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
+    measured = norm_of(norm)
     model, given = network_of(model, {"mean": mean, "std": std})
     module = on_device(as_module(model, mean=given["mean"], std=given["std"]), device)
     domain = domain_of(model, domain)
-    return compose(module, tuple(input_shape), domain=domain, method=method, progress=progress).network
+    composition = compose(module, tuple(input_shape), domain=domain, method=method, progress=progress)
+    return bound_in(composition, measured)
 
 
 def certify(
@@ -61,6 +69,7 @@ def certify(
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
     method: Literal["best", "global", "local", "thorough"] = "best",
+    norm: Norm = "l2",
     norms: str = "best",
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
@@ -69,12 +78,13 @@ def certify(
     promise: Promise = "R",
     progress: Progress | None = None,
 ) -> Certificates:
-    """Certified L2 radii of `inputs` (n, ...), in their own units; with a DataLoader or Dataset, of its images.
+    """Certified radii of `inputs` (n, ...), in their own units; with a DataLoader or Dataset, of its images.
 
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
     of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
     said of inputs in the domain only; networks with products of activations, attention and the like need one. For an
     ART classifier it is its `clip_values`, the units of which are those of the radii.
+    `norm` is that of the radii: "l2", "linf" (how far every entry may move) or "l1" (how far all may move in sum).
     `method`: "global" radii come from Lipschitz bounds (layer norms by `norms`); "local" adds those from affine forms
     around each sample, which may take minutes each, and takes the larger; "best" does so as far as a minute allows;
     "thorough" goes on where "local" ends and takes all neurons together, which reaches farther in small ReLU networks
@@ -85,6 +95,7 @@ def certify(
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs. Warns of pixels from 0 to 255 without a
     `domain`: most networks take them from 0 to 1.
     """
+    measured = norm_of(norm)
     model, given = network_of(model, {"mean": mean, "std": std})
     module = on_device(as_module(model, mean=given["mean"], std=given["std"]), device)
     domain = domain_of(model, domain)
@@ -98,7 +109,7 @@ def certify(
     composition = compose(module, tuple(points.shape[1:]), domain=domain, method=norms, progress=progress)
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
     asked = () if promise == "R" else (promise,)
-    found = certify_with(composition, points, answers, promises=asked, progress=progress)
+    found = certify_with(composition, points, answers, norm=measured, promises=asked, progress=progress)
     if method == "global":
         return under(found, promise)
     budget, together = BUDGET if method == "best" else None, method == "thorough"
