@@ -11,6 +11,7 @@ Note [Promise R]
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -38,9 +39,6 @@ from lipaudit.rounding import down
 class Certificates:
     """One row per sample. Without labels, the radius is about keeping the predicted class."""
 
-    radius: np.ndarray
-    prediction: np.ndarray
-    margin: np.ndarray
     rows: tuple[Certificate, ...]
     rounding: float = 0.0
     """Largest bound of the rounding error of a sample's logits, L2; every radius is already reduced by it."""
@@ -53,6 +51,21 @@ class Certificates:
     """The radii under other promises that were asked for."""
     norm: Norm = "l2"
     """In which the radii are measured."""
+
+    @functools.cached_property
+    def radius(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.radius for row in self.rows])
+
+    @functools.cached_property
+    def prediction(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.prediction for row in self.rows], dtype=np.int64)
+
+    @functools.cached_property
+    def margin(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.margin for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -146,9 +159,6 @@ def _in_norm(
             beside[promise].append((min(radius, rows[-1].radius), executed))
     correct = sum(row.radius > 0 for row in rows)
     return Certificates(
-        radius=np.array([row.radius for row in rows]),
-        prediction=np.array([row.prediction for row in rows], dtype=np.int64),
-        margin=np.array([row.margin for row in rows]),
         rows=tuple(rows),
         rounding=max((error for _, error, _ in seen), default=0.0),
         others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
@@ -168,7 +178,7 @@ def under(certificates: Certificates, promise: Promise) -> Certificates:
     )
     mine = Promised(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
     others = {**certificates.others, certificates.promise: mine}
-    return replace(certificates, radius=radius, rows=rows, promise=promise, why_not=found.why_not, others=others)
+    return replace(certificates, rows=rows, promise=promise, why_not=found.why_not, others=others)
 
 
 def with_local_radii(
@@ -222,7 +232,7 @@ def with_local_radii(
             norm=certificates.norm,
             together=together,
         )
-    return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
+    return replace(certificates, rows=rows, others=others), local
 
 
 def _locally(

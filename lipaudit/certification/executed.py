@@ -127,8 +127,10 @@ class Execution:
     def __init__(self, composition: Composition, promises: Sequence[Promise]) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
         self.pairwise = composition.network.pairwise
-        self.formats = {promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"}
-        self.why = {promise: self._refused(promise) for promise in self.formats}
+        self.formats: dict[Promise, Format] = {
+            promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"
+        }
+        self.why: dict[Promise, str] = {promise: self._refused(promise) for promise in self.formats}
         self.forms = {form.dtype: form for promise, form in self.formats.items() if not self.why[promise]}
         if not self.forms:
             return

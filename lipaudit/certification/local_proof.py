@@ -103,7 +103,7 @@ def _backwards(logits: Logits, label: int, others: list[int], slack: torch.Tenso
     slack = slack.to(gaps.device)
     gaps = gaps - slack - gamma(16) * (logits.centre.abs().max() + slack)
     bent = [step for step in ancestors(logits.step) if isinstance(step, Banded) and step.low is not None]
-    slopes = [step.least_area().expand(len(c), *step.low.shape).clone() for step in bent]
+    slopes = [lines.expand(len(c), *lines.shape).clone() for lines in (step.least_area() for step in bent)]
     rates = [torch.zeros_like(slope) for slope in slopes]
     for step, slope in zip(bent, slopes, strict=True):
         step.chosen[:] = [slope]
