@@ -126,10 +126,10 @@ def certify(
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
     composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
     answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
-    asked = () if settings.promise == "R" else (settings.promise,)
-    found = certify_with(composition, points, answers, norm=measured, promises=asked, progress=progress)
+    asked = () if settings.arithmetic == "real" else (settings.arithmetic,)
+    found = certify_with(composition, points, answers, norm=measured, arithmetics=asked, progress=progress)
     if settings.local == "off":
-        return under(found, settings.promise)
+        return under(found, settings.arithmetic)
     found, local = with_local_radii(
         found,
         composition,
@@ -139,7 +139,7 @@ def certify(
         together=settings.local == "thorough",
         progress=progress,
     )
-    found = under(found, settings.promise)
+    found = under(found, settings.arithmetic)
     if settings.local == "auto" or not local.why_not:
         return found
     return replace(found, why_not=found.why_not or f"local radii, {local.tried} tried: {local.why_not}")
@@ -166,7 +166,7 @@ def audit(
     Keywords replace `settings`, and are those of `lipaudit.settings.Settings`. Radii, distances and `eps`, the L2
     budgets ("36/255" or numbers), are in units of the inputs. `attacks` is a preset ("standard" unless said otherwise)
     or a list of names, "none" for none. `norms` and `arithmetic` are those of `certify`; here certificates in all three
-    arithmetics are found (`Audit.promises`), and `arithmetic` says which of them the radii, rates and gates of the
+    arithmetics are found (`Audit.arithmetics`), and `arithmetic` says which of them the radii, rates and gates of the
     result are about. `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"),
     around all with all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of
     at most `local_samples` images. `shard` (3, 8) audits the third of eight parts of the samples; `lipaudit.merge`

@@ -28,7 +28,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from lipaudit.errors import ConfigError
+from lipaudit.errors import ConfigError, RenamedWarning
+from lipaudit.results.bounds import Arithmetic
 from lipaudit.results.formatting import clean
 from lipaudit.results.threat import DEFAULT_EPS, Box, comma_list
 
@@ -42,10 +43,8 @@ output     how results are shown; a resumed run may change it
 """
 
 Local = Literal["off", "auto", "on", "thorough"]
-Arithmetic = Literal["real", "native", "float64"]
-Promise = Literal["R", "F", "D"]
-PROMISES: dict[Arithmetic, Promise] = {"real": "R", "native": "F", "float64": "D"}
-"""The arithmetic that certificates hold for, and its letter in results."""
+LETTERS: dict[str, Arithmetic] = {"R": "real", "F": "native", "D": "float64"}
+"""What each arithmetic was called before."""
 
 NETWORK, DATA, PROOF, ATTACKS = "Network", "Data", "Proof", "Attacks"
 ESTIMATES, SHARDS, OUTPUT, RUN = "Estimates (no guarantee)", "Shards", "Output", "This run"
@@ -251,8 +250,8 @@ class Settings:
         "are shown.",
         PROOF,
         "question",
-        OneOf(tuple(PROMISES)),
-        was=Was("promise", {letter: name for name, letter in PROMISES.items()}, OneOf(tuple(PROMISES.values()))),
+        OneOf(tuple(LETTERS.values())),
+        was=Was("promise", LETTERS, OneOf(tuple(LETTERS))),
     )
     eps: str | float | Sequence[str | float] | None = option(
         None,
@@ -295,8 +294,8 @@ class Settings:
     seed: int = option(0, "Seed of everything random.", NETWORK, "question", Whole(0))
     gates: str | Sequence[str] = option(
         (),
-        "Least share, such as 'certified_accuracy@36/255>=0.30', also of unbroken_accuracy@EPS or clean_accuracy; "
-        "append ,ci_low to compare the lower confidence limit, ,warn to warn only. Repeat.",
+        "Least share, such as 'certified_accuracy@36/255>=0.30', also of empirical_robust_accuracy@EPS or "
+        "clean_accuracy; append ,ci_low to compare the lower confidence limit, ,warn to warn only. Repeat.",
         OUTPUT,
         "question",
         Text(several=True),
@@ -311,11 +310,6 @@ class Settings:
     def __post_init__(self) -> None:
         for one in options_of(type(self)).values():
             _check(one, getattr(self, one.name))
-
-    @property
-    def promise(self) -> Promise:
-        """The letter of the arithmetic, as results have it."""
-        return PROMISES[self.arithmetic]
 
     def affecting(self, *what: Affects) -> dict[str, Any]:
         """The settings that affect one of these, by name."""
@@ -473,7 +467,7 @@ def settings_from(
             value = values.get(value, value)
             warnings.warn(
                 f"{function}({keyword}=...) is called {name} now: {name}={value!r}",
-                DeprecationWarning,
+                RenamedWarning,
                 stacklevel=depth,
             )
         if name not in known:

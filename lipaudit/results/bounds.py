@@ -34,6 +34,8 @@ class Upper:
 
 Law = Literal["scale", "sum", "root_sum_squares", "max"]
 Kind = Literal["exact", "upper"]
+Arithmetic = Literal["real", "native", "float64"]
+"""Which function a certificate is about: that of the weights, or the network as executed in its dtype or float64."""
 
 
 @dataclass(frozen=True)

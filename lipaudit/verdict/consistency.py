@@ -134,7 +134,7 @@ def _shard(audit: Audit, shard: Shard) -> Faults:
 def _outcomes(audit: Audit, page: bool) -> Faults:
     """What an attack found belongs to a row that was attacked, and to one of the attacks."""
     s, names = audit.samples, {record.name for record in audit.attacks}
-    executed = s.executed_distance or (None,) * len(s.index)
+    executed = s.native_distance or (None,) * len(s.index)
     columns = (s.label, s.attacked, s.distance, s.adversarial_prediction, s.attack, executed)
     for row, (label, attacked, distance, answer, attack, by_rounding) in enumerate(zip(*columns, strict=True)):
         found = [value is not None for value in (distance, answer, attack)]
@@ -147,7 +147,7 @@ def _outcomes(audit: Audit, page: bool) -> Faults:
         elif attack is not None and attack not in names:
             yield f"samples.attack[{row}]", f"one of the attacks that were run, got {clean(attack, 40)}"
         if by_rounding is not None and (distance is None or not 0 <= by_rounding < math.inf):
-            yield f"samples.executed_distance[{row}]", "a distance from 0 on, where an attack found one"
+            yield f"samples.native_distance[{row}]", "a distance from 0 on, where an attack found one"
     for row, shown in enumerate(audit.thumbnails):
         if s.distance[shown.sample] is None:
             yield f"thumbnails[{row}].sample", "a row with an adversarial example"
@@ -172,13 +172,13 @@ def _radii(audit: Audit, page: bool) -> Faults:
         limit = limits[s.label[row]]
         if believed and method == "global" and radius > 0 and radius * limit > margin * (1 + slack):
             yield f"samples.radius[{row}]", f"at most margin / bound = {margin / limit:.6g}, got {radius:.6g}"
-    for promise in audit.promises:
-        if promise.headline and not page and tuple(promise.radius or (0.0,) * len(s.radius)) != tuple(s.radius):
-            yield f"promises.{promise.promise}.radius", "the radii of result.samples"
-        if any(not radius >= 0 for radius in promise.radius):
-            yield f"promises.{promise.promise}.radius", "radii from 0 on"
-    if audit.promises and [promise.headline for promise in audit.promises].count(True) != 1:
-        yield "promises", "one promise that result.samples.radius is about"
+    for arithmetic in audit.arithmetics:
+        if arithmetic.headline and not page and tuple(arithmetic.radius or (0.0,) * len(s.radius)) != tuple(s.radius):
+            yield f"arithmetics.{arithmetic.arithmetic}.radius", "the radii of result.samples"
+        if any(not radius >= 0 for radius in arithmetic.radius):
+            yield f"arithmetics.{arithmetic.arithmetic}.radius", "radii from 0 on"
+    if audit.arithmetics and [arithmetic.headline for arithmetic in audit.arithmetics].count(True) != 1:
+        yield "arithmetics", "one arithmetic that result.samples.radius is about"
     if audit.bound is None and any(s.radius):
         yield "samples.radius", "0 without a bound"
 
