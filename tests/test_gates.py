@@ -195,7 +195,7 @@ def test_without_sound_certificates_nothing_is_judged(name: str) -> None:
         (["clean_accuracy>=1,warn", "clean_accuracy>=0.1"], "passed", 0, "Certificates hold"),
         (["clean_accuracy>=1"], "failed", 3, "Gate failed: 1 of 1 condition. Certificates hold"),
         (["clean_accuracy>=1", "clean_accuracy>=0"], "failed", 3, "Gate failed: 1 of 2 conditions. Cert"),
-        (["empirical_robust_accuracy@0.3>=0"], "cannot be evaluated", 5, "The gate cannot be evaluated. Certificates hold"),
+        (["empirical_robust_accuracy@0.3>=0"], "cannot be evaluated", 5, "The gate cannot be evaluated. Cert"),
         (["empirical_robust_accuracy@0.3>=0,warn"], "not set", 0, "Certificates hold"),
         (["empirical_robust_accuracy@0.3>=0", "clean_accuracy>=1"], "failed", 5,
          "Gate failed: 1 of 2 conditions, 1 cannot be evaluated."),

@@ -275,9 +275,11 @@ def test_every_attack_has_a_claim_and_a_cost() -> None:
 
 def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate of the running time rests on these numbers."""
-    monkeypatch.setattr(autoattack, "MANY_QUERIES", 1200)
-    monkeypatch.setattr(art, "SQUARE_QUERIES", 500)
-    monkeypatch.setattr(art, "EAD_SEARCHES", 3)
+    for module, name, count in (
+        (autoattack, "SQUARE_QUERIES", 300), (autoattack, "MANY_QUERIES", 400), (art, "SQUARE_QUERIES", 200),
+        (art, "EAD_SEARCHES", 3), (art, "EAD_STEPS", 30), (autoattack, "FAB_STEPS", 30),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, count)
     stops_early = ("deepfool", "cw", "elasticnet")  # or has line searches, or fewer classes than there might be
     counts = {"forward": 0, "backward": 0}
 
