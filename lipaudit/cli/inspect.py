@@ -26,7 +26,7 @@ PACKAGES = (
 @options("norms", default="best")
 @text_or_json
 @click.pass_context
-def bounds(context: click.Context, model: str, kind: str, **chosen: Any) -> None:
+def bounds(context: click.Context, /, model: str, kind: str, **chosen: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.api import bound
     from lipaudit.cli.terminal import terminal_progress
