@@ -21,12 +21,12 @@ import difflib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from lipaudit.errors import ConfigError, RenamedWarning
 from lipaudit.results.bounds import Arithmetic
@@ -214,7 +214,7 @@ def option(
     return field(default=default, metadata={"option": Option(help, group, affects, **known)})
 
 
-LIBRARY = {"metavar": "", "variable": False, "in_files": False}
+LIBRARY: dict[str, Any] = {"metavar": "", "variable": False, "in_files": False}
 """Of settings that the command line does not have."""
 
 
@@ -416,9 +416,13 @@ class RunSettings(Settings):
 S = TypeVar("S", bound=Settings)
 
 
-@cache
 def options_of(kind: type[Settings] = RunSettings) -> Mapping[str, Option]:
     """The settings by name."""
+    return _options_of(cast(Hashable, kind))  # mypy takes a class for its instances, which may have no hash
+
+
+@cache
+def _options_of(kind: Any) -> Mapping[str, Option]:
     each = [field for field in fields(kind) if "option" in field.metadata]
     return {one.name: replace(one.metadata["option"], name=one.name, default=one.default) for one in each}
 

@@ -50,7 +50,8 @@ def bound_in(composition: Composition, norm: Norm) -> NetworkBound:
 def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
     began, known, ledger = time.perf_counter(), composition.network, composition.ledger
     majorants = Majorants(composition.graph, ledger.device, domain=ledger.domain, whole=ledger)
-    notes, layers, share = known.notes, (), wide(circumradius(norm, math.prod(composition.graph.input_shape)))
+    layers: tuple[LayerBound, ...] = ()
+    notes, share = known.notes, wide(circumradius(norm, math.prod(composition.graph.input_shape)))
     classes = len(known.pairwise)
     try:
         head = majorants.run()

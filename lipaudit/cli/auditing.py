@@ -149,7 +149,7 @@ def _sized(settings: RunSettings, loaded: Loaded, progress: Progress) -> RunSett
         classes=loaded.model.facts.classes,
         samples=settings.samples,
         attacks=settings.attacks,
-        eps=settings.eps,
+        eps=parse_eps(settings.eps or ()),
         available=loaded.opened.available,
         budget=min(BUDGET, settings.time_limit or BUDGET),
     )

@@ -26,7 +26,7 @@ PACKAGES = (
 @options("norms", default="best")
 @text_or_json
 @click.pass_context
-def bounds(context: click.Context, model: str, kind: str, **chosen: Any) -> None:
+def bounds(context: click.Context, /, model: str, kind: str, **chosen: Any) -> None:
     """Bound a model layer by layer, without data."""
     from lipaudit.api import bound
     from lipaudit.cli.terminal import terminal_progress

@@ -54,8 +54,7 @@ def options(*names: str, variables: bool = False, **more: Any) -> Callable[[Comm
         for name in reversed(names):
             one = known[name]
             if one.was is not None:
-                was = {"name": one.was.name, "typed": f"--{one.was.name}", "kind": one.was.kind}
-                command = _option(one, **was, variables=variables, hidden=True)(command)
+                command = _option(one, one.was.name, f"--{one.was.name}", one.was.kind, variables, hidden=True)(command)
             command = _option(one, one.name, one.typed, one.kind, variables, **more)(command)
         return command
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -62,6 +63,11 @@ def _norm(v: torch.Tensor) -> float:
     return 1.02 * math.sqrt(float(torch.linalg.vector_norm(gram @ x, dim=1).max()))
 
 
+def _one_of(ts: list[torch.Tensor], number: int, v: torch.Tensor) -> torch.Tensor:
+    del v
+    return ts[number]
+
+
 def _descended(program: Program, loss: Loss, start: list[torch.Tensor], steps: int) -> list[torch.Tensor]:
     logs = [t.log().requires_grad_(True) for t in start]
     optimiser = torch.optim.Adam(logs, lr=_RATE, betas=(0.9, 0.98))
@@ -72,7 +78,7 @@ def _descended(program: Program, loss: Loss, start: list[torch.Tensor], steps: i
                 group["lr"] = group.get("rate", _RATE) * (1 - 0.8 * step / steps)
             ts = [log.exp() for log in logs]
             try:
-                value = loss(program.run(lambda number, _, ts=ts: ts[number], prove=False))
+                value = loss(program.run(partial(_one_of, ts), prove=False))
                 current = float(value.detach())
             except (Unfit, torch.linalg.LinAlgError):
                 current = math.nan

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 
@@ -131,7 +132,7 @@ class Majorants(Ledger):
         start = Moving(INPUT, m=m, length=self._round, number=-1)
         self._values[INPUT] = start
         with torch.no_grad():
-            found = walk(self.graph, RULES, start, self, self._check, instead=whole_blocks(self))
+            found = walk(self.graph, RULES, cast(Value, start), self, self._check, instead=whole_blocks(self))
         assert isinstance(found, Moving)
         return found
 
@@ -178,11 +179,11 @@ class Majorants(Ledger):
         length = (
             up(upper.value * LAWS[law]([value.length for value in values]) * (1 + gamma(8))) if upper.value else 0.0
         )
+        rule = next((STEPS[op] for op in (node.op,) if op in STEPS), None)
         if law == "scale" and upper.method == "pointwise" and node.op in _WRITTEN_OUT:
             known, rule = {"self": values[0]}, one_entry
         else:
             known = {name: self.settle(self._values[ref]) for name, ref in _operands(node)}
-            rule = next((STEPS[op] for op in (node.op,) if op in STEPS), None)
         if rule is not None and rule(node, {name: value.m for name, value in known.items()}, upper.value) is not None:
             return self._entrywise(node, rule, known, length, values, upper)
         return self._by_length(node, length, values, upper, law)
