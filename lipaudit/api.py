@@ -17,6 +17,7 @@ from lipaudit.certification.certificates import Certificates, certify_with, unde
 from lipaudit.certification.inputs import check_inputs, check_labels, doubt_of
 from lipaudit.certification.local_search import BUDGET
 from lipaudit.certification.network_bound import compose
+from lipaudit.certification.norm_bounds import bound_in
 from lipaudit.errors import BadThreat
 from lipaudit.graph.wrappers import Prepared, prepared
 from lipaudit.loading.model_names import PAIRS, canonical
@@ -25,6 +26,7 @@ from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress
 from lipaudit.results.audit import Audit, ModelFacts
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.threat import Norm, norm_of
 from lipaudit.runs.audit import audit as audit_network
 from lipaudit.runs.provenance import Source
 from lipaudit.settings import Settings, settings_from, signature
@@ -55,25 +57,30 @@ def bound(
     model: nn.Module | Any,
     input_shape: tuple[int, ...],
     *,
+    norm: Norm = "l2",
     settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> NetworkBound:
-    """A proved bound of the Lipschitz constant (L2 to L2) of `model`, from raw inputs to logits.
+    """A proved bound of the Lipschitz constant of `model`, from raw inputs to logits.
+
+    Inputs move in `norm`: "l2", "linf" or "l1". In L2 the bound is that of the vector of logits (L2 to L2), otherwise
+    of every logit. `norms` is how L2 norms of layers are bounded: "best", "tight" (exact padding in small layers, takes
+    minutes), "all", or one method of norms/methods.py.
 
     `input_shape` has no batch axis: (3, 32, 32). Keywords replace `settings`. `mean` and `std` (per channel) put the
     normalisation (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the
     entries of raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there,
     and without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is
-    its `clip_values`. `norms` are the methods for layer norms: "best", "tight" (exact padding in small layers, takes
-    minutes), "all", or one of norms/methods.py.
+    its `clip_values`.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
+    measured = norm_of(norm)
     settings = settings_from(keywords, settings, "bound", takes=BOUNDING, was={"method": ("norms", {})})
     network, _ = network_of(model, settings)
-    return compose(
-        network.module, tuple(input_shape), domain=network.domain, method=settings.norms, progress=progress
-    ).network
+    shape, domain = tuple(input_shape), network.domain
+    composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
+    return bound_in(composition, measured)
 
 
 @_written_out(*CERTIFYING)
@@ -82,16 +89,18 @@ def certify(
     inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
+    norm: Norm = "l2",
     settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> Certificates:
-    """Certified L2 radii of `inputs` (n, ...), in their own units; with a DataLoader or Dataset, of its images.
+    """Certified radii of `inputs` (n, ...), in their own units; with a DataLoader or Dataset, of its images.
 
     No input closer to row k than `radius[k]` changes its prediction (its label, where labels are given: the radius
     of a misclassified sample is 0). With a `domain`, the range of the entries of raw inputs, (0, 1) for pixels, this is
     said of inputs in the domain only; networks with products of activations, attention and the like need one. For an
     ART classifier it is its `clip_values`, the units of which are those of the radii.
+    `norm` is that of the radii: "l2", "linf" (how far every entry may move) or "l1" (how far all may move in sum).
     Keywords replace `settings`; `mean`, `std`, `device`, `domain` and `norms` are those of `bound`.
     `local`: radii come from Lipschitz bounds ("off"); "on" adds those from affine forms around each sample, which may
     take minutes each, and takes the larger; "auto" does so as far as a minute allows, of at most `local_samples`;
@@ -103,10 +112,11 @@ def certify(
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs. Warns of pixels from 0 to 255 without a
     `domain`: most networks take them from 0 to 1.
     """
+    measured = norm_of(norm)
     settings = settings_from(keywords, settings, "certify", takes=CERTIFYING, was={"method": ("local", METHODS)})
     network, _ = network_of(model, settings)
-    inputs, labels = with_labels(inputs, labels)
-    points = check_inputs(inputs)
+    images, truth = with_labels(inputs, labels)
+    points = check_inputs(images)
     domain, shape = network.domain, tuple(points.shape[1:])
     if domain is None and (doubt := doubt_of(points)):
         warnings.warn(doubt, stacklevel=2)
@@ -114,9 +124,9 @@ def certify(
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
     composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
-    answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
+    answers = None if truth is None else check_labels(truth, len(points), len(composition.network.pairwise))
     asked = () if settings.promise == "R" else (settings.promise,)
-    found = certify_with(composition, points, answers, promises=asked, progress=progress)
+    found = certify_with(composition, points, answers, norm=measured, promises=asked, progress=progress)
     if settings.local == "off":
         return under(found, settings.promise)
     found, local = with_local_radii(

@@ -124,8 +124,7 @@ def _excuse(run: Run, entry: Attack) -> str:
     if network.no_gradient and entry.passes(network.classes).backward:
         return network.no_gradient
     if entry.fits is not None and not entry.fits(*network.shape[1:]):
-        height, width = network.shape[1:]
-        return f"its squares do not fit on images of {height} × {width} pixels"
+        return f"its squares do not fit on images of {' × '.join(map(str, network.shape[1:]))} pixels"
     if entry.aim == "eps" and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:
@@ -235,7 +234,8 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
 def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:
     """What an attack claims, and whether it came to its end before the time did."""
     network, shape = run.arena.network, batch.inputs.shape
-    asked, claims = entry(network, batch), []
+    asked = entry(network, batch)
+    claims: list[Tensor] = []
     while True:
         with sealed(run.seed + len(claims), flags, batch.inputs.device):
             claim = next(asked, None)

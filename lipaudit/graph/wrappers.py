@@ -63,7 +63,7 @@ def bare(model: nn.Module) -> nn.Module:
     """The model inside `torch.compile`, `DataParallel` and `DistributedDataParallel`."""
     while True:
         if type(model).__name__ == "OptimizedModule":
-            inner = model._orig_mod
+            inner = model.get_submodule("_orig_mod")
         elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             inner = model.module
         else:

@@ -21,6 +21,9 @@ MOST_CLASSES = 128
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
+Integrity = Literal["SOUND", "INVALID", "UNPROVED"]
+Strength = Literal["vacuous", "weak", "substantial"]
+Status = Literal["complete", "partial", "invalid"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Finding:
 class Verdict:
     """Three lamps; strength and gate have no state when integrity is not SOUND."""
 
-    integrity: Literal["SOUND", "INVALID", "UNPROVED"]
-    strength: Literal["vacuous", "weak", "substantial"] | None
+    integrity: Integrity
+    strength: Strength | None
     gate: Literal["passed", "failed", "not set", "cannot be judged"]
     headline: str
     sentences: tuple[str, ...]
@@ -320,7 +323,7 @@ class Audit:
     started: str
     """UTC, ISO 8601."""
     command: tuple[str, ...]
-    status: Literal["complete", "partial", "invalid"]
+    status: Status
     exit_code: int
     verdict: Verdict
     model: ModelFacts

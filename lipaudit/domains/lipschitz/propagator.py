@@ -30,7 +30,13 @@ from lipaudit.domains.graph import Graph, Node
 from lipaudit.domains.interpreter import Rules
 from lipaudit.domains.intervals import Range, walk_ranges
 from lipaudit.domains.lipschitz.pairs import MONOTONE, pair_bound
-from lipaudit.domains.lipschitz.pending import Inner, Link, Parts, Piece, Value, joined, merged, only_moves
+from lipaudit.domains.lipschitz.pending import Inner as Inner  # the rules read these names here
+from lipaudit.domains.lipschitz.pending import Link as Link
+from lipaudit.domains.lipschitz.pending import Parts, joined
+from lipaudit.domains.lipschitz.pending import Piece as Piece
+from lipaudit.domains.lipschitz.pending import Value as Value
+from lipaudit.domains.lipschitz.pending import merged as merged
+from lipaudit.domains.lipschitz.pending import only_moves as only_moves
 from lipaudit.domains.rounding.float64 import EXACT
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.files.journal import Parts as KeptParts
@@ -39,7 +45,7 @@ from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, schur_te
 from lipaudit.norms.methods import norm_bound
 from lipaudit.norms.power_iteration import lower_bound
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.bounds import Law, LayerBound, Upper
+from lipaudit.results.bounds import Kind, Law, LayerBound, Upper
 from lipaudit.rounding import WIDE, log10_up, up, wide, wide_sqrt
 
 RULES = Rules("Lipschitz rule")
@@ -83,6 +89,8 @@ class Ledger:
     """By node, for maps inside of a block that is bounded at once: what is proved of the norm."""
     inner: dict[str, Inner] = field(default_factory=dict)
     """By node, for sums of branches that are one map."""
+    maps: dict[str, LinearMap] = field(default_factory=dict)
+    """By node, for linear operations: the map."""
     _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
@@ -117,6 +125,7 @@ class Ledger:
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
         """The value after one more linear operation; settled at once where several readers would repeat work."""
+        self.maps[node.name] = linear
         pending = replace(value, chain=(*value.chain, Link(linear, ((node, linear),))))
         repeated = self._users.get(node.name, 0) > 1 and any(link.heavy for link in pending.chain)
         return self.settle(pending) if repeated else pending
@@ -233,7 +242,7 @@ class Ledger:
             total = wide_sqrt(total)
         else:
             total = max(bounds)
-        kind = "exact" if exact and law == "scale" else "upper"
+        kind: Kind = "exact" if exact and law == "scale" else "upper"
         return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
 
     def replaced(
@@ -345,9 +354,9 @@ class Ledger:
         kept = None if keep is None else keep.get(part, about)
         if kept is not None:
             each = zip(kept["value"].tolist(), kept["method"].tolist(), kept["because"].tolist(), strict=True)
-            upper, *candidates = (Upper(*one) for one in each)
+            upper, *others = (Upper(*one) for one in each)
             low = float(kept["lower"])
-            return upper, tuple(candidates), None if math.isnan(low) else low, float(kept["seconds"])
+            return upper, tuple(others), None if math.isnan(low) else low, float(kept["seconds"])
         began = time.perf_counter()
         upper, candidates = norm_bound(link.linear, self.method)
         lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
@@ -363,7 +372,7 @@ class Ledger:
                 because=np.array([one.because for one in every]),
                 lower=np.array(math.nan if lower is None else lower),
             )
-        return upper, tuple(candidates), lower, seconds
+        return upper, candidates, lower, seconds
 
     def _write(
         self,
@@ -373,11 +382,11 @@ class Ledger:
         upper: Upper,
         total: Decimal,
         *,
-        kind: str,
+        kind: Kind,
         parts: Parts = (),
         part: bool = False,
         op: str = "",
-        **measured: object,
+        **measured: Any,
     ) -> str:
         parts = parts or ((node, None),)
         step_name = node.name
@@ -405,7 +414,7 @@ class Ledger:
         return step_name
 
 
-def _told(linear: LinearMap) -> list[Any]:
+def _told(linear: Any) -> list[Any]:
     """All that a map is made of, for a fingerprint."""
     found: list[Any] = [type(linear).__name__]
     for part in fields(linear):
