@@ -57,30 +57,29 @@ def bound(
     model: nn.Module | Any,
     input_shape: tuple[int, ...],
     *,
-    settings: Settings = BEST,
     norm: Norm = "l2",
+    settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> NetworkBound:
     """A proved bound of the Lipschitz constant of `model`, from raw inputs to logits.
 
     Inputs move in `norm`: "l2", "linf" or "l1". In L2 the bound is that of the vector of logits (L2 to L2), otherwise
-    of every logit.
+    of every logit. `norms` is how L2 norms of layers are bounded: "best", "tight" (exact padding in small layers, takes
+    minutes), "all", or one method of norms/methods.py.
 
     `input_shape` has no batch axis: (3, 32, 32). Keywords replace `settings`. `mean` and `std` (per channel) put the
     normalisation (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the
     entries of raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there,
     and without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is
-    its `clip_values`. `norms` are the methods for layer norms: "best", "tight" (exact padding in small layers, takes
-    minutes), "all", or one of norms/methods.py.
+    its `clip_values`.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
     measured = norm_of(norm)
     settings = settings_from(keywords, settings, "bound", takes=BOUNDING, was={"method": ("norms", {})})
     network, _ = network_of(model, settings)
-    composition = compose(
-        network.module, tuple(input_shape), domain=network.domain, method=settings.norms, progress=progress
-    )
+    shape, domain = tuple(input_shape), network.domain
+    composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
     return bound_in(composition, measured)
 
 
@@ -90,8 +89,8 @@ def certify(
     inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    settings: Settings = BEST,
     norm: Norm = "l2",
+    settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> Certificates:
@@ -116,8 +115,8 @@ def certify(
     measured = norm_of(norm)
     settings = settings_from(keywords, settings, "certify", takes=CERTIFYING, was={"method": ("local", METHODS)})
     network, _ = network_of(model, settings)
-    inputs, labels = with_labels(inputs, labels)
-    points = check_inputs(inputs)
+    images, truth = with_labels(inputs, labels)
+    points = check_inputs(images)
     domain, shape = network.domain, tuple(points.shape[1:])
     if domain is None and (doubt := doubt_of(points)):
         warnings.warn(doubt, stacklevel=2)
@@ -125,7 +124,7 @@ def certify(
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
     composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
-    answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
+    answers = None if truth is None else check_labels(truth, len(points), len(composition.network.pairwise))
     asked = () if settings.arithmetic == "real" else (settings.arithmetic,)
     found = certify_with(composition, points, answers, norm=measured, arithmetics=asked, progress=progress)
     if settings.local == "off":

@@ -176,7 +176,7 @@ class Option:
     affects: Affects
     kind: Kind
     flag: str
-    """As it is typed, `--local-samples`; empty if the command line does not have it."""
+    """As it is typed, where that is not the name: `--gate`."""
     short: str
     metavar: str | None
     shown: str
@@ -185,6 +185,8 @@ class Option:
     """Whether `LIPAUDIT_*` sets it."""
     in_files: bool
     """Whether the settings file sets it, under [run]."""
+    library_only: bool
+    """Whether the command line, with its environment and file, does not have it."""
     was: Was | None
     name: str = ""
     default: Any = None
@@ -193,11 +195,6 @@ class Option:
     def typed(self) -> str:
         """As it is typed on the command line and, without dashes, in the settings file."""
         return self.flag or f"--{self.name.replace('_', '-')}"
-
-    @property
-    def environment(self) -> str | None:
-        """The environment variable that sets it."""
-        return f"LIPAUDIT_{self.typed[2:].replace('-', '_').upper()}" if self.variable else None
 
 
 def option(
@@ -210,12 +207,8 @@ def option(
 ) -> Any:
     """The field of a setting; `more` are further fields of `Option`."""
     known: dict[str, Any] = {"flag": "", "short": "", "metavar": None, "shown": "", "was": None}
-    known |= {"variable": True, "in_files": True, "kind": kind or Text(), **more}
+    known |= {"variable": True, "in_files": True, "library_only": False, "kind": kind or Text(), **more}
     return field(default=default, metadata={"option": Option(help, group, affects, **known)})
-
-
-LIBRARY: dict[str, Any] = {"metavar": "", "variable": False, "in_files": False}
-"""Of settings that the command line does not have."""
 
 
 @dataclass(frozen=True)
@@ -290,7 +283,7 @@ class Settings:
     std: Sequence[float] | Literal["none"] | None = option(
         None, "Standard deviation per channel.", NETWORK, "question", Parsed(numbers), metavar="S,S,S"
     )
-    domain: Box | None = option(None, "Range of the entries of raw inputs.", NETWORK, "question", **LIBRARY)
+    domain: Box | None = option(None, "Range of the entries of raw inputs.", NETWORK, "question", library_only=True)
     seed: int = option(0, "Seed of everything random.", NETWORK, "question", Whole(0))
     gates: str | Sequence[str] = option(
         (),

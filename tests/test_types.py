@@ -35,7 +35,8 @@ epochs: int
 MISTAKES = """\
 lipaudit.audits  # type: ignore[attr-defined]
 lipaudit.bound(model)  # type: ignore[call-arg]
-lipaudit.certify(model, images, labels, method=1)  # type: ignore[arg-type]
+lipaudit.certify(model, images, labels, settings=1)  # type: ignore[arg-type]
+lipaudit.Settings(local=1)  # type: ignore[arg-type]
 lipaudit.nn.AOLLinear("1", 1)  # type: ignore[arg-type]
 wrong: str = lipaudit.dense_norm(weight).value  # type: ignore[assignment]
 """
