@@ -224,8 +224,23 @@ class Ledger:
             self._settled[key] = step
         return Value(self._settled[key], pieces=value.pieces)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line.
+
+        For a whole block that ends in the node, `parts` and `grown` are as `replaced` has them.
+        """
+        if grown is not None:
+            self._grown[node.name] = grown
         steps = [self.settle(value).step for value in inputs]
         pieces = joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
@@ -243,7 +258,7 @@ class Ledger:
         else:
             total = max(bounds)
         kind: Kind = "exact" if exact and law == "scale" else "upper"
-        return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
+        return Value(self._write(node, law, steps, upper, total, kind=kind, parts=parts), pieces=pieces)
 
     def replaced(
         self,
