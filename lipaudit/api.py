@@ -17,7 +17,7 @@ from lipaudit.certification.certificates import Certificates, certify_with, unde
 from lipaudit.certification.executed import Promise
 from lipaudit.certification.inputs import check_inputs, check_labels, doubt_of
 from lipaudit.certification.local_search import BUDGET
-from lipaudit.certification.network_bound import compose
+from lipaudit.certification.network_bound import GlobalMethod, compose
 from lipaudit.errors import BadThreat
 from lipaudit.graph.wrappers import as_module, domain_of, on_device
 from lipaudit.loading.model_names import PAIRS, canonical
@@ -38,6 +38,7 @@ def bound(
     device: str | torch.device | None = None,
     domain: tuple[float, float] | None = None,
     method: str = "best",
+    global_method: GlobalMethod = "best",
     progress: Progress | None = None,
 ) -> NetworkBound:
     """A proved bound of the Lipschitz constant (L2 to L2) of `model`, from raw inputs to logits.
@@ -47,12 +48,16 @@ def bound(
     raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there, and
     without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is its
     `clip_values`.
+    `global_method` says how layers are put together: "product" multiplies their bounds, "ellipsoid" takes several
+    layers with their activations together (raises `UnsupportedOp` where it cannot), "best" takes the smaller bound, of
+    the network and of each pair of classes.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
     model, given = network_of(model, {"mean": mean, "std": std})
     module = on_device(as_module(model, mean=given["mean"], std=given["std"]), device)
     domain = domain_of(model, domain)
-    return compose(module, tuple(input_shape), domain=domain, method=method, progress=progress).network
+    shape = tuple(input_shape)
+    return compose(module, shape, domain=domain, method=method, progress=progress, global_method=global_method).network
 
 
 def certify(

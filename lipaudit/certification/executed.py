@@ -114,7 +114,7 @@ class Execution:
 
     def __init__(self, composition: Composition, promises: Sequence[Promise]) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
-        self.pairwise = composition.network.pairwise
+        self.product = composition.product
         self.formats = {promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"}
         self.why = {promise: self._refused(promise) for promise in self.formats}
         self.forms = {form.dtype: form for promise, form in self.formats.items() if not self.why[promise]}
@@ -158,13 +158,16 @@ class Execution:
         return "its bound rests on ranges of activations, which rounding leaves" if self.ledger.used_domain else ""
 
     def _ratios(self) -> list[list[float]]:
-        """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf."""
+        """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf.
+
+        From the bounds of pairs by the ledger alone: others are not the product of the two.
+        """
         base = self.ledger.so_far[self.head.step]
         if not base or not self.head.chain:
-            return [[math.inf] * len(self.pairwise) for _ in self.pairwise]
+            return [[math.inf] * len(self.product) for _ in self.product]
         return [
             [narrow_up(WIDE.divide(wide(pair), base)) if math.isfinite(pair) else math.inf for pair in row]
-            for row in self.pairwise
+            for row in self.product
         ]
 
     def around(self, x: torch.Tensor) -> dict[Promise, Executed]:

@@ -14,25 +14,28 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from lipaudit.domains.ellipsoid.together import Together, together
 from lipaudit.domains.graph import Graph
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT, Link, merged
-from lipaudit.errors import CaptureError
+from lipaudit.errors import CaptureError, LipauditError, UnsupportedOp
 from lipaudit.files.journal import Parts
 from lipaudit.graph.capture import capture
 from lipaudit.graph.wrappers import device_of
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
+from lipaudit.norms.row_distances import pairs_of, row_distances
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.bounds import TOGETHER, LayerBound, NetworkBound, Upper
 from lipaudit.rounding import (
-    UNIT,
     WIDE,
     check_arithmetic,
     gamma,
@@ -47,8 +50,11 @@ _ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
 
 _ROWS_AT_ONCE = 64
-_FEW_CLASSES = 128
-"""Up to so many, class pairs are taken one by one; beyond, their matrix is computed with outward rounding."""
+
+
+Pairs = tuple[tuple[float, ...], ...]
+GlobalMethod = Literal["best", "product", "ellipsoid"]
+GLOBAL_METHODS: tuple[GlobalMethod, ...] = ("best", "product", "ellipsoid")
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Composition:
     """The logits: the last bounded step and the linear maps after it."""
     model: nn.Module
     """What was captured, as it runs."""
+    product: Pairs
+    """Bounds of pairs by the ledger alone, as rounding errors are bounded by it."""
 
 
 def compose(
@@ -72,8 +80,16 @@ def compose(
     method: str = "best",
     progress: Progress | None = None,
     journal: Parts | None = None,
+    global_method: GlobalMethod = "best",
 ) -> Composition:
-    """Capture `model`, bound every layer and put the bounds together; `journal` keeps the bounds of layers."""
+    """Capture `model`, bound every layer and put the bounds together; `journal` keeps the bounds of layers.
+
+    `global_method`: "product" puts layers together by their bounds alone; "ellipsoid" by what they are together
+    (`domains/ellipsoid`), where that is proved, and raises `UnsupportedOp` where it is not; "best" takes the smaller
+    of both for the network and for each pair of classes.
+    """
+    if global_method not in GLOBAL_METHODS:
+        raise LipauditError(f"expected global_method {', '.join(GLOBAL_METHODS)}, got {global_method!r}")
     progress = progress or Silent()
     began = time.perf_counter()
     graph = capture(model, input_shape, domain=domain)
@@ -81,10 +97,16 @@ def compose(
     check_arithmetic(device)
     progress.start("layer bounds", len(graph.nodes))
     ledger = Ledger(graph, device, method=method, progress=progress, domain=domain, journal=journal)
+    values: dict[str, Value] = {}
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger))
+        keep = {} if global_method == "product" else {"after": lambda node, value: values.update({node.name: value})}
+        head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger), **keep)
         logits = ledger.settle(head)
-        pairs = pairwise(head, ledger)
+        distances = _row_distances(merged(head.chain), _classes(graph))
+        pairs = pairwise(head, ledger, distances)
+        found = None if global_method == "product" else together(ledger, values, head, logits)
+    if found is None and global_method == "ellipsoid":
+        raise UnsupportedOp("expected layers that can be bounded together, got none; use global_method='product'")
     total = ledger.so_far[logits.step]
     network = NetworkBound(
         layers=tuple(ledger.lines_to(logits.step)),
@@ -93,32 +115,60 @@ def compose(
         input_shape=graph.input_shape,
         domain=domain if ledger.used_domain else None,
         notes=graph.notes,
-        seconds=time.perf_counter() - began,
     )
+    if found is not None:
+        network = _smaller(network, found, distances, total, logits.step, alone=global_method == "ellipsoid")
+    network = replace(network, seconds=time.perf_counter() - began)
     progress.finish(f"L = {network.value:.3g}")
-    return Composition(network, graph, ledger, head, model)
+    return Composition(network, graph, ledger, head, model, pairs)
 
 
-def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:
-    """Bounds of the Lipschitz constants of all logit differences."""
+def _smaller(
+    network: NetworkBound,
+    found: Together,
+    distances: list[list[float]] | None,
+    total: Decimal,
+    last: str,
+    *,
+    alone: bool,
+) -> NetworkBound:
+    """The smaller of both bounds, of the network and of each pair, with a line that says so; `alone`: the second."""
+    whole = found.total if alone else min(total, found.total)
+    # Either by the rows of the last linear maps, or by those of all that were taken together: both are proved.
+    pairs = [list(row) for row in _pairs(distances, len(network.pairwise), found.head, whole)]
+    for other in filter(None, (found.pairs, None if alone else network.pairwise)):
+        pairs = [[min(pair) for pair in zip(*rows, strict=True)] for rows in zip(pairs, other, strict=True)]
+    pairwise = tuple(map(tuple, pairs))
+    if whole == total and pairwise == network.pairwise:
+        return network
+    share = Upper(narrow_up(WIDE.divide(whole, total)) if total else 1.0, "ellipsoid", found.because)
+    line = LayerBound(
+        name=TOGETHER,
+        op="ellipsoid",
+        upper=share,
+        law="scale",
+        inputs=(last,),
+        step=TOGETHER,
+        log10_so_far=log10_up(whole),
+        shape=(len(pairwise),),
+    )
+    return replace(network, layers=(*network.layers, line), log10=log10_up(whole), pairwise=pairwise)
+
+
+def pairwise(head: Value, ledger: Ledger, distances: list[list[float]] | None = None) -> Pairs:
+    """Bounds of the Lipschitz constants of all logit differences, by the ledger."""
     classes = _classes(ledger.graph)
-    whole = ledger.so_far[ledger.settle(head).step]
+    distances = distances or _row_distances(merged(head.chain), classes)
+    return _pairs(distances, classes, ledger.so_far[head.step], ledger.so_far[ledger.settle(head).step])
+
+
+def _pairs(distances: list[list[float]] | None, classes: int, base: Decimal, whole: Decimal) -> Pairs:
+    """Bounds of all logit differences, from those of what the last linear maps read and of the logits."""
     # |f_i - f_j| <= sqrt(2) |f|: what is left when the network does not end in a linear map.
     most = narrow_up(WIDE.multiply(wide(up(math.sqrt(2.0))), whole))
-    base = ledger.so_far[head.step]
-    distances = _row_distances(merged(head.chain), classes)
     if distances is None:
         return tuple(tuple(0.0 if i == j else most for j in range(classes)) for i in range(classes))
-    if classes > _FEW_CLASSES:
-        products = torch.tensor(distances, dtype=torch.float64) * narrow_up(base)
-        products = torch.nextafter(products, torch.full_like(products, math.inf)).nan_to_num(nan=math.inf)
-        return tuple(map(tuple, products.clamp_max(most).fill_diagonal_(0.0).tolist()))
-    return tuple(
-        tuple(
-            0.0 if i == j else min(most, narrow_up(WIDE.multiply(wide(distances[i][j]), base))) for j in range(classes)
-        )
-        for i in range(classes)
-    )
+    return pairs_of(distances, base, most)
 
 
 def _classes(graph: Graph) -> int:
@@ -141,33 +191,7 @@ def _row_distances(chain: list[Link], classes: int) -> list[list[float]] | None:
     if entries > _ROW_ENTRIES:
         return None
     rows, error = _rows(maps, classes)
-    if classes > _FEW_CLASSES:
-        return _many_distances(rows, torch.tensor(error, dtype=torch.float64, device=rows.device), factor)
-    distances = [[0.0] * classes for _ in range(classes)]
-    for i in range(classes - 1):
-        differences = rows[i + 1 :] - rows[i]
-        largest = differences.abs().amax(dim=1).clamp_min(1e-290)
-        # One rounding per difference, then a sum of squares of numbers of moderate size.
-        squares = (differences / largest[:, None]).square().sum(dim=1)
-        slack = 1 + 2 * gamma(rows.shape[1] + 8)
-        norms = (squares.sqrt() * largest * slack + 1e-280) * (1 + 8 * UNIT)
-        for offset, norm in enumerate(norms.tolist()):
-            j = i + 1 + offset
-            distances[i][j] = distances[j][i] = up(up(norm + up(error[i] + error[j])) * factor)
-    return distances
-
-
-def _many_distances(rows: torch.Tensor, error: torch.Tensor, factor: float) -> list[list[float]]:
-    """The same from ||w_i||^2 + ||w_j||^2 - 2 w_i.w_j, a matrix product; what cancels is in the error term."""
-    largest = float(rows.abs().max()) or 1.0
-    scaled = rows / largest
-    squares = scaled.square().sum(1)
-    sums = squares[:, None] + squares[None, :]
-    # Each of the three sums of n products errs by gamma(n) times the same with absolute values; so does the quotient.
-    slack = 4 * gamma(rows.shape[1] + 8) * (1 + 1e-6)
-    distances = ((sums - 2 * (scaled @ scaled.T)).clamp_min(0.0) + slack * sums + 1e-280).sqrt() * largest
-    distances = (distances + error[:, None] + error[None, :]) * (factor * (1 + 32 * UNIT))
-    return distances.fill_diagonal_(0.0).tolist()
+    return row_distances(rows, error, factor)
 
 
 def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float]]:

@@ -55,7 +55,7 @@ def composed(graph: Graph) -> Composition:
         head = walk(graph, RULES, Value(INPUT), ledger)
         ledger.settle(head)
         bound = NetworkBound(tuple(ledger.lines), 0.0, pairwise(head, ledger), graph.input_shape)
-    return Composition(bound, graph, ledger, head, nn.Module())
+    return Composition(bound, graph, ledger, head, nn.Module(), bound.pairwise)
 
 
 def examine(seed: int, name: str, tally: Tally) -> None:
