@@ -13,6 +13,8 @@ import lipaudit
 from lipaudit.certification.network_bound import compose
 from lipaudit.domains.ellipsoid.ball import Unfit
 from lipaudit.domains.ellipsoid.program import Writer
+from lipaudit.domains.ellipsoid.torus import Images
+from lipaudit.domains.ellipsoid.tuning import tuned
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.errors import LipauditError, UnsupportedOp
 from lipaudit.results.bounds import TOGETHER
@@ -159,3 +161,63 @@ def test_a_new_ball_starts_behind_what_it_has_no_steps_for() -> None:
     product, best = (lipaudit.bound(net, (6,), global_method=method) for method in ("product", "best"))
     alone = [lipaudit.bound(nn.Sequential(*tail).eval(), (6,), global_method=m).value for m in ("product", "best")]
     assert best.value / product.value == pytest.approx(alone[1] / alone[0], rel=1e-6)
+
+
+class Body(nn.Module):
+    """Convolutions of several geometries, with skips; the head only makes logits of it."""
+
+    def __init__(self, kind: str, size: int, low: float) -> None:
+        super().__init__()
+        torch.manual_seed(size + len(kind))
+        self.kind, self.low, self.slopes = kind, low, None
+        first = {"strided": (2, 1, 1), "dilated": (1, 2, 2), "unpadded": (1, 0, 1)}.get(kind, (1, 1, 1))
+        stride, padding, dilation = first
+        self.a = nn.Conv2d(2, 4, 3, stride, padding, dilation, groups=2 if kind == "grouped" else 1)
+        self.n = nn.BatchNorm2d(4)
+        self.b = nn.Conv2d(4, 4, 3, padding=1)
+        self.c = nn.Conv2d(2, 4, 1, stride)
+        with torch.no_grad():
+            for p in self.parameters():
+                p.mul_(3.0)
+        outputs = self.body(torch.zeros(1, 2, size, size)).numel()
+        self.head = nn.Linear(outputs, 3)
+
+    def act(self, number: int, x: torch.Tensor) -> torch.Tensor:
+        if self.slopes is not None:
+            return x * self.slopes[number][: x[0].numel()].reshape(x.shape[1:])
+        return functional.leaky_relu(x, self.low) if self.low else functional.relu(x)
+
+    def body(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.act(0, self.n(self.a(x)))
+        if self.kind == "pooled":
+            return functional.avg_pool2d(self.b(y), 3, 2, padding=1)
+        if self.kind == "widened":
+            z = self.b(y) + functional.pad(x, (0, 0, 0, 0, 1, 1))
+        elif self.kind == "unpadded":
+            z = self.b(y)
+        else:
+            z = self.b(y) + self.c(x)
+        return z if self.kind == "dilated" else self.b(self.act(1, z))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).flatten(1))
+
+
+@pytest.mark.parametrize("kind", ["plain", "strided", "dilated", "unpadded", "grouped", "pooled", "widened"])
+@pytest.mark.parametrize(("size", "low"), [(5, 0.0), (6, 0.3), (6, -0.3)])
+def test_no_slopes_exceed_what_convolutions_on_a_torus_prove(kind: str, size: int, low: float) -> None:
+    net = Body(kind, size, low).double().eval().requires_grad_(False)
+    made = compose(net, (2, size, size), global_method="product")
+    program = Images(made.graph, made.ledger.maps, made.ledger.device, made.graph.bottlenecks()).program(INPUT)
+    assert program is not None
+    best, _ = tuned(program, lambda ball: ball.images[program.end].matrix.abs().square().sum().log(), 3)
+    ball = program.run(lambda number, _: best[number].double(), prove=True)
+    image = ball.images[program.end]
+    proved = (float(torch.linalg.matrix_norm(image.matrix, 2).max()) + image.error) * 2.0**image.exponent
+    basis = torch.eye(2 * size**2, dtype=torch.float64).reshape(-1, 2, size, size)
+    net.slopes = torch.ones(2, 4 * size**2, dtype=torch.float64)
+    for mask in [0.0, 1.0, *range(30)]:
+        bits = torch.full_like(net.slopes, mask) if isinstance(mask, float) else torch.randint(2, net.slopes.shape)
+        net.slopes = min(low, 0.0) + (1 - min(low, 0.0)) * bits.double() if low <= 0 else low + (1 - low) * bits
+        matrix = (net.body(basis) - net.body(torch.zeros_like(basis))).flatten(1)
+        assert float(torch.linalg.matrix_norm(matrix, 2)) <= proved * float(ball.scale)

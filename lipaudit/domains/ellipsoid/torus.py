@@ -65,6 +65,9 @@ class Images:
         self.places = {node.name: place for place, node in enumerate(graph.nodes)} | {"input": -1}
         self.last = {name: place for place, node in enumerate(graph.nodes) for name in node.refs()}
         self.last[graph.output] = len(graph.nodes)
+        self.scales: dict[str, tuple[int, ...]] = {}
+        """By node of the program: how much coarser the image is than at its start."""
+        self.coarsest: tuple[int, ...] = ()
 
     def program(self, start: str) -> Program | None:
         """From a bottleneck as far as there are steps and no second change of scale; None if that gains nothing."""
@@ -74,7 +77,7 @@ class Images:
         if nodes is None:
             return None
         channels, *size = self.shapes[start][1:]
-        stride = self._stride(start, nodes)
+        stride = self.coarsest
         tensors = {start: _Tensor(channels, tuple(size), stride, True)}
         sizes = self._period(start, nodes, stride)
         program = Program(start, tensors[start].entries, start, self.like, width=tensors[start].entries)
@@ -98,28 +101,32 @@ class Images:
 
     def _nodes(self, start: str) -> list[Node] | None:
         """Up to the node before a second change of scale, or the first without a step of its kind; None if none."""
-        scales: dict[str, tuple[tuple[int, ...], ...]] = {start: ()}
+        none = (1,) * (len(self.shapes[start]) - 2)
+        self.scales, most = {start: none}, none
         found, bends = [], 0
         for node in self.graph.nodes[self.places[start] + 1 :]:
-            refs = node.refs()
-            if not refs or len(node.shape) != len(self.shapes[start]) or not all(ref in scales for ref in refs):
+            refs, factor = node.refs(), self._factor(node)
+            if not refs or factor is None or not all(ref in self.scales for ref in refs):
                 break
-            before = max((scales[ref] for ref in refs), key=len)
-            factor = self._factor(node)
-            if factor is None or any(scales[ref] != before for ref in refs):
-                break
-            after = (*before, factor) if any(f > 1 for f in factor) else before
-            if bends and after != before:
+            before = self.scales[refs[0]]
+            after = tuple(b * f for b, f in zip(before, factor, strict=True))
+            coarsest = tuple(max(pair) for pair in zip(most, after, strict=True))
+            # Finer images would have to be written in phases: only those in front of the first activation are.
+            if any(self.scales[ref] != before for ref in refs) or (bends and coarsest != most):
                 break
             bends += slopes(node) is not None and len(refs) == 1
             if bends > MOST_BENDS:
                 break
-            scales[node.name] = after
+            self.scales[node.name], most = after, coarsest
             found.append(node)
+        self.coarsest = most
         return found or None
 
     def _factor(self, node: Node) -> tuple[int, ...] | None:
         """By what each axis becomes coarser; None for an operation without a step."""
+        refs = node.refs()
+        if not refs or len(node.shape) not in (3, 4) or len(self.shapes[refs[0]]) != len(node.shape):
+            return None
         axes = len(node.shape) - 2
         linear = self._conv(node)
         if linear is not None:
@@ -147,19 +154,6 @@ class Images:
         pads = tuple((p, p) for p in padding)
         stride = stride or kernel
         return Conv(weight, tuple(size), tuple(stride), pads, (1,) * axes, channels, relative_error=2 * UNIT)
-
-    def _stride(self, start: str, nodes: Sequence[Node]) -> tuple[int, ...]:
-        """How much coarser the images become within these nodes."""
-        size = self.shapes[start][2:]
-        total = [1] * len(size)
-        scales = {start: tuple(total)}
-        for node in nodes:
-            before, factor = scales[node.refs()[0]], self._factor(node)
-            assert factor is not None
-            scales[node.name] = tuple(b * f for b, f in zip(before, factor, strict=True))
-            total = [max(pair) for pair in zip(total, scales[node.name], strict=True)]
-        self.scales = scales
-        return tuple(total)
 
     def _period(self, start: str, nodes: Sequence[Node], stride: tuple[int, ...]) -> list[int]:
         """Coarse places per axis: so many that no tap inside an image meets its other end."""
