@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,7 +32,8 @@ from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
 from lipaudit.norms.linear_maps import schur_test
 from lipaudit.results.bounds import LayerBound
-from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
+from lipaudit.results.threat import Norm, circumradius
+from lipaudit.rounding import down, length_up, narrow_up, norm_up, up
 
 Promise = Literal["R", "F", "D"]
 
@@ -104,6 +105,17 @@ class Executed:
         apart = self.before.times(ratio).plus(self.after.times(both))
         return apart if apart.a <= whole.a else whole
 
+    def measured(self, norm: Norm, entries: int) -> Executed:
+        """The same around an input of so many entries, for distances in that norm."""
+        if norm == "l2":
+            return self
+        # Within r in the norm is within `times` r in L2, and what L2 moves by at most `cast` moves in Linf as little.
+        times, root = circumradius(norm, entries), circumradius("linf", entries)
+        whole, before, after = (Affine(e.a, up(e.b * times)) for e in (self.whole, self.before, self.after))
+        cast = up(self.cast * root) if norm == "l1" else self.cast
+        limit = down(self.limit / times) if self.limit > 0 else self.limit
+        return replace(self, whole=whole, before=before, after=after, limit=limit, cast=cast)
+
     def uncast(self, radius: float) -> float:
         """The radius of inputs that are still to be rounded, from that of what the network reads."""
         return down(down(down(radius - self.cast)) / up(1.0 + self.unit)) if radius > self.cast else 0.0
@@ -114,9 +126,11 @@ class Execution:
 
     def __init__(self, composition: Composition, promises: Sequence[Promise]) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
-        self.product = composition.product
-        self.formats = {promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"}
-        self.why = {promise: self._refused(promise) for promise in self.formats}
+        self.rows, self.classes = composition.rows, len(composition.network.pairwise)
+        self.formats: dict[Promise, Format] = {
+            promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"
+        }
+        self.why: dict[Promise, str] = {promise: self._refused(promise) for promise in self.formats}
         self.forms = {form.dtype: form for promise, form in self.formats.items() if not self.why[promise]}
         if not self.forms:
             return
@@ -158,17 +172,11 @@ class Execution:
         return "its bound rests on ranges of activations, which rounding leaves" if self.ledger.used_domain else ""
 
     def _ratios(self) -> list[list[float]]:
-        """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf.
-
-        From the bounds of pairs by the ledger alone: others are not the product of the two.
-        """
-        base = self.ledger.so_far[self.head.step]
-        if not base or not self.head.chain:
-            return [[math.inf] * len(self.product) for _ in self.product]
-        return [
-            [narrow_up(WIDE.divide(wide(pair), base)) if math.isfinite(pair) else math.inf for pair in row]
-            for row in self.product
-        ]
+        """Bounds of how far apart the rows of the last linear maps are; inf where that is not known."""
+        classes = self.classes
+        if self.rows is None or not self.head.chain:
+            return [[math.inf] * classes for _ in range(classes)]
+        return self.rows
 
     def around(self, x: torch.Tensor) -> dict[Promise, Executed]:
         """For each promise that is not refused; `x` has no batch axis."""

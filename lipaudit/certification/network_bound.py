@@ -14,9 +14,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
-from typing import Literal
 
 import torch
 from torch import nn
@@ -27,7 +26,7 @@ from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT, Link, merged
-from lipaudit.errors import CaptureError, LipauditError, UnsupportedOp
+from lipaudit.errors import CaptureError, UnsupportedOp
 from lipaudit.files.journal import Parts
 from lipaudit.graph.capture import capture
 from lipaudit.graph.wrappers import device_of
@@ -35,6 +34,7 @@ from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.norms.row_distances import pairs_of, row_distances
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import TOGETHER, LayerBound, NetworkBound, Upper
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import (
     WIDE,
     check_arithmetic,
@@ -45,6 +45,7 @@ from lipaudit.rounding import (
     up,
     wide,
 )
+from lipaudit.settings import GlobalMethod
 
 _ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
@@ -53,8 +54,6 @@ _ROWS_AT_ONCE = 64
 
 
 Pairs = tuple[tuple[float, ...], ...]
-GlobalMethod = Literal["best", "product", "ellipsoid"]
-GLOBAL_METHODS: tuple[GlobalMethod, ...] = ("best", "product", "ellipsoid")
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,11 @@ class Composition:
     model: nn.Module
     """What was captured, as it runs."""
     product: Pairs
-    """Bounds of pairs by the ledger alone, as rounding errors are bounded by it."""
+    """Bounds of pairs by the ledger alone."""
+    rows: list[list[float]] | None
+    """How far apart the rows of the maps after the last bounded step are; None if nobody knows."""
+    in_norms: dict[Norm, NetworkBound] = field(default_factory=dict)
+    """Bounds in other norms that were asked for: norm_bounds.py."""
 
 
 def compose(
@@ -88,8 +91,6 @@ def compose(
     (`domains/ellipsoid`), where that is proved, and raises `UnsupportedOp` where it is not; "best" takes the smaller
     of both for the network and for each pair of classes.
     """
-    if global_method not in GLOBAL_METHODS:
-        raise LipauditError(f"expected global_method {', '.join(GLOBAL_METHODS)}, got {global_method!r}")
     progress = progress or Silent()
     began = time.perf_counter()
     graph = capture(model, input_shape, domain=domain)
@@ -102,8 +103,8 @@ def compose(
         keep = {} if global_method == "product" else {"after": lambda node, value: values.update({node.name: value})}
         head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger), **keep)
         logits = ledger.settle(head)
-        distances = _row_distances(merged(head.chain), _classes(graph))
-        pairs = pairwise(head, ledger, distances)
+        rows = _row_distances(merged(head.chain), _classes(graph))
+        pairs = _by_ledger(head, ledger, rows)
         found = None if global_method == "product" else together(ledger, values, head, logits)
     if found is None and global_method == "ellipsoid":
         raise UnsupportedOp("expected layers that can be bounded together, got none; use global_method='product'")
@@ -117,16 +118,16 @@ def compose(
         notes=graph.notes,
     )
     if found is not None:
-        network = _smaller(network, found, distances, total, logits.step, alone=global_method == "ellipsoid")
+        network = _smaller(network, found, rows, total, logits.step, alone=global_method == "ellipsoid")
     network = replace(network, seconds=time.perf_counter() - began)
     progress.finish(f"L = {network.value:.3g}")
-    return Composition(network, graph, ledger, head, model, pairs)
+    return Composition(network, graph, ledger, head, model, pairs, rows)
 
 
 def _smaller(
     network: NetworkBound,
     found: Together,
-    distances: list[list[float]] | None,
+    rows: list[list[float]] | None,
     total: Decimal,
     last: str,
     *,
@@ -135,9 +136,9 @@ def _smaller(
     """The smaller of both bounds, of the network and of each pair, with a line that says so; `alone`: the second."""
     whole = found.total if alone else min(total, found.total)
     # Either by the rows of the last linear maps, or by those of all that were taken together: both are proved.
-    pairs = [list(row) for row in _pairs(distances, len(network.pairwise), found.head, whole)]
+    pairs = [list(row) for row in _pairs(rows, len(network.pairwise), found.head, whole)]
     for other in filter(None, (found.pairs, None if alone else network.pairwise)):
-        pairs = [[min(pair) for pair in zip(*rows, strict=True)] for rows in zip(pairs, other, strict=True)]
+        pairs = [[min(pair) for pair in zip(*both, strict=True)] for both in zip(pairs, other, strict=True)]
     pairwise = tuple(map(tuple, pairs))
     if whole == total and pairwise == network.pairwise:
         return network
@@ -155,20 +156,36 @@ def _smaller(
     return replace(network, layers=(*network.layers, line), log10=log10_up(whole), pairwise=pairwise)
 
 
-def pairwise(head: Value, ledger: Ledger, distances: list[list[float]] | None = None) -> Pairs:
+def pairwise(head: Value, ledger: Ledger) -> Pairs:
     """Bounds of the Lipschitz constants of all logit differences, by the ledger."""
-    classes = _classes(ledger.graph)
-    distances = distances or _row_distances(merged(head.chain), classes)
-    return _pairs(distances, classes, ledger.so_far[head.step], ledger.so_far[ledger.settle(head).step])
+    return _by_ledger(head, ledger, _row_distances(merged(head.chain), _classes(ledger.graph)))
 
 
-def _pairs(distances: list[list[float]] | None, classes: int, base: Decimal, whole: Decimal) -> Pairs:
+def _by_ledger(head: Value, ledger: Ledger, rows: list[list[float]] | None) -> Pairs:
+    classes, whole = _classes(ledger.graph), ledger.so_far[ledger.settle(head).step]
+    found = [_pairs(rows, classes, ledger.so_far[head.step], whole)]
+    found += [_pairs(_row_distances(links, classes), classes, base, whole) for base, links in _splits(head, ledger)]
+    return tuple(tuple(map(min, zip(*r, strict=True))) for r in zip(*found, strict=True))
+
+
+def _splits(head: Value, ledger: Ledger) -> list[tuple[Decimal, list[Link]]]:
+    """Steps after the last bounded one that are bounded by more than a norm, with their bounds, and the maps since.
+
+    Elsewhere the rows of all maps together are never longer than the norms of the first ones times the other rows.
+    """
+    links = merged(head.chain)
+    pairs = {line.step for line in ledger.lines if line.upper.method == "pair"}
+    later = [k + 1 for k, link in enumerate(links[:-1]) if link.parts[-1][0].name in pairs]
+    return [(ledger.so_far[links[k - 1].parts[-1][0].name], links[k:]) for k in later]
+
+
+def _pairs(rows: list[list[float]] | None, classes: int, base: Decimal, whole: Decimal) -> Pairs:
     """Bounds of all logit differences, from those of what the last linear maps read and of the logits."""
     # |f_i - f_j| <= sqrt(2) |f|: what is left when the network does not end in a linear map.
     most = narrow_up(WIDE.multiply(wide(up(math.sqrt(2.0))), whole))
-    if distances is None:
+    if rows is None:
         return tuple(tuple(0.0 if i == j else most for j in range(classes)) for i in range(classes))
-    return pairs_of(distances, base, most)
+    return pairs_of(rows, base, most)
 
 
 def _classes(graph: Graph) -> int:

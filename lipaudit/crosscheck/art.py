@@ -1,16 +1,21 @@
-"""Attacks of the Adversarial Robustness Toolbox (ART). It takes seconds to import, so functions import it."""
+"""Attacks of the Adversarial Robustness Toolbox (ART). It takes seconds to import, so functions import it.
+
+To add one: a function of its parameters below `@attack(...)` and `@evasion(NAME)`, its name in ART.
+"""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lipaudit.crosscheck.registry import ART, Batch, Passes, attack
+from lipaudit.crosscheck.registry import ART, Batch, Passes, Run, attack
 from lipaudit.crosscheck.unit_box import UnitBox
 
 DEEPFOOL_STEPS, DEEPFOOL_CLASSES = 20, 10
@@ -46,18 +51,19 @@ class _Strongest(nn.Module):
         return self.network(unit)[:, self.columns]
 
 
-def classifier(model: nn.Module, network: UnitBox, classes: int) -> Any:
-    """The network, cut down or not, as ART sees it."""
+def classifier(model: nn.Module, network: UnitBox, classes: int, kind: Any = None, **more: Any) -> Any:
+    """The network, cut down or not, as ART sees it: a `PyTorchClassifier`, or another `kind` with `more` arguments."""
     # ART is untyped. No preprocessing: normalisation is inside the network, as everywhere in lipaudit.
     from art.estimators.classification import PyTorchClassifier
 
-    return PyTorchClassifier(
+    return (kind or PyTorchClassifier)(
         model=model,
         loss=nn.CrossEntropyLoss(),
         input_shape=network.shape,
         nb_classes=classes,
         clip_values=(0.0, 1.0),
         device_type="gpu" if network.device.type == "cuda" else "cpu",
+        **more,
     )
 
 
@@ -65,6 +71,32 @@ def one_hot(labels: Tensor, classes: int) -> np.ndarray:
     """Labels in the only form that all attacks of ART take."""
     # With two classes, ART takes integer labels for scores of a single output.
     return nn.functional.one_hot(labels, classes).float().cpu().numpy()
+
+
+def _generated(name: str, model: Any, inputs: Tensor, parameters: Mapping[str, Any], *labels: Any, **start: Any) -> Any:
+    """What the attack of that name in ART makes of the inputs, as many at a time as there are unless it is told."""
+    method = getattr(importlib.import_module("art.attacks.evasion"), name)
+    made = method(model, **{"batch_size": len(inputs), "verbose": False, **parameters})
+    return torch.from_numpy(made.generate(inputs.cpu().numpy(), *labels, **start)).to(inputs.device)
+
+
+def evasion(name: str) -> Callable[[Callable[[Batch], dict[str, Any]]], Run]:
+    """Decorator: an attack of ART, by its name there; the function below it gives its parameters for a batch."""
+
+    def make(parameters: Callable[[Batch], dict[str, Any]]) -> Run:
+        @functools.wraps(parameters)
+        def run(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+            model, labels = classifier(network, network, network.classes), one_hot(batch.labels, network.classes)
+            yield _generated(name, model, batch.inputs, parameters(batch), labels)
+
+        return run
+
+    return make
+
+
+def _eps(batch: Batch) -> float:
+    assert batch.budget is not None
+    return float(batch.budget[0])
 
 
 @attack(
@@ -83,24 +115,15 @@ def deepfool(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
 
     Source: Moosavi-Dezfooli et al., "DeepFool", CVPR 2016.
     """
-    from art.attacks.evasion import DeepFool
-
-    found = []
     # A batch goes on until its slowest sample is done, so one sample at a time, unless a pass costs next to nothing.
     together = network.classes <= DEEPFOOL_CLASSES and batch.inputs[0].numel() <= SMALL_INPUT
+    found = []
     for points in batch.inputs.split(len(batch.inputs) if together else 1):
         strongest = _Strongest(network, points)
         classes = len(strongest.columns)
-        walk = DeepFool(
-            classifier(strongest, network, classes),
-            max_iter=DEEPFOOL_STEPS,
-            epsilon=0.02,
-            nb_grads=classes,
-            batch_size=len(points),
-            verbose=False,
-        )
-        found.append(torch.from_numpy(walk.generate(points.cpu().numpy())))
-    yield torch.cat(found).to(network.device)
+        parameters = {"max_iter": DEEPFOOL_STEPS, "epsilon": 0.02, "nb_grads": classes}
+        found.append(_generated("DeepFool", classifier(strongest, network, classes), points, parameters))
+    yield torch.cat(found)
 
 
 @attack(
@@ -110,27 +133,16 @@ def deepfool(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     settings=lambda _: f"{PGD_STEPS} steps from the input, step radius/10, cross-entropy",
     passes=lambda _: Passes(forward=PGD_STEPS + 3, backward=PGD_STEPS),
 )
-def pgd_at_radius(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+@evasion("ProjectedGradientDescent")
+def pgd_at_radius(batch: Batch) -> dict[str, Any]:
     """Searches the ball that the certificate calls safe, each sample with its own radius, by gradient ascent.
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
     """
-    from art.attacks.evasion import ProjectedGradientDescent
-
     assert batch.budget is not None
     # ART's projection overshoots by up to 1e-6 of the radius; the judge draws the point in and measures it.
     radius = batch.budget.cpu().numpy().reshape(-1, *[1] * (batch.inputs.ndim - 1))
-    ascent = ProjectedGradientDescent(
-        classifier(network, network, network.classes),
-        norm=2,
-        eps=radius,
-        eps_step=radius / 10,
-        max_iter=PGD_STEPS,
-        batch_size=len(batch.inputs),
-        verbose=False,
-    )
-    found = ascent.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
-    yield torch.from_numpy(found).to(network.device)
+    return {"norm": 2, "eps": radius, "eps_step": radius / 10, "max_iter": PGD_STEPS}
 
 
 @attack(
@@ -140,27 +152,14 @@ def pgd_at_radius(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     settings=lambda _: f"{LONG_STEPS} steps, 1 random start, step eps/10, cross-entropy",
     passes=lambda _: Passes(forward=LONG_STEPS + 4, backward=LONG_STEPS),
 )
-def pgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+@evasion("ProjectedGradientDescent")
+def pgd(batch: Batch) -> dict[str, Any]:
     """Searches the ball of radius eps by gradient ascent on the cross-entropy, with steps of one length.
 
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
     """
-    from art.attacks.evasion import ProjectedGradientDescent
-
-    assert batch.budget is not None
-    eps = float(batch.budget[0])
-    ascent = ProjectedGradientDescent(
-        classifier(network, network, network.classes),
-        norm=2,
-        eps=eps,
-        eps_step=eps / 10,
-        max_iter=LONG_STEPS,
-        num_random_init=1,
-        batch_size=len(batch.inputs),
-        verbose=False,
-    )
-    found = ascent.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
-    yield torch.from_numpy(found).to(network.device)
+    eps = _eps(batch)
+    return {"norm": 2, "eps": eps, "eps_step": eps / 10, "max_iter": LONG_STEPS, "num_random_init": 1}
 
 
 @attack(
@@ -170,28 +169,15 @@ def pgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     settings=lambda _: f"{LONG_STEPS} steps, 1 random start, cross-entropy",
     passes=lambda _: Passes(forward=2 * LONG_STEPS + 4, backward=LONG_STEPS),
 )
-def art_apgd(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+@evasion("AutoProjectedGradientDescent")
+def art_apgd(batch: Batch) -> dict[str, Any]:
     """Searches the ball of radius eps as APGD-CE does, in ART's own implementation.
 
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
     """
-    from art.attacks.evasion import AutoProjectedGradientDescent
-
-    assert batch.budget is not None
-    eps = float(batch.budget[0])
-    ascent = AutoProjectedGradientDescent(
-        classifier(network, network, network.classes),
-        norm=2,
-        eps=eps,
-        eps_step=2 * eps,
-        max_iter=LONG_STEPS,
-        nb_random_init=1,
-        batch_size=len(batch.inputs),
-        loss_type="cross_entropy",
-        verbose=False,
-    )
-    found = ascent.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
-    yield torch.from_numpy(found).to(network.device)
+    eps = _eps(batch)
+    steps = {"eps_step": 2 * eps, "max_iter": LONG_STEPS, "nb_random_init": 1}
+    return {"norm": 2, "eps": eps, "loss_type": "cross_entropy", **steps}
 
 
 def _squares_fit(height: int, width: int) -> bool:
@@ -209,26 +195,14 @@ def _squares_fit(height: int, width: int) -> bool:
     least_side=SQUARE_SIDE,
     fits=_squares_fit,
 )
-def art_square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+@evasion("SquareAttack")
+def art_square(batch: Batch) -> dict[str, Any]:
     """Searches the ball of radius eps by random square patches, in ART's own implementation.
 
     Its first step lays five by five tiles over the image, each of at least two pixels. Source: Andriushchenko et al.,
     "Square Attack", ECCV 2020.
     """
-    from art.attacks.evasion import SquareAttack
-
-    assert batch.budget is not None
-    search = SquareAttack(
-        classifier(network, network, network.classes),
-        norm=2,
-        eps=float(batch.budget[0]),
-        max_iter=SQUARE_QUERIES,
-        nb_restarts=1,
-        batch_size=len(batch.inputs),
-        verbose=False,
-    )
-    found = search.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
-    yield torch.from_numpy(found).to(network.device)
+    return {"norm": 2, "eps": _eps(batch), "max_iter": SQUARE_QUERIES, "nb_restarts": 1}
 
 
 @attack(
@@ -241,27 +215,16 @@ def art_square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         backward=CW_SEARCHES * CW_STEPS * 2 * min(classes, LABELS),
     ),
 )
-def cw(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+@evasion("CarliniL2Method")
+def cw(batch: Batch) -> dict[str, Any]:
     """Minimises the distance plus a constant times the margin, and searches for the constant (C&W L2).
 
     Source: Carlini & Wagner, "Towards evaluating the robustness of neural networks", S&P 2017.
     """
-    from art.attacks.evasion import CarliniL2Method
-
-    method = CarliniL2Method(
-        classifier(network, network, network.classes),
-        confidence=0.0,
-        learning_rate=0.01,
-        binary_search_steps=CW_SEARCHES,
-        max_iter=CW_STEPS,
-        initial_const=0.01,
-        max_halving=CW_LINE // 2,
-        max_doubling=CW_LINE // 2,
-        batch_size=len(batch.inputs),
-        verbose=False,
-    )
-    found = method.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
-    yield torch.from_numpy(found).to(network.device)
+    del batch
+    line = {"max_halving": CW_LINE // 2, "max_doubling": CW_LINE // 2}
+    search = {"binary_search_steps": CW_SEARCHES, "max_iter": CW_STEPS, "initial_const": 0.01}
+    return {"confidence": 0.0, "learning_rate": 0.01, **search, **line}
 
 
 @attack(
@@ -273,27 +236,15 @@ def cw(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         forward=EAD_SEARCHES * EAD_STEPS * 4 + 2, backward=EAD_SEARCHES * EAD_STEPS * 2 * min(classes, LABELS)
     ),
 )
-def elasticnet(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+@evasion("ElasticNet")
+def elasticnet(batch: Batch) -> dict[str, Any]:
     """Minimises L2 and a little L1 distance plus a constant times the margin, and searches for the constant (EAD).
 
     Source: Chen et al., "EAD: elastic-net attacks to deep neural networks", AAAI 2018.
     """
-    from art.attacks.evasion import ElasticNet
-
-    method = ElasticNet(
-        classifier(network, network, network.classes),
-        confidence=0.0,
-        learning_rate=0.05,
-        binary_search_steps=EAD_SEARCHES,
-        max_iter=EAD_STEPS,
-        beta=1e-3,
-        initial_const=0.01,
-        batch_size=len(batch.inputs),
-        decision_rule="L2",
-        verbose=False,
-    )
-    found = method.generate(batch.inputs.cpu().numpy(), one_hot(batch.labels, network.classes))
-    yield torch.from_numpy(found).to(network.device)
+    del batch
+    search = {"binary_search_steps": EAD_SEARCHES, "max_iter": EAD_STEPS, "initial_const": 0.01}
+    return {"confidence": 0.0, "learning_rate": 0.05, "beta": 1e-3, "decision_rule": "L2", **search}
 
 
 def _starts(network: UnitBox, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -325,21 +276,12 @@ def hopskipjump(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     ART mixes float64 into its queries, which `UnitBox` casts to the network's own dtype; and it draws its starting
     points from an unseeded generator, so they are drawn here. Source: Chen, Jordan & Wainwright, S&P 2020.
     """
-    from art.attacks.evasion import HopSkipJump
-
     starts, found = _starts(network, batch)
     claims = batch.inputs.clone()
     if bool(found.any()):
-        walk = HopSkipJump(
-            classifier(network, network, network.classes),
-            batch_size=64,
-            norm=2,
-            max_iter=HOPS,
-            init_eval=HOP_QUERIES,
-            init_size=HOP_STARTS,
-            verbose=False,
-        )
-        labels = one_hot(batch.labels[found], network.classes)
-        points = walk.generate(batch.inputs[found].cpu().numpy(), labels, x_adv_init=starts[found].cpu().numpy())
-        claims[found] = torch.from_numpy(points).to(claims)
+        parameters = {"batch_size": 64, "norm": 2, "max_iter": HOPS, "init_eval": HOP_QUERIES, "init_size": HOP_STARTS}
+        labels, first = one_hot(batch.labels[found], network.classes), starts[found].cpu().numpy()
+        model = classifier(network, network, network.classes)
+        points = _generated("HopSkipJump", model, batch.inputs[found], parameters, labels, x_adv_init=first)
+        claims[found] = points.to(claims)
     yield claims

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from pyautoattack import AutoAttack, checks
 from torch import Tensor
 
 from lipaudit.crosscheck.registry import AUTOATTACK, Batch, Passes, attack
 from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.results.formatting import plural
 
 APGD_STEPS = 100
 FAB_STEPS, FAB_TARGETS = 100, 9
@@ -36,63 +38,57 @@ def _targets(limit: int, classes: int) -> int:
     return min(limit, classes - 1)
 
 
-def _apgd(network: UnitBox, batch: Batch, loss: str, starts: int) -> Tensor:
-    suite = _suite(network, f"apgd-{loss}", batch)
-    suite.apgd.n_restarts = starts
-    suite.apgd.n_iter = APGD_STEPS
-    return _run(suite, batch)
+def _apgd(name: str, loss: str, starts: int, claim: str, **more: Any) -> None:
+    """An APGD from so many random starts."""
+
+    def run(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+        suite = _suite(network, f"apgd-{loss}", batch)
+        suite.apgd.n_restarts = starts
+        suite.apgd.n_iter = APGD_STEPS
+        yield _run(suite, batch)
+
+    run.__doc__ = claim
+    losses = {"ce": "cross-entropy", "dlr": "DLR loss"}
+    attack(
+        name,
+        library=AUTOATTACK,
+        aim="eps",
+        settings=lambda _: f"{APGD_STEPS} steps, {plural(starts, 'random start')}, {losses[loss]}",
+        passes=lambda _: Passes(forward=starts * (APGD_STEPS + 1) + CHECKS + 2, backward=starts * (APGD_STEPS + 1)),
+        **more,
+    )(run)
 
 
-def _apgd_passes(starts: int) -> Passes:
-    return Passes(forward=starts * (APGD_STEPS + 1) + CHECKS + 2, backward=starts * (APGD_STEPS + 1))
-
-
-@attack(
+_apgd(
     "apgd-ce",
-    library=AUTOATTACK,
-    aim="eps",
-    settings=lambda _: f"{APGD_STEPS} steps, 1 random start, cross-entropy",
-    passes=lambda _: _apgd_passes(1),
-)
-def apgd_ce(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    "ce",
+    1,
     """Searches the ball of radius eps by projected gradient ascent on the cross-entropy, with adaptive steps.
 
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
-    """
-    yield _apgd(network, batch, "ce", 1)
-
-
-@attack(
-    "apgd-ce-5",
-    library=AUTOATTACK,
-    aim="eps",
-    settings=lambda _: f"{APGD_STEPS} steps, {RESTARTS} random starts, cross-entropy",
-    passes=lambda _: _apgd_passes(RESTARTS),
+    """,
 )
-def apgd_ce_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+_apgd(
+    "apgd-ce-5",
+    "ce",
+    RESTARTS,
     """Does as APGD-CE does, from five random starts.
 
     Source: Croce & Hein, ICML 2020.
-    """
-    yield _apgd(network, batch, "ce", RESTARTS)
-
-
-@attack(
-    "apgd-dlr-5",
-    library=AUTOATTACK,
-    aim="eps",
-    settings=lambda _: f"{APGD_STEPS} steps, {RESTARTS} random starts, DLR loss",
-    passes=lambda _: _apgd_passes(RESTARTS),
-    least_classes=4,
-    follows=True,
+    """,
 )
-def apgd_dlr_5(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+_apgd(
+    "apgd-dlr-5",
+    "dlr",
+    RESTARTS,
     """Searches the ball of radius eps by gradient ascent on a ratio of logit differences, from five random starts.
 
     Scaling the logits cannot hide the gradients of this loss. AutoAttack advises against it below four classes.
     Source: Croce & Hein, ICML 2020.
-    """
-    yield _apgd(network, batch, "dlr", RESTARTS)
+    """,
+    least_classes=4,
+    follows=True,
+)
 
 
 @attack(
@@ -176,54 +172,48 @@ def _checks(suite: AutoAttack, network: UnitBox, batch: Batch) -> None:
     checks.check_dynamic(network, batch.inputs, logger=suite.logger)
 
 
-def _fab(network: UnitBox, batch: Batch, targets: int, steps: int) -> Iterator[Tensor]:
-    # FABAttack.perturb stops at the first class that fools the network and drops what lies beyond eps; the
-    # closest point needs one run per class. No eps enters where there is no random start.
-    suite = _suite(network, "fab-t", batch)
-    _checks(suite, network, batch)
-    suite.fab.n_iter = steps
-    for rank in range(2, 2 + _targets(targets, network.classes)):
-        suite.fab.target_class = rank
-        yield suite.fab.attack_single_run(batch.inputs, batch.labels, is_targeted=True)
+def _targeted(name: str, targets: int, steps: int, claim: str) -> None:
+    """A FAB towards so many other classes."""
+
+    def run(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+        # FABAttack.perturb stops at the first class that fools the network and drops what lies beyond eps; the
+        # closest point needs one run per class. No eps enters where there is no random start.
+        suite = _suite(network, "fab-t", batch)
+        _checks(suite, network, batch)
+        suite.fab.n_iter = steps
+        for rank in range(2, 2 + _targets(targets, network.classes)):
+            suite.fab.target_class = rank
+            yield suite.fab.attack_single_run(batch.inputs, batch.labels, is_targeted=True)
+
+    def settings(classes: int) -> str:
+        return f"{steps} steps towards each of the {_targets(targets, classes)} likeliest other classes"
+
+    def passes(classes: int) -> Passes:
+        count = _targets(targets, classes)
+        return Passes(forward=2 * count * (steps + 1) + CHECKS, backward=count * steps, claims=count)
+
+    run.__doc__ = claim
+    attack(name, library=AUTOATTACK, aim="closest", settings=settings, passes=passes)(run)
 
 
-def _fab_settings(targets: int, steps: int, classes: int) -> str:
-    return f"{steps} steps towards each of the {_targets(targets, classes)} likeliest other classes"
-
-
-def _fab_passes(targets: int, steps: int, classes: int) -> Passes:
-    count = _targets(targets, classes)
-    return Passes(forward=2 * count * (steps + 1) + CHECKS, backward=count * steps, claims=count)
-
-
-@attack(
+_targeted(
     "fab-t",
-    library=AUTOATTACK,
-    aim="closest",
-    settings=lambda classes: _fab_settings(FAB_TARGETS, FAB_STEPS, classes),
-    passes=lambda classes: _fab_passes(FAB_TARGETS, FAB_STEPS, classes),
-)
-def fab_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    FAB_TARGETS,
+    FAB_STEPS,
     """Looks for the closest input of each other class by projecting onto linearised decision boundaries.
 
     Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
-    """
-    yield from _fab(network, batch, FAB_TARGETS, FAB_STEPS)
-
-
-@attack(
-    "fab-t-quick",
-    library=AUTOATTACK,
-    aim="closest",
-    settings=lambda classes: _fab_settings(QUICK_TARGETS, QUICK_STEPS, classes),
-    passes=lambda classes: _fab_passes(QUICK_TARGETS, QUICK_STEPS, classes),
+    """,
 )
-def fab_t_quick(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+_targeted(
+    "fab-t-quick",
+    QUICK_TARGETS,
+    QUICK_STEPS,
     """Does as FAB-T does, with fewer classes and steps.
 
     Source: Croce & Hein, "Minimally distorted adversarial examples", ICML 2020.
-    """
-    yield from _fab(network, batch, QUICK_TARGETS, QUICK_STEPS)
+    """,
+)
 
 
 @attack(

@@ -19,6 +19,7 @@ from lipaudit.crosscheck.unit_box import UnitBox, private_copy
 from lipaudit.errors import BadThreat
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Estimate, Samples
+from lipaudit.results.intervals import lower_limit
 from lipaudit.results.threat import Threat
 
 CLEVER_BATCHES, CLEVER_SIZE, CLEVER_POOL = 20, 32, 5
@@ -128,27 +129,16 @@ def smoothing(
     if not 0 < sigma < math.inf:
         raise BadThreat(f"expected a finite smoothing sigma above 0, got {sigma}")
     from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
-    from scipy.stats import beta
 
-    class Certifier(PyTorchRandomizedSmoothing):  # type: ignore[misc]
-        """ART's, with the Clopper-Pearson bound of SciPy: its own needs statsmodels, which ART does not install."""
+    class Certifier(PyTorchRandomizedSmoothing):  # type: ignore[misc]  # ART has no types
+        """ART's, with our Clopper-Pearson limit: its own needs statsmodels, which ART does not install."""
 
         def _lower_confidence_bound(self, n_class_samples: int, n_total_samples: int) -> float:
-            count = int(n_class_samples)
-            return float(beta.ppf(self.alpha, count, n_total_samples - count + 1)) if count else 0.0
+            return lower_limit(int(n_class_samples), n_total_samples, self.alpha)
 
     network = UnitBox(private_copy(logits), points, low, high, classes)
-    certifier = Certifier(
-        model=network,
-        loss=nn.CrossEntropyLoss(),
-        input_shape=network.shape,
-        nb_classes=classes,
-        clip_values=(0.0, 1.0),
-        device_type="gpu" if network.device.type == "cuda" else "cpu",
-        sample_size=CHOOSING,
-        scale=sigma / (high - low),
-        alpha=FAILURE,
-    )
+    noise = {"sample_size": CHOOSING, "scale": sigma / (high - low), "alpha": FAILURE}
+    certifier = classifier(network, network, classes, Certifier, **noise)
 
     def radius(wrapped: Any, point: Any, label: int) -> float:
         chosen, found = wrapped.certify(point[None], n=DRAWS, batch_size=AT_A_TIME)

@@ -57,7 +57,7 @@ def largest_value(p: Sequence[Fraction], low: Fraction, high: Fraction) -> float
             shifted[k] += low * shifted[k + 1]
     degree, width = len(shifted) - 1, high - low
     scaled = [c * width**k / math.comb(degree, k) for k, c in enumerate(shifted)]
-    exact = [sum(math.comb(i, j) * scaled[j] for j in range(i + 1)) for i in range(degree + 1)]
+    exact = [sum((math.comb(i, j) * scaled[j] for j in range(i + 1)), Fraction(0)) for i in range(degree + 1)]
     size = max(map(abs, exact), default=Fraction(0))
     if not size:
         return 0.0

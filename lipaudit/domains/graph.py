@@ -26,7 +26,7 @@ class Node:
     name: str
     op: str
     """`conv2d.default`, in namespace aten."""
-    target: Callable[..., Any]
+    target: torch._ops.OpOverload[..., Any]
     args: Mapping[str, Any]
     """By the names of the operation's schema, defaults filled in: `Ref`, tensors, numbers, lists of these."""
     output: int | None
@@ -174,8 +174,9 @@ def _resolve(value: Any, values: Mapping[str, torch.Tensor], dtype: torch.dtype)
 @contextlib.contextmanager
 def quiet_vmap() -> Iterator[None]:
     """Where `torch.vmap` has no rule for an operation it loops over the samples; here it does so in silence."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    warn = torch._C._functorch._set_vmap_fallback_warning_enabled  # type: ignore[attr-defined]  # torch does not list it
+    warn(False)
     try:
         yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # as torch sets it; it cannot be asked for
+        warn(True)  # as torch sets it; it cannot be asked for

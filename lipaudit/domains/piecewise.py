@@ -175,7 +175,7 @@ def _of_one(node: Node, functions: _Functions) -> Node | None:
 
 def _rectifies(line: Line) -> Fraction | None:
     """The slope on the left of a leaky ReLU; None for other functions."""
-    if len(line) != 2 or line[1] != (0, 1, 0) or line[0][2] != 0:
+    if len(line) != 2 or line[1] != (Fraction(0), Fraction(1), Fraction(0)) or line[0][2] != 0:
         return None
     return line[0][1]
 
@@ -197,7 +197,8 @@ def _line(cells: Sequence[Cell]) -> Line:
     for cell in cells:
         if possible(cell.open(), 1):
             lows = [-form[1] / form[0] for form, _ in cell.inside if form[0] > 0]
-            pieces.append((max(lows, default=None), *cell.form))
+            slope, constant = cell.form
+            pieces.append((max(lows, default=None), slope, constant))
     pieces.sort(key=lambda piece: (piece[0] is not None, piece[0] or Fraction(0)))
     merged: Line = []
     for piece in pieces:
@@ -291,9 +292,10 @@ class _Functions:
             raise NotPiecewise  # an outline of the network: its constants have no values
         self._keys = list(tensors)
         flat = [tensor.detach().cpu().double().expand(self.constants_shape).reshape(-1) for tensor in tensors.values()]
-        self._classes, self._which = (
-            torch.stack(flat, 1).unique(dim=0, return_inverse=True) if flat else (torch.zeros(1, 0), None)
-        )
+        self._classes: torch.Tensor = torch.zeros(1, 0)
+        self._which: torch.Tensor | None = None
+        if flat:
+            self._classes, self._which = torch.stack(flat, 1).unique(dim=0, return_inverse=True)
         if len(self._classes) > _MOST_CLASSES or not bool(torch.isfinite(self._classes).all()):
             raise NotPiecewise
         self._device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))

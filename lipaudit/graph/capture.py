@@ -19,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -227,7 +228,7 @@ def _without_the_check_for_zeros() -> Iterator[None]:
 
     torch.export cannot branch on that. The model has run before, so none is; the graph is held against it afterwards.
     """
-    functional = sys.modules.get("torchvision.transforms._functional_tensor")
+    functional: Any = sys.modules.get("torchvision.transforms._functional_tensor")
     if functional is None:
         yield
         return

@@ -98,7 +98,8 @@ def _is_known(target: Any, op: str, known: Collection[str]) -> bool:
 
 
 def _argument(fx: torch.fx.Node, name: str) -> Any:
-    place = [argument.name for argument in fx.target._schema.arguments].index(name)
+    target: Any = fx.target
+    place = [argument.name for argument in target._schema.arguments].index(name)
     return fx.args[place] if place < len(fx.args) else fx.kwargs.get(name)
 
 
@@ -282,7 +283,7 @@ def machine_eps(dtype: torch.dtype, device: torch.device) -> float:
     raise UnsupportedOp(f"expected an RMS norm without eps to take a machine epsilon in {dtype}, got another number")
 
 
-def _with_eps(arguments: dict[str, Any], run: torch.Tensor) -> dict[str, Any]:
+def _with_eps(arguments: Mapping[str, Any], run: torch.Tensor) -> Mapping[str, Any]:
     return {**arguments, "eps": machine_eps(run.dtype, run.device) if arguments["eps"] is None else arguments["eps"]}
 
 
@@ -298,7 +299,7 @@ SMOOTH = 40.0
 """A threshold of softplus that no dtype notices."""
 
 
-def _without_step(arguments: dict[str, Any], run: torch.Tensor) -> dict[str, Any]:
+def _without_step(arguments: Mapping[str, Any], run: torch.Tensor) -> Mapping[str, Any]:
     """A jump that vanishes in the rounding of the model's dtype would be one in float64: it is taken out."""
     threshold = float(arguments["threshold"])
     if threshold < 0 or softplus_jumps(threshold, run.dtype):
@@ -306,7 +307,7 @@ def _without_step(arguments: dict[str, Any], run: torch.Tensor) -> dict[str, Any
     return {**arguments, "threshold": max(threshold, SMOOTH)}
 
 
-OF_DTYPE: dict[str, Callable[[dict[str, Any], torch.Tensor], dict[str, Any]]] = {
+OF_DTYPE: dict[str, Callable[[Mapping[str, Any], torch.Tensor], Mapping[str, Any]]] = {
     "rms_norm.default": _with_eps,
     "softplus.default": _without_step,
 }

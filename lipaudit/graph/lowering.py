@@ -58,8 +58,9 @@ def fold_values(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
         val = node.meta["val"]  # read for its shape alone
         return torch.zeros(val.shape, dtype=val.dtype, device=val.device)
 
+    function: Any = fx.target
     arguments = torch.fx.map_arg(fx.args, lookup)
-    return resolved(fx.target(*arguments, **torch.fx.map_arg(fx.kwargs, lookup)))
+    return resolved(function(*arguments, **torch.fx.map_arg(fx.kwargs, lookup)))
 
 
 def fold_shapes(fx: torch.fx.Node, values: Mapping[str, Any]) -> Any:
@@ -179,7 +180,7 @@ class _Reading:
     def translate(self, fx: torch.fx.Node) -> Any:
         """What the fx node stands for; a node of the graph is appended where it has to be one."""
         if fx.target is operator.getitem:
-            source, index = self.values[fx.args[0].name], fx.args[1]
+            source, index = self._lookup(fx.args[0]), self._lookup(fx.args[1])
             return self._append(fx, source.fx, source.args, index) if isinstance(source, _Several) else source[index]
         op, arguments = str(fx.target), self._by_schema(fx)
         if is_random(fx.target, arguments):
@@ -209,8 +210,8 @@ class _Reading:
             return next(iter(arguments.values()))
         if op not in COPIES or not fx.meta["val"].is_floating_point():
             return None
-        source = fx.args[[a.name for a in fx.target._schema.arguments].index(COPIES[op])]
-        if source.meta["val"].shape != fx.meta["val"].shape:
+        source = fx.args[[a.name for a in operation(fx)._schema.arguments].index(COPIES[op])]
+        if not isinstance(source, torch.fx.Node) or source.meta["val"].shape != fx.meta["val"].shape:
             return None
         self._check_cast(fx, fx.meta["val"].dtype)
         return arguments[COPIES[op]]
@@ -245,10 +246,10 @@ class _Reading:
             self.casts.append(f"{val.dtype} from {call.target} in {_where(fx)}")
         arguments = self._in_own_dtype(call, arguments)
         op, shape = _name(call.target), tuple(val.shape)
-        self.nodes.append(Node(fx.name, op, call.target, arguments, output, shape, _layer(call), _source(call)))
+        self.nodes.append(Node(fx.name, op, operation(call), arguments, output, shape, _layer(call), _source(call)))
         return Ref(fx.name)
 
-    def _in_own_dtype(self, fx: torch.fx.Node, arguments: dict[str, Any]) -> dict[str, Any]:
+    def _in_own_dtype(self, fx: torch.fx.Node, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """The arguments with what hangs on the dtype resolved: Note [Constants of a dtype] in lowering.py.
 
         A default is a number from here on; a cast to the model's own dtype, or to a finer one, is taken out.
@@ -272,10 +273,8 @@ class _Reading:
 
     def _by_schema(self, fx: torch.fx.Node) -> dict[str, Any]:
         """Arguments by schema name, defaults filled in, fx nodes replaced by what they stand for."""
-        if not hasattr(fx.target, "_schema"):
-            raise CaptureError(f"expected tensor operations, got {fx.target} in {_where(fx)}")
         arguments: dict[str, Any] = {}
-        for position, argument in enumerate(fx.target._schema.arguments):
+        for position, argument in enumerate(operation(fx)._schema.arguments):
             if position < len(fx.args) and not argument.kwarg_only:
                 arguments[argument.name] = self._lookup(fx.args[position])
             elif argument.name in fx.kwargs:
@@ -292,6 +291,13 @@ class _Reading:
         if isinstance(value, (list, tuple)):
             return [self._lookup(v) for v in value]
         return value
+
+
+def operation(fx: torch.fx.Node) -> torch._ops.OpOverload[..., Any]:
+    """The operation of torch that the node calls. Raises `CaptureError` for anything else."""
+    if not isinstance(fx.target, torch._ops.OpOverload):
+        raise CaptureError(f"expected tensor operations, got {fx.target} in {_where(fx)}")
+    return fx.target
 
 
 def is_random(target: Any, arguments: Mapping[str, Any]) -> bool:

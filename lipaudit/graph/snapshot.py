@@ -198,7 +198,7 @@ def _token(tensor: torch.Tensor) -> Any:
     if tensor.is_meta or tensor.layout != torch.strided or type(tensor).__torch_dispatch__ is not _PLAIN_DISPATCH:
         return kind
     entries = tensor.detach().resolve_conj().resolve_neg().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-    return (*kind, zlib.crc32(entries.numpy()))
+    return (*kind, zlib.crc32(entries.numpy().data))
 
 
 _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
@@ -207,7 +207,7 @@ _PLAIN_DISPATCH = torch.Tensor.__torch_dispatch__
 def _generators() -> dict[str, Any]:
     """The generators of random numbers that all share."""
     shared: dict[str, Any] = {
-        "random": random._inst,  # type: ignore[attr-defined]
+        "random": random._inst,
         "numpy.random": np.random.mtrand._rand,
         "torch.default_generator": torch.default_generator,
     }
@@ -219,7 +219,7 @@ def _generators() -> dict[str, Any]:
 def _position(generator: Any) -> int:
     """Where a generator of random numbers stands."""
     if isinstance(generator, torch.Generator):
-        return zlib.crc32(generator.get_state().numpy())
+        return zlib.crc32(generator.get_state().numpy().data)
     if isinstance(generator, random.Random):
         try:
             return hash(generator.getstate())

@@ -176,8 +176,8 @@ class Watch:
         if not self.depends(tensors_in(args)) and not (kwargs and self.depends(tensors_in(kwargs.values()))):
             return op(*args, **kwargs)
         if facts.ignored is not None:
-            named = _named(op, args, kwargs).items()
-            if not self.depends(tensors_in(value for name, value in named if name != facts.ignored)):
+            items = _named(op, args, kwargs).items()
+            if not self.depends(tensors_in(value for name, value in items if name != facts.ignored)):
                 return op(*args, **kwargs)
         if facts.shaping and self._decides(op, args, kwargs):
             self._look("item" if op is torch.ops.aten._local_scalar_dense.default else str(op).removeprefix("aten."))

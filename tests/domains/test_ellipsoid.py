@@ -151,7 +151,7 @@ def test_what_it_has_no_steps_for_is_the_products() -> None:
     with pytest.raises(UnsupportedOp, match="global_method"):
         lipaudit.bound(net, (4,), global_method="ellipsoid")
     with pytest.raises(LipauditError, match="got 'all'"):
-        lipaudit.bound(net, (4,), global_method="all")  # type: ignore[arg-type]
+        lipaudit.bound(net, (4,), global_method="all")
 
 
 def test_a_new_ball_starts_behind_what_it_has_no_steps_for() -> None:

@@ -15,7 +15,7 @@ import torch
 
 from lipaudit.domains.graph import Graph, Node, Ref
 from lipaudit.domains.interpreter import refuse_unknown, where
-from lipaudit.domains.intervals import arithmetic, normalising, pointwise, structural, weighted
+from lipaudit.domains.intervals import arithmetic, linear, normalisation, pointwise, shape
 from lipaudit.domains.intervals.value import RANGES, Range
 from lipaudit.errors import BadThreat, LipauditError, NotLipschitz, UnsupportedOp
 
@@ -23,12 +23,12 @@ __all__ = [
     "RANGES",
     "Range",
     "arithmetic",
-    "normalising",
+    "linear",
+    "normalisation",
     "pointwise",
     "ranges",
-    "structural",
+    "shape",
     "walk_ranges",
-    "weighted",
 ]
 
 
@@ -49,8 +49,8 @@ def walk_ranges(graph: Graph, low: float, high: float) -> Iterator[tuple[str, Ra
     nodes = {node.name: node for node in graph.nodes}
     last = {name: reader.name for reader in graph.nodes for name in reader.refs()}
     shape, device = (1, *graph.input_shape), _device(graph)
-    box = (torch.full(shape, end, dtype=torch.float64, device=device) for end in (low, high))
-    values = {"input": Range(*box)}
+    box = [torch.full(shape, end, dtype=torch.float64, device=device) for end in (low, high)]
+    values = {"input": Range(box[0], box[1])}
     yield "input", values["input"]
     for node in graph.nodes:
         with torch.no_grad():

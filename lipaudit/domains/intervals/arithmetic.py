@@ -330,6 +330,7 @@ def _norm(node: Node, self: Range, ord: Any, dim: Any) -> Range:
     size = absolute(self)
     low, high = both_ends(node, {**node.args, "self": size})
     norm = rounded(low, high, self.low.numel() + _LIBRARY, nonnegative=True)
-    known = ord == 2 and self.length is not None and self.axis == _single_axis(dim, self.low.ndim)
-    most = self.length.amax(self.axis, keepdim=True).reshape(low.shape) if known else INFINITY
-    return Range(norm.low, norm.high + NORM_FLOOR).within(0.0, most)
+    found = Range(norm.low, norm.high + NORM_FLOOR)
+    if ord != 2 or self.length is None or self.axis is None or self.axis != _single_axis(dim, self.low.ndim):
+        return found.within(0.0, INFINITY)
+    return found.within(0.0, self.length.amax(self.axis, keepdim=True).reshape(low.shape))

@@ -114,7 +114,8 @@ def run(node: Node, arguments: Mapping[str, Any]) -> torch.Tensor:
 
 def both_ends(node: Node, arguments: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     """The operation applied to all lower ends, and to all upper ends."""
-    return tuple(run(node, {n: end(v) for n, v in arguments.items()}) for end in (low_ends, high_ends))
+    low, high = (run(node, {n: end(v) for n, v in arguments.items()}) for end in (low_ends, high_ends))
+    return low, high
 
 
 def widened(

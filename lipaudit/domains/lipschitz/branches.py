@@ -93,7 +93,7 @@ def _branch(node: Node, name: str, value: Value, common: int, ledger: Ledger) ->
 def _within(branch: _Branch, ledger: Ledger) -> list[tuple[Node, LinearMap | None, float]]:
     """The operations of a branch, and how far a rounding error of each grows until the sum."""
     parts = [part for link in branch.links for part in link.parts]
-    known = {part.name: (part, linear) for part, linear in parts}
+    known: dict[str, tuple[Node, LinearMap | None]] = {part.name: (part, linear) for part, linear in parts}
     for name in [*known]:
         if name in ledger.inner:
             known |= {part.name: (part, linear) for part, linear, _ in ledger.inner[name].parts}
@@ -104,7 +104,7 @@ def _map_of(branch: _Branch, shape: tuple[int, ...]) -> LinearMap | None:
     links = merged(branch.links)
     if not links:
         return Identity(shape)
-    linear = links[0].linear
+    linear: LinearMap | None = links[0].linear
     for link in links[1:]:
         if not (isinstance(linear, Dense) and isinstance(link.linear, Dense)):
             return None

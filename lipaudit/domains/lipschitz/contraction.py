@@ -101,8 +101,8 @@ def _added(node: Node, ledger: Ledger, shift: Any, factors: dict[str, Any], beta
     upper = replace(upper, value=up(float(upper) * abs(alpha)))
     if not isinstance(shift, Value):
         return ledger.record(node, "scale", [factors[moving[0]]], upper)
-    moved = [ledger.scaled(node, factors[moving[0]], upper), stretched(node, ledger, shift, "self", abs(beta))]
-    return ledger.record(node, "sum", moved, Upper(1.0, "sum", "sum of the branches"))
+    both = [ledger.scaled(node, factors[moving[0]], upper), stretched(node, ledger, shift, "self", abs(beta))]
+    return ledger.record(node, "sum", both, Upper(1.0, "sum", "sum of the branches"))
 
 
 @RULES.rule("tensordot.default")
@@ -123,7 +123,7 @@ def einstein_sum(node: Node, ledger: Ledger, equation: str, tensors: Any, path: 
     """A sum of products with a constant tensor: the norm of its matrices; of two activations, over the ranges."""
     del path
     if len(tensors) == 2 and all(isinstance(tensor, Value) for tensor in tensors):
-        return product(node, ledger, *tensors, names=(("tensors", 0), ("tensors", 1)))
+        return product(node, ledger, tensors[0], tensors[1], names=(("tensors", 0), ("tensors", 1)))
     if len(tensors) == 1:
         tensors = [*tensors, torch.ones((), dtype=torch.float64, device=ledger.device)]
         equation = equation.replace(" ", "").replace("->", ",->") if "->" in equation else equation + ","

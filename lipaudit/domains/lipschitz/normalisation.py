@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Node
-from lipaudit.domains.intervals.normalising import spread
+from lipaudit.domains.intervals.normalisation import spread
 from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent
@@ -53,7 +53,7 @@ def group_norm(
     _shift(bias)
     del cudnn_enabled
     size = math.prod(ledger.shape_of(node, "input")[1:]) // num_groups  # windows may lie along the first axis
-    return _normalise(node, ledger, input, _per_channel(node, weight), eps, size)
+    return _normalise(node, ledger, input, None if weight is None else _per_channel(node, weight), eps, size)
 
 
 @RULES.rule("instance_norm.default")
@@ -73,7 +73,7 @@ def instance_norm(
     """Instance norm: 1 / sqrt(variance + eps) of each channel; with running statistics a constant scaling."""
     _shift(bias)
     del momentum, cudnn_enabled
-    weight = _per_channel(node, weight)
+    weight = None if weight is None else _per_channel(node, weight)
     if not use_input_stats:
         constant(running_mean, "a running mean")
         variance = _per_channel(node, running_var) + eps
@@ -129,10 +129,8 @@ def _least_deviation(node: Node, ledger: Ledger, count: int, centred: bool) -> f
     return float(spread(grouped, centred)[1].min())
 
 
-def _per_channel(node: Node, weight: Any) -> torch.Tensor | None:
+def _per_channel(node: Node, weight: Any) -> torch.Tensor:
     """One number per channel, shaped to multiply the output."""
-    if weight is None:
-        return None
     return constant(weight, "a number per channel").reshape(1, -1, *(1,) * (len(node.shape) - 2))
 
 

@@ -69,7 +69,7 @@ def minus_tanh(node: Node, ledger: Ledger) -> bool:
 def _by_name(ledger: Ledger) -> Nodes:
     """The nodes of the graph, and one for the network input."""
     shape = (1, *ledger.graph.input_shape)
-    start = Node(INPUT, INPUT, torch.Tensor.clone, {}, None, shape, "", "")
+    start = Node(INPUT, INPUT, torch.ops.aten.clone.default, {}, None, shape, "", "")
     return {INPUT: start, **{node.name: node for node in ledger.graph.nodes}}
 
 

@@ -193,7 +193,7 @@ class _Reading:
 
     def _read_sum(self, node: Node) -> None:
         operands = _operands(node)
-        moving = [(value.name, factor) for value, factor in operands if isinstance(value, Ref)]
+        moving = [(value.name, factor) for value, factor in operands if isinstance(value, Ref) and factor is not None]
         shifts = [value for value, _ in operands if not isinstance(value, Ref)]
         factors = [factor for _, factor in operands]
         if None in factors or not all(map(_finite, shifts)) or not self._same_shape(node, [n for n, _ in moving]):
@@ -227,8 +227,10 @@ class _Reading:
                 self.terms[node.name] = replace(term, pad=linear)
                 self.edges[node.name], self.maps[node.name] = [(name, Fraction(1), 0)], linear
             return
+        if linear is None:
+            return
         for term in self._terms(name):
-            whole = linear if term.pad is None or linear is None else merge(term.pad, linear)
+            whole = linear if term.pad is None else merge(term.pad, linear)
             number = self._number(whole)
             fits = number is not None and term.operator in (None, number)
             if fits and len(term.coefficients) <= _MOST_TERMS:

@@ -98,14 +98,17 @@ def _weighted_mean(node: Node, ledger: Ledger, self: Value, other: Value, names:
     One matrix after the other would cost 1/2 ||V||, more by the root of the number of rows of V.
     """
     nodes = {each.name: each for each in ledger.graph.nodes}
-    softmax = nodes.get(node.args[names[0]].name) if node.op in _MATRIX_PRODUCTS else None
+    weights, values = names
+    if node.op not in _MATRIX_PRODUCTS or not isinstance(weights, str) or not isinstance(values, str):
+        return None
+    softmax = nodes.get(node.args[weights].name)
     if (
         softmax is None
         or softmax.op != "softmax.int"
         or softmax.args["dim"] % len(softmax.shape) != len(softmax.shape) - 1
     ):
         return None
-    held = ledger.range_of(node, names[1])
+    held = ledger.range_of(node, values)
     line = next((line for line in ledger.lines if line.step == softmax.name == self.step), None)
     if line is None or self.chain or held.low.shape[:-2] != softmax.shape[:-2] or held.low.ndim < 2:
         return None
@@ -114,7 +117,7 @@ def _weighted_mean(node: Node, ledger: Ledger, self: Value, other: Value, names:
     bound = up(widened_norm(ledger, spread) * HALF)
     moved = [
         ledger.scaled(node, Value(line.inputs[0]), Upper(bound, "attention", "spread of what softmax weighs / sqrt 2")),
-        ledger.scaled(node, other, _following(node, ledger, names[1], names[0])),
+        ledger.scaled(node, other, _following(node, ledger, values, weights)),
     ]
     joined = ledger.record(node, "sum", moved, Upper(1.0, "sum", "weighted mean: weights and values move in turn"))
     # What softmax itself rounds reaches the product times ||V||.

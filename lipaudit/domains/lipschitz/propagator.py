@@ -30,7 +30,13 @@ from lipaudit.domains.graph import Graph, Node
 from lipaudit.domains.interpreter import Rules
 from lipaudit.domains.intervals import Range, walk_ranges
 from lipaudit.domains.lipschitz.pairs import MONOTONE, pair_bound
-from lipaudit.domains.lipschitz.pending import Inner, Link, Parts, Piece, Value, joined, merged, only_moves
+from lipaudit.domains.lipschitz.pending import Inner as Inner  # the rules read these names here
+from lipaudit.domains.lipschitz.pending import Link as Link
+from lipaudit.domains.lipschitz.pending import Parts, joined
+from lipaudit.domains.lipschitz.pending import Piece as Piece
+from lipaudit.domains.lipschitz.pending import Value as Value
+from lipaudit.domains.lipschitz.pending import merged as merged
+from lipaudit.domains.lipschitz.pending import only_moves as only_moves
 from lipaudit.domains.rounding.float64 import EXACT
 from lipaudit.errors import NotLipschitz, RuleError
 from lipaudit.files.journal import Parts as KeptParts
@@ -39,7 +45,7 @@ from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, schur_te
 from lipaudit.norms.methods import norm_bound
 from lipaudit.norms.power_iteration import lower_bound
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.bounds import Law, LayerBound, Upper
+from lipaudit.results.bounds import Kind, Law, LayerBound, Upper
 from lipaudit.rounding import WIDE, log10_up, up, wide, wide_sqrt
 
 RULES = Rules("Lipschitz rule")
@@ -245,7 +251,7 @@ class Ledger:
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0], pieces=pieces)
         total = _joined(law, [self.so_far[step] for step in steps])
-        kind = "exact" if exact and law == "scale" else "upper"
+        kind: Kind = "exact" if exact and law == "scale" else "upper"
         return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
 
     def replaced(
@@ -360,9 +366,9 @@ class Ledger:
         kept = None if keep is None else keep.get(part, about)
         if kept is not None:
             each = zip(kept["value"].tolist(), kept["method"].tolist(), kept["because"].tolist(), strict=True)
-            upper, *candidates = (Upper(*one) for one in each)
+            upper, *others = (Upper(*one) for one in each)
             low = float(kept["lower"])
-            return upper, tuple(candidates), None if math.isnan(low) else low, float(kept["seconds"])
+            return upper, tuple(others), None if math.isnan(low) else low, float(kept["seconds"])
         began = time.perf_counter()
         upper, candidates = norm_bound(link.linear, self.method)
         lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
@@ -378,7 +384,7 @@ class Ledger:
                 because=np.array([one.because for one in every]),
                 lower=np.array(math.nan if lower is None else lower),
             )
-        return upper, tuple(candidates), lower, seconds
+        return upper, candidates, lower, seconds
 
     def _write(
         self,
@@ -388,11 +394,11 @@ class Ledger:
         upper: Upper,
         total: Decimal,
         *,
-        kind: str,
+        kind: Kind,
         parts: Parts = (),
         part: bool = False,
         op: str = "",
-        **measured: object,
+        **measured: Any,
     ) -> str:
         parts = parts or ((node, None),)
         step_name = node.name
@@ -435,7 +441,7 @@ def _joined(law: Law, bounds: Sequence[Decimal]) -> Decimal:
     return max(bounds)
 
 
-def _told(linear: LinearMap) -> list[Any]:
+def _told(linear: Any) -> list[Any]:
     """All that a map is made of, for a fingerprint."""
     found: list[Any] = [type(linear).__name__]
     for part in fields(linear):

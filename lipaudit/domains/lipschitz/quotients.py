@@ -72,7 +72,7 @@ def _own_size(node: Node, ledger: Ledger) -> Upper | None:
     size = _read(nodes, divisor.args.get("self")) if divisor is not None else None
     if divisor is not None and divisor.op == "sqrt.default":
         return root_mean_square(node, ledger, "self", "other")
-    if size is None or size.args.get("self") != node.args["self"] or not size.args.get("keepdim"):
+    if divisor is None or size is None or size.args.get("self") != node.args["self"] or not size.args.get("keepdim"):
         return None
     if ledger.shape_of(node, "self") != tuple(node.shape):
         return None
@@ -96,7 +96,13 @@ def root_mean_square(node: Node, ledger: Ledger, vector: str, root: str) -> Uppe
     nodes = {each.name: each for each in ledger.graph.nodes}
     shifted = _read(nodes, getattr(_read(nodes, node.args[root]), "args", {}).get("self"))
     size = _read(nodes, shifted.args.get("self")) if shifted is not None else None
-    if size is None or size.op != "mean.dim" or not _is_sum(shifted, size) or not size.args["keepdim"]:
+    if (
+        shifted is None
+        or size is None
+        or size.op != "mean.dim"
+        or not _is_sum(shifted, size)
+        or not size.args["keepdim"]
+    ):
         return None
     square, own = _read(nodes, size.args["self"]), node.args[vector]
     if square is None or not isinstance(own, Ref) or ledger.shape_of(node, vector) != tuple(node.shape):
@@ -112,10 +118,9 @@ def root_mean_square(node: Node, ledger: Ledger, vector: str, root: str) -> Uppe
 def _same(nodes: Mapping[str, Node], one: Ref, other: Ref) -> bool:
     """Whether two arguments are one tensor; also x - mean(x) that a model writes out twice."""
     left, right = _read(nodes, one), _read(nodes, other)
-    twice = left is not None and right is not None and left.op == right.op == "sub.Tensor"
-    return one == other or (
-        twice and all(isinstance(v, Ref) for v in (left.args["self"], left.args["other"])) and left.args == right.args
-    )
+    if one == other or left is None or right is None or not left.op == right.op == "sub.Tensor":
+        return one == other
+    return all(isinstance(v, Ref) for v in (left.args["self"], left.args["other"])) and left.args == right.args
 
 
 def _read(nodes: Mapping[str, Node], read: Any) -> Node | None:

@@ -57,7 +57,8 @@ def lstm(
         for direction in range(layer * directions, (layer + 1) * directions):
             weights = [constant(w, "weights of an LSTM") for w in params[direction * each : direction * each + 2]]
             memory = float(constant(hx[1], "the memory of an LSTM")[direction].abs().max())
-            follows.append(_follows(*(float(dense_norm(w)) for w in weights), memory, steps))
+            into, again = (float(dense_norm(w)) for w in weights)
+            follows.append(_follows(into, again, memory, steps))
         bound = up(bound * up(math.hypot(*follows)))
     if not math.isfinite(bound):
         raise NotLipschitz(f"expected a bound of the LSTM over {steps} steps within float64, got a larger one")

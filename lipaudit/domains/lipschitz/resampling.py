@@ -116,7 +116,7 @@ def sample_at(
 
 
 def _resampled(
-    node: Node, ledger: Ledger, value: Value, operand: str, align_corners: bool, scales: Sequence[float] | None
+    node: Node, ledger: Ledger, value: Value, operand: str, align_corners: bool, scales: Sequence[float | None] | None
 ) -> Value:
     shape, axes = ledger.shape_of(node, operand), len(node.shape) - 2
     scales = [None] * axes if scales is None else list(scales)
@@ -126,7 +126,8 @@ def _resampled(
         for before, after, scale in zip(shape[2:], node.shape[2:], scales, strict=True)
     ]
     _check(node, operand, shape, matrices)
-    bound, names = 1.0, []
+    bound = 1.0
+    names: list[str] = []
     for weights in matrices:
         if weights.shape[0] != weights.shape[1] or not bool((weights == torch.eye(len(weights)).to(weights)).all()):
             upper = norm_bound(Dense(weights, (weights.shape[1],), relative_error=UNIT), ledger.method)[0]

@@ -136,7 +136,8 @@ def select(node: Node, ledger: Ledger, value: Value, operand: str, linear: Gathe
         return ledger.pend(node, value, linear)  # some entry more than once
     chosen = ledger.select(node, value, operand, linear)
     nodes = {each.name: each for each in ledger.graph.nodes}
-    apply, start = linear.apply, nodes.get(node.args[operand].name)
+    apply: Callable[[torch.Tensor], torch.Tensor] = linear.apply
+    start = nodes.get(node.args[operand].name)
     while start is not None and start.op in SELECTIONS:
         apply = _after(apply, start)
         fork, shape = start.args["self"].name, ledger.shape_of(start, "self")

@@ -118,7 +118,8 @@ def _affine(arguments: Mapping[str, Any]) -> tuple[list[tuple[float, float]], li
         for name, default in (("weight", 1.0), ("bias", 0.0))
     )
     exact, of = _DIGITS, decimal.Decimal
-    factors, shifts = [], []
+    factors: list[tuple[float, float]] = []
+    shifts: list[tuple[float, float]] = []
     for mean, variance, weight, bias in zip(means, variances, weights, biases, strict=True):
         factor = exact.divide(of(weight), exact.sqrt(exact.add(of(variance), of(arguments["eps"]))))
         shift = exact.subtract(of(bias), exact.multiply(of(mean), factor))

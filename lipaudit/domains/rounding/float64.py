@@ -24,7 +24,8 @@ from lipaudit.domains.piecewise import PIECEWISE, sum_of_pieces
 from lipaudit.errors import UnsupportedOp
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Law
-from lipaudit.rounding import TINY, gamma, length_up
+from lipaudit.rounding import TINY, length_up
+from lipaudit.rounding import gamma as gamma  # one for all modules here
 
 LocalError = Callable[[Node, Mapping[str, Any], torch.Tensor], torch.Tensor]
 

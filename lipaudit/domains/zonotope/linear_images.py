@@ -23,11 +23,11 @@ def applied(linear: LinearMap, rows: torch.Tensor) -> torch.Tensor:
     written_for_one = isinstance(linear, (Gather, Pad))
     first = linear.apply(rows[0])
     out = rows.new_empty(len(rows), *first.shape)
-    quick = isinstance(linear, Conv) and rows.shape[1] == 1 and _has_quick_form(linear, rows)
-    step = _ABREAST if quick else max(1, _CHUNK_ENTRIES // max(1, first.numel(), rows[0].numel()))
+    quick = linear if isinstance(linear, Conv) and rows.shape[1] == 1 and _has_quick_form(linear, rows) else None
+    step = _ABREAST if quick is not None else max(1, _CHUNK_ENTRIES // max(1, first.numel(), rows[0].numel()))
     for part, into in zip(rows.split(step), out.split(step), strict=True):
-        if quick:
-            _convolved(linear, part[:, 0], into[:, 0])
+        if quick is not None:
+            _convolved(quick, part[:, 0], into[:, 0])
         elif isinstance(linear, Scale) and linear.factor.ndim <= rows.ndim - 1:
             torch.mul(part, linear.factor, out=into)
         elif written_for_one or rows.shape[1] != 1:

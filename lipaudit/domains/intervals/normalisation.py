@@ -17,6 +17,7 @@ import torch
 
 from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.arithmetic import negative, plus, times
+from lipaudit.domains.intervals.linear import batch_norm
 from lipaudit.domains.intervals.value import (
     INFINITY,
     NORM_FLOOR,
@@ -29,7 +30,6 @@ from lipaudit.domains.intervals.value import (
     rounded,
     widened,
 )
-from lipaudit.domains.intervals.weighted import batch_norm
 from lipaudit.errors import UnsupportedOp
 from lipaudit.rounding import TINY, gamma
 
@@ -79,9 +79,10 @@ def _last_axes(node: Node, x: Range, axes: Sequence[int], eps: float, weight: An
     first = -len(axes)
     flat = standardised(Range(x.low.flatten(first), x.high.flatten(first)), eps, centred)
     out = _affine(Range(flat.low.reshape(node.shape), flat.high.reshape(node.shape)), weight, bias)
-    if len(axes) > 1:
+    length = flat.length
+    if len(axes) > 1 or length is None:
         return out
-    length = flat.length if weight is None else flat.length * weight.abs().max()
+    length = length if weight is None else length * weight.abs().max()
     length = length if bias is None else length + norm_up(bias, -1)
     return Range(out.low, out.high, -1, length * (1 + gamma(8)))
 
