@@ -31,7 +31,7 @@ from lipaudit.runs.audit import audit as audit_network
 from lipaudit.runs.provenance import Source
 from lipaudit.settings import Settings, settings_from, signature
 
-BOUNDING = ("norms", "mean", "std", "device", "domain")
+BOUNDING = ("norms", "global_method", "mean", "std", "device", "domain")
 CERTIFYING = (*BOUNDING, "local", "local_samples", "arithmetic")
 """The settings that `bound` and `certify` take."""
 BEST = Settings(norms="best")
@@ -72,14 +72,23 @@ def bound(
     normalisation (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the
     entries of raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there,
     and without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is
-    its `clip_values`.
+    its `clip_values`. `global_method` says how layers are put together: "product" multiplies their bounds, "ellipsoid"
+    takes several layers with their activations at once (raises `UnsupportedOp` where it cannot), "best" takes the
+    smaller bound, of the network and of each pair of classes.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
     measured = norm_of(norm)
     settings = settings_from(keywords, settings, "bound", takes=BOUNDING, was={"method": ("norms", {})})
     network, _ = network_of(model, settings)
     shape, domain = tuple(input_shape), network.domain
-    composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
+    composition = compose(
+        network.module,
+        shape,
+        domain=domain,
+        method=settings.norms,
+        global_method=settings.global_method,
+        progress=progress,
+    )
     return bound_in(composition, measured)
 
 
@@ -123,7 +132,14 @@ def certify(
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
-    composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
+    composition = compose(
+        network.module,
+        shape,
+        domain=domain,
+        method=settings.norms,
+        global_method=settings.global_method,
+        progress=progress,
+    )
     answers = None if truth is None else check_labels(truth, len(points), len(composition.network.pairwise))
     asked = () if settings.arithmetic == "real" else (settings.arithmetic,)
     found = certify_with(composition, points, answers, norm=measured, arithmetics=asked, progress=progress)

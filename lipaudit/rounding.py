@@ -57,6 +57,12 @@ def wide(x: float) -> Decimal:
     return Decimal(x)
 
 
+def power_of_two(exponent: int) -> Decimal:
+    """2^exponent, rounded up."""
+    power = Decimal(2 ** abs(exponent))
+    return WIDE.plus(power) if exponent >= 0 else WIDE.divide(Decimal(1), power)
+
+
 def wide_sqrt(x: Decimal) -> Decimal:
     """Square root, rounded up (decimal's own square root rounds to nearest)."""
     root = WIDE.sqrt(x)

@@ -43,6 +43,7 @@ output     how results are shown; a resumed run may change it
 """
 
 Local = Literal["off", "auto", "on", "thorough"]
+GlobalMethod = Literal["best", "product", "ellipsoid"]
 LETTERS: dict[str, Arithmetic] = {"R": "real", "F": "native", "D": "float64"}
 """What each arithmetic was called before."""
 
@@ -226,6 +227,14 @@ class Settings:
         "proof",
         OneOf(("all", "best", "tight"), others=True),
         was=Was("tight", {True: "tight", False: "all"}, Flag()),
+    )
+    global_method: GlobalMethod = option(
+        "best",
+        "How layers are put together: product (of their bounds), ellipsoid (several with their activations at once), "
+        "best (the smaller one).",
+        PROOF,
+        "proof",
+        OneOf(("best", "product", "ellipsoid")),
     )
     local: Local = option(
         "auto",

@@ -239,7 +239,7 @@ def test_older_keywords_of_bound_and_audit() -> None:
     with pytest.warns(DeprecationWarning, match="audit.promise=.* is called arithmetic now: arithmetic='float64'"):
         made = lipaudit.audit(model, x, model(x).argmax(1), attacks="none", local="off", promise="D")
     assert made.config["arithmetic"] == "float64"
-    assert made.promise.startswith("D:")
+    assert made.arithmetic.startswith("Float64")
 
 
 def test_settings_of_older_results_are_read_by_todays_names() -> None:

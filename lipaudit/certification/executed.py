@@ -33,7 +33,7 @@ from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
 from lipaudit.norms.linear_maps import schur_test
 from lipaudit.results.bounds import Arithmetic, LayerBound
 from lipaudit.results.threat import Norm, circumradius
-from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
+from lipaudit.rounding import down, length_up, narrow_up, norm_up, up
 
 REAL = (
     "Real arithmetic: certificates are about the exact function of the stored weights. Margins are evaluated in "
@@ -125,7 +125,7 @@ class Execution:
 
     def __init__(self, composition: Composition, arithmetics: Sequence[Arithmetic]) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
-        self.pairwise = composition.network.pairwise
+        self.rows, self.classes = composition.rows, len(composition.network.pairwise)
         self.formats: dict[Arithmetic, Format] = {
             arithmetic: format_of(arithmetic, self.graph.dtype) for arithmetic in arithmetics if arithmetic != "real"
         }
@@ -171,14 +171,11 @@ class Execution:
         return "its bound rests on ranges of activations, which rounding leaves" if self.ledger.used_domain else ""
 
     def _ratios(self) -> list[list[float]]:
-        """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf."""
-        base = self.ledger.so_far[self.head.step]
-        if not base or not self.head.chain:
-            return [[math.inf] * len(self.pairwise) for _ in self.pairwise]
-        return [
-            [narrow_up(WIDE.divide(wide(pair), base)) if math.isfinite(pair) else math.inf for pair in row]
-            for row in self.pairwise
-        ]
+        """Bounds of how far apart the rows of the last linear maps are; inf where that is not known."""
+        classes = self.classes
+        if self.rows is None or not self.head.chain:
+            return [[math.inf] * classes for _ in range(classes)]
+        return self.rows
 
     def around(self, x: torch.Tensor) -> dict[Arithmetic, Executed]:
         """For each arithmetic that is not refused; `x` has no batch axis."""

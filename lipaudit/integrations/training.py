@@ -66,7 +66,11 @@ class CertificateLog:
         with random_state_kept(0), _evaluating(self.model):
             network = prepared(self.model, self.settings)
             composition = compose(
-                network.module, tuple(self.inputs.shape[1:]), domain=self.domain, method=self.settings.norms
+                network.module,
+                tuple(self.inputs.shape[1:]),
+                domain=self.domain,
+                method=self.settings.norms,
+                global_method=self.settings.global_method,
             )
             answers = check_labels(self.labels, len(self.inputs), len(composition.network.pairwise))
             certificates = certify_with(composition, self.inputs, answers)

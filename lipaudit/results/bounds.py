@@ -32,6 +32,8 @@ class Upper:
         return float(self.value)
 
 
+TOGETHER = "layers taken together"
+"""Name of a last line: by what the bound of the whole network is less than what the lines before it multiply up to."""
 Law = Literal["scale", "sum", "root_sum_squares", "max"]
 Kind = Literal["exact", "upper"]
 Arithmetic = Literal["real", "native", "float64"]

@@ -164,6 +164,7 @@ def _begin(
         tuple(points.shape[1:]),
         domain=box,
         method=settings.norms,
+        global_method=settings.global_method,
         progress=progress,
         journal=bounds,
     )

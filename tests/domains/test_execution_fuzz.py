@@ -19,11 +19,11 @@ from fuzzed import BLOCKS, captured, fuzzed, reweighted
 from torch import nn
 
 from lipaudit.certification.executed import Execution
-from lipaudit.certification.network_bound import Composition, pairwise
+from lipaudit.certification.network_bound import Composition, _row_distances, pairwise
 from lipaudit.domains.graph import Graph, evaluate, in_dtype
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
-from lipaudit.domains.lipschitz.propagator import INPUT
+from lipaudit.domains.lipschitz.propagator import INPUT, merged
 from lipaudit.errors import LipauditError
 from lipaudit.results.bounds import NetworkBound
 
@@ -55,7 +55,8 @@ def composed(graph: Graph) -> Composition:
         head = walk(graph, RULES, Value(INPUT), ledger)
         ledger.settle(head)
         bound = NetworkBound(tuple(ledger.lines), 0.0, pairwise(head, ledger), graph.input_shape)
-    return Composition(bound, graph, ledger, head, nn.Module())
+    rows = _row_distances(merged(head.chain), len(bound.pairwise))
+    return Composition(bound, graph, ledger, head, nn.Module(), bound.pairwise, rows)
 
 
 def examine(seed: int, name: str, tally: Tally) -> None:

@@ -16,6 +16,8 @@ from lipaudit.domains.ellipsoid.ball import Ball, Unfit
 from lipaudit.domains.ellipsoid.program import Program
 
 STARTS = (1.0, 0.5, 0.2, 0.08)
+MUCH = 3e9
+"""From so many operations on, one start has to do."""
 _RATE = 0.1
 _WINDOW, _GAIN = 10, 2e-3
 """The search ends when so many steps make the logarithm of the bound smaller by less than that."""
@@ -26,7 +28,8 @@ Loss = Callable[[Ball], torch.Tensor]
 
 def tuned(program: Program, loss: Loss, steps: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Multipliers for each bend, the best found, and those of the closed recursion."""
-    tried = [found for c in STARTS if (found := _closed(program, loss, c)) is not None]
+    starts = STARTS if program.flops < MUCH else STARTS[:1]
+    tried = [found for c in starts if (found := _closed(program, loss, c)) is not None]
     if not tried:
         raise Unfit("no start")
     _, best = min(tried, key=lambda one: one[0])
@@ -59,7 +62,7 @@ def _norm(v: torch.Tensor) -> float:
     x = x + 0.1 * torch.arange(gram.shape[1], device=gram.device)[:, None].cos()
     for _ in range(12):
         x = gram @ x
-        x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-300)
+        x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp_min(1e-30)
     return 1.02 * math.sqrt(float(torch.linalg.vector_norm(gram @ x, dim=1).max()))
 
 
