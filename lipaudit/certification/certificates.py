@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from lipaudit.certification.executed import (
-    Arithmetic,
     Executed,
     Execution,
     InArithmetic,
@@ -38,7 +37,7 @@ from lipaudit.certification.norm_bounds import bound_in
 from lipaudit.errors import CaptureError
 from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.bounds import Certificate
+from lipaudit.results.bounds import Arithmetic, Certificate
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import down
 
