@@ -46,7 +46,7 @@ def _written_out(*takes: str) -> Callable[[F], F]:
     """Shows the keywords of a function in its signature: those of these settings, of all if none are named."""
 
     def show(function: F) -> F:
-        function.__signature__ = signature(function, takes or None)  # type: ignore[attr-defined]
+        function.__signature__ = signature(function, takes or None)  # type: ignore[attr-defined]  # not among those of a Callable
         return function
 
     return show

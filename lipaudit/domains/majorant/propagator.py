@@ -171,8 +171,19 @@ class Majorants(Ledger):
         nodes = tuple(part for part, _ in link.parts)
         return self._new(nodes, value.length if only_moves(link) else math.inf, [value], forth, back)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        del exact
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        assert not parts, "blocks of several operations are for ledgers that look back"
+        del exact, grown
         self._bent.add(node.name)
         values = [self.settle(value) for value in inputs]
         # Branches that move apart in one tensor do so in L2: here their lengths are not shares of one.

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Node, Ref, call
+from lipaudit.domains.lipschitz.pending import Parts
 from lipaudit.domains.lipschitz.propagator import Ledger, Value, merged, only_moves
 from lipaudit.domains.rounding.extended import precisely
 from lipaudit.domains.rounding.float64 import EXACT, LAWS
@@ -148,8 +149,19 @@ class LocalLedger(Ledger):
         remainder = form.remainder * upper.value * (1 + 1e-15)
         return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder), stretched=True)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        del exact
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        assert not parts, "blocks of several operations are for ledgers that look back"
+        del exact, grown
         forms = [self.settle(value).form for value in inputs]
         remainder = LAWS[law]([form.remainder for form in forms]) * upper.value
         if node.op in BANDS:
