@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 import lipaudit
+from lipaudit.registry import Registry
 from lipaudit.runs.operations import DOMAINS, PACKAGE, Domain, mentioned, operations, others, to_markdown
 
 NAMES = {domain.name: domain for domain in DOMAINS}
@@ -35,6 +37,18 @@ def test_a_named_file_holds_the_rule(domain: Domain) -> None:
         assert (rule is None) == (domain.file(name) == ""), name
         assert rule is None or source_of(rule) == PACKAGE / domain.file(name), name
         assert rule is None or name not in domain.exact, name
+
+
+def test_no_table_of_rules_is_left_out() -> None:
+    """A new domain gets a column."""
+    names = (
+        f"lipaudit.{file.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}".removesuffix(".__init__")
+        for room in ("domains", "proof")
+        for file in (PACKAGE / room).rglob("*.py")
+    )
+    modules = [importlib.import_module(name) for name in names]
+    found = {id(one): name for module in modules for name, one in vars(module).items() if isinstance(one, Registry)}
+    assert set(found) <= {id(table) for domain in DOMAINS for table in domain.tables}, found.values()
 
 
 def test_a_file_that_is_named_beside_the_rules_names_the_operation() -> None:

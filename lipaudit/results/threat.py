@@ -99,12 +99,12 @@ def budgets(eps: str | float | Iterable[str | float]) -> tuple[str, ...]:
     sizes: dict[float, str] = {}
     for one in several:
         texts = [part for part in one.split(",") if part.strip()] or [one] if isinstance(one, str) else []
-        for text in texts or [_written(float(one))]:
+        for text in texts or [written(float(one))]:
             sizes.setdefault(eps_value(text), "".join(text.split()))
     return tuple(sizes[size] for size in sorted(sizes))
 
 
-def _written(eps: float) -> str:
+def written(eps: float) -> str:
     """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
     decimal, steps = f"{eps:.12g}", eps * 255
     if not math.isfinite(eps) or float(decimal) == eps:

@@ -15,6 +15,7 @@ from typing import Any
 
 import lipaudit
 from lipaudit.domains import cells, intervals, lipschitz
+from lipaudit.domains.majorant import steps as majorant
 from lipaudit.domains.rounding import extended, float64, native
 from lipaudit.domains.zonotope import max_pooling, relaxations, sums_and_concats
 from lipaudit.proof import steps
@@ -69,6 +70,7 @@ DOMAINS = (
         "for local radii, if it is not linear: a linear map that its Lipschitz rule hands to `pend` runs on forms, too",
         (relaxations.BANDS, max_pooling.POOLS, sums_and_concats.JOINS),
     ),
+    Domain("majorant", "never: it makes bounds in Linf and L1 tighter than the L2 bound says", (majorant.STEPS,)),
     Domain("proof", "for proofs; `lipaudit/checker.py` needs the same step", (steps.RULES,)),
     Domain(
         "pieces", "never: it lets a function in several steps be read as one of straight pieces", (cells.OPERATIONS,)

@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from lipaudit.errors import CompareError, ExitCode
@@ -241,9 +242,9 @@ def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:
     for eps in (eps for eps in base.threat.eps if eps_value(eps) in later):
         size = eps_value(eps)
         if proofs:
-            found.append(_change("proved", eps, base, new, lambda samples, size=size: samples.certified(size)))
+            found.append(_change("proved", eps, base, new, partial(Samples.certified, eps=size)))
         if any(base.samples.attacked) and any(new.samples.attacked):
-            found.append(_change("unbroken", eps, base, new, lambda samples, size=size: samples.unbroken(size)))
+            found.append(_change("unbroken", eps, base, new, partial(Samples.unbroken, eps=size)))
     return tuple(found)
 
 
