@@ -97,7 +97,7 @@ def accuracy_above_chance(audit: Audit) -> Outcome:
     asks="How far apart are the proved bound and the steepest slope seen?",
     why="The true Lipschitz constant lies between the steepest slope that was seen and the proved bound. A wide gap "
     "says that the bound is slack, or that the search for slopes was weak: usually both.",
-    fix="Try --tight; for ordinary networks the gap grows with depth, and only local radii or training close it.",
+    fix="Try --norms tight; for ordinary networks the gap grows with depth, and only local radii or training close it.",
     states={"info": "the gap in decades", "not run": WITHHELD},
     rests_on_bounds=True,
 )
@@ -115,8 +115,8 @@ def bound_against_slope(audit: Audit) -> Outcome | None:
     why="A gate on certified_accuracy asks that at least such a share of the images is proved to keep its right answer "
     "under every change up to the budget. Shares are compared unrounded; with ci_low it is the one-sided 95 % "
     "Clopper-Pearson limit that has to reach the gate, so that a lucky sample does not.",
-    fix="Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, --tight for tighter layer "
-    "bounds, more --samples if only the lower limit misses; or ask for less.",
+    fix="Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, --norms tight for tighter "
+    "layer bounds, more --samples if only the lower limit misses; or ask for less.",
     states={**GATED, "not run": f"the gate cannot be evaluated: {WITHHELD}"},
 )
 def proved_reaches_gate(audit: Audit) -> Outcome | None:
