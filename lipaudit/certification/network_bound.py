@@ -14,7 +14,8 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from decimal import Decimal
 
 import torch
 from torch import nn
@@ -31,6 +32,7 @@ from lipaudit.graph.wrappers import device_of
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import (
     UNIT,
     WIDE,
@@ -62,6 +64,8 @@ class Composition:
     """The logits: the last bounded step and the linear maps after it."""
     model: nn.Module
     """What was captured, as it runs."""
+    in_norms: dict[Norm, NetworkBound] = field(default_factory=dict)
+    """Bounds in other norms that were asked for: norm_bounds.py."""
 
 
 def compose(
@@ -105,8 +109,29 @@ def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:
     whole = ledger.so_far[ledger.settle(head).step]
     # |f_i - f_j| <= sqrt(2) |f|: what is left when the network does not end in a linear map.
     most = narrow_up(WIDE.multiply(wide(up(math.sqrt(2.0))), whole))
-    base = ledger.so_far[head.step]
-    distances = _row_distances(merged(head.chain), classes)
+    found = [_since(base, links, classes, most) for base, links in _splits(head, ledger)]
+    return (
+        found[0] if len(found) == 1 else tuple(tuple(map(min, zip(*r, strict=True))) for r in zip(*found, strict=True))
+    )
+
+
+def _splits(head: Value, ledger: Ledger) -> list[tuple[Decimal, list[Link]]]:
+    """Bounded steps before the logits, and the maps since: one after a map that is bounded by more than its norm, too.
+
+    Elsewhere the rows of all maps together are never longer than the norms of the first ones times the other rows.
+    """
+    links = merged(head.chain)
+    pairs = {line.step for line in ledger.lines if line.upper.method == "pair"}
+    later = [k + 1 for k, link in enumerate(links[:-1]) if link.parts[-1][0].name in pairs]
+    return [
+        (ledger.so_far[head.step], links),
+        *((ledger.so_far[links[k - 1].parts[-1][0].name], links[k:]) for k in later),
+    ]
+
+
+def _since(base: Decimal, links: list[Link], classes: int, most: float) -> tuple[tuple[float, ...], ...]:
+    """The bounds of all logit differences by linear maps after a step with that bound; at most `most`."""
+    distances = _row_distances(links, classes)
     if distances is None:
         return tuple(tuple(0.0 if i == j else most for j in range(classes)) for i in range(classes))
     if classes > _FEW_CLASSES:

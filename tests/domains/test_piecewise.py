@@ -122,15 +122,15 @@ def test_functions_that_jump_are_refused(name: str) -> None:
         capture(Between(JUMPING[name]).eval(), (6,))
 
 
-@pytest.mark.parametrize("method", ["global", pytest.param("best", marks=pytest.mark.slow)])
-def test_rounding_is_promised_only_where_what_runs_is_what_is_bounded(method: str) -> None:
+@pytest.mark.parametrize("local", ["off", pytest.param("auto", marks=pytest.mark.slow)])
+def test_rounding_is_promised_only_where_what_runs_is_what_is_bounded(local: str) -> None:
     images = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
     for name, held in (("where a > b", True), ("a + relu(b - a)", False), ("leaky ReLU by where", True)):
         graph = capture(Between(EXACT[name][0]).eval(), (6,))
         assert bool(graph.rounded) is not held
-        for promise in ("F", "D"):
+        for arithmetic in ("native", "float64"):
             model = Between(EXACT[name][0]).eval()
-            refused = lipaudit.certify(model, images, method=method, promise=promise).why_not
+            refused = lipaudit.certify(model, images, local=local, arithmetic=arithmetic).why_not
             assert bool(refused) is not held
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lipaudit.domains.graph import Graph, call, evaluate
 from lipaudit.domains.intervals import RANGES, Range, ranges
-from lipaudit.domains.intervals.structural import JUMPING
+from lipaudit.domains.intervals.shape import JUMPING
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.errors import BadThreat, LipauditError, UnsupportedOp
 from lipaudit.graph.capture import capture
@@ -231,7 +231,7 @@ def assert_inside(found: dict[str, Range], values: dict[str, torch.Tensor]) -> N
             assert bool((norm <= z.length).all()), (name, float((norm - z.length).max()))
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_value_lies_in_its_range(name: str, narrow: bool) -> None:
     graph = captured(name)

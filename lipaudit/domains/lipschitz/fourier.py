@@ -28,8 +28,10 @@ import torch
 from lipaudit.domains.einsum import einsum_labels
 from lipaudit.domains.graph import Node, Ref, call, refs_in
 from lipaudit.domains.interpreter import where
+from lipaudit.domains.lipschitz.fourier_pairs import Layer, pair_of
 from lipaudit.domains.lipschitz.propagator import INPUT, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.spectra import (
+    Base,
     Spectrum,
     alike,
     begun_anew,
@@ -82,6 +84,11 @@ def fourier_layers(ledger: Ledger) -> Callable[[Node, Mapping[str, Any]], Value 
         if out is None:
             return value
         nodes, grown = reading.region(node)
+        before, reading.before = reading.before, reading.layer(node, value, out, nodes, grown)
+        if before is not None and reading.before is not None and ledger.looks_back:
+            together = pair_of(ledger, before, reading.before)
+            if together is not None:
+                return together
         because = f"a matrix for each frequency, the largest norm of all of them: {out:.9g}"
         return ledger.replaced(node, value, Upper(out, "fourier", because), tuple((n, None) for n in nodes), grown)
 
@@ -105,6 +112,11 @@ class _Reading:
         self.spectra: dict[str, Spectrum] = {}
         self.edges: dict[str, list[tuple[str, float]]] = {}
         """By node: the complex tensors that it reads, and how far it follows each."""
+        self.before: Layer | None = None
+        """The layer that was read last."""
+        self._entrances: dict[Base, Transform] = {}
+        """Of spectra: the transforms of real tensors, of their whole lengths, that gave them."""
+        self._leaving: tuple[Spectrum, Transform, float] | None = None
 
     def read(self, node: Node) -> float | None:  # noqa: C901  (one case after the other)
         """The bound of a real tensor that comes out; for a complex one its spectrum is kept, and this is None."""
@@ -158,6 +170,18 @@ class _Reading:
         nodes = [node for node in self.nodes if node.name in grown]
         return nodes, [(node.name, grown[node.name]) for node in reversed(nodes)]
 
+    def layer(
+        self, node: Node, value: Value, whole: float, nodes: list[Node], grown: list[tuple[str, float]]
+    ) -> Layer | None:
+        """The layer that ends with the node, if it has a transform of a real tensor and the way back at its ends."""
+        leaving, self._leaving = self._leaving, None
+        there = None if leaving is None else self._entrances.get(leaving[0].base)
+        self._entrances.clear()
+        if leaving is None or there is None:
+            return None
+        spectrum, back, reweighted = leaving
+        return Layer(node, value, spectrum.base.source, spectrum, there, back, reweighted, whole, grown, nodes)
+
     def _transformed(self, node: Node) -> Spectrum | float:
         name = node.args["self"].name
         what = transform(node.op, node.args, self.shapes[name])
@@ -166,13 +190,18 @@ class _Reading:
         if what.half_before:
             x = self._complex(name)
             self.edges[node.name] = [] if real else [(name, up(norm * math.sqrt(2.0)))]
-            return up(up(norm * x.gain()) * self._reweighted(x, what))
+            reweighted = self._reweighted(x, what)
+            self._leaving = x, what, reweighted
+            return up(up(norm * x.gain()) * reweighted)
         if real:
             weights = self._ones(node.shape)
             if what.half_after:
                 weights = weights * self._canonical(what, len(node.shape))
             # Padding with zeros and cropping bring nothing farther apart.
-            return opened(name, norm, node.shape, what.axes, weights)
+            found = opened(name, norm, node.shape, what.axes, weights)
+            if what.lengths == tuple(self.shapes[name][axis] for axis in what.axes):
+                self._entrances[found.base] = what
+            return found
         if node.shape != self.shapes[name]:
             raise UnsupportedOp(f"expected {node.op} of complex numbers to keep their shape, got another length")
         x = self.spectra[name]

@@ -43,7 +43,7 @@ def potential_step(node: Node, ledger: Ledger, operands: dict[str, Value], sign:
 
 def _step(node: Node, ledger: Ledger, kept: str, x: Value, moved: str, branch: Value, factor: float) -> Value | None:
     source = node.args[kept].name
-    bend = _before(node.args[moved].name, branch.chain, ledger)
+    bend = bend_before(node.args[moved].name, branch.chain, ledger)
     entered = None if bend is None else ledger.entering.get(bend.name)
     shapes = {ledger.shape_of(node, name) for name in (kept, moved)}
     if bend is None or entered is None or shapes != {tuple(node.shape)}:
@@ -64,10 +64,13 @@ def _step(node: Node, ledger: Ledger, kept: str, x: Value, moved: str, branch: V
     return ledger.replaced(node, x, upper, tuple(parts), ledger.through(tuple(parts), MONOTONE[bend.op], abs(factor)))
 
 
-def _before(last: str, chain: Sequence[Link], ledger: Ledger) -> Node | None:
+def bend_before(last: str, chain: Sequence[Link], ledger: Ledger) -> Node | None:
     """The function of one entry that the linear maps of the chain, up to the node `last`, come after."""
     names = [part.name for link in chain for part, _ in link.parts]
-    if not names or names[-1] != last:
+    if not names:
+        bend = ledger.node(last)
+        return bend if bend is not None and bend.op in MONOTONE else None
+    if names[-1] != last:
         return None
     for name, before in zip(names[::-1], [*names[-2::-1], None], strict=True):
         part = ledger.node(name)
