@@ -46,10 +46,15 @@ Run = Callable[..., lipaudit.results.audit.Audit]
 ELSEWHERE = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 
 
-@pytest.fixture(scope="module", params=["here", pytest.param("on two workers", marks=ELSEWHERE)])
+PARAMS = ["here", pytest.param("local radii", marks=pytest.mark.slow), pytest.param("on two workers", marks=ELSEWHERE)]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def run(request: pytest.FixtureRequest) -> Run:
-    """The whole audit, in this process or in two shards on a Ray cluster."""
+    """The whole audit, in this process, without and with local radii, or in two shards on a Ray cluster."""
     if request.param == "here":
+        return functools.partial(lipaudit.audit, local="off")
+    if request.param == "local radii":
         return lipaudit.audit
     request.getfixturevalue("cluster")
     return functools.partial(audit_in_shards, shards=2, engine="ray")
