@@ -130,8 +130,9 @@ class Majorants(Ledger):
         m = torch.ones(1, *self.graph.input_shape, dtype=torch.float64, device=self.device)
         start = Moving(INPUT, m=m, length=self._round, number=-1)
         self._values[INPUT] = start
+        first: Value = start
         with torch.no_grad():
-            found = walk(self.graph, RULES, start, self, self._check, instead=whole_blocks(self))
+            found = walk(self.graph, RULES, first, self, self._check, instead=whole_blocks(self))
         assert isinstance(found, Moving)
         return found
 
@@ -178,6 +179,7 @@ class Majorants(Ledger):
         length = (
             up(upper.value * LAWS[law]([value.length for value in values]) * (1 + gamma(8))) if upper.value else 0.0
         )
+        rule: Callable[[Node, Mapping[str, torch.Tensor], float], Rule | None] | None
         if law == "scale" and upper.method == "pointwise" and node.op in _WRITTEN_OUT:
             known, rule = {"self": values[0]}, one_entry
         else:

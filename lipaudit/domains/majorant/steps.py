@@ -116,7 +116,7 @@ def _positive(value: Any) -> Any:
 
 
 @STEPS.register("maximum.default", "minimum.default", "max.other", "min.other", "fmax.default", "fmin.default")
-def extreme_of_two(node: Node, moved: Moved, slope: float) -> Rule:
+def extreme_of_two(node: Node, moved: Moved, slope: float) -> Rule | None:
     """|max(a', b') - max(a, b)| <= max(|a' - a|, |b' - b|); a constant does not move."""
     return limited(node, moved, slope)
 
@@ -254,7 +254,7 @@ def _linear(
     roundings: int,
     *,
     still: Sequence[str] = ("self", "other", "tensors"),
-) -> Rule | None:
+) -> Rule:
     """A positive linear function of its operands, a sum of at most so many terms (0: it only moves entries).
 
     Tensors among the arguments `still` do not move.
