@@ -50,8 +50,8 @@ def bounds(context: click.Context, model: str, kind: str, **chosen: Any) -> None
         so_far = number_from_log10(line.log10_so_far)
         rows.append((line.name, line.op, number(line.upper.value), so_far, line.upper.method))
     print_table(rows)
-    shape = "×".join(map(str, network.input_shape))
-    click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {shape} inputs in [0,1] to logits)")
+    size = "×".join(map(str, network.input_shape))
+    click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {size} inputs in [0,1] to logits)")
 
 
 @commands.command()

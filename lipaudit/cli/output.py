@@ -49,7 +49,7 @@ def deliver(audit: Audit, settings: RunSettings, running: Resumable | None = Non
     texts = {kind: render(audit, kind) for kind in settings.formats}
     files: dict[Path, str] = {}
     if settings.out == "-":
-        click.echo(*texts.values(), nl=False)
+        click.echo("".join(texts.values()), nl=False)
     else:
         files = {Path(settings.out) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
         write_all(files)

@@ -195,7 +195,7 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
 @click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
 @options(*(name for name in in_groups(OUTPUT) if name != "proof"), variables=True)
 @click.pass_context
-def merge(context: click.Context, results: tuple[Path, ...], **chosen: Any) -> int:
+def merge(context: click.Context, /, results: tuple[Path, ...], **chosen: Any) -> int:
     """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
     from lipaudit.runs.shards import merge as merged
     from lipaudit.verdict.consistency import load_audit

@@ -24,7 +24,7 @@ from lipaudit.settings import RunSettings
 @config_option
 @options("resume")
 @click.pass_context
-def run(context: click.Context, **chosen: Any) -> int:
+def run(context: click.Context, /, **chosen: Any) -> int:
     """Audit a model on a data set; writes DIR/<run>.json and .html.
 
     Until it is finished, DIR/<run>.partial keeps what is done: after Ctrl-C, SIGTERM or a crash, --resume continues.

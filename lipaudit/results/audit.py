@@ -21,6 +21,7 @@ MOST_CLASSES = 128
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
+Done = Literal["done", "failed", "not run"]
 Integrity = Literal["SOUND", "INVALID", "UNPROVED"]
 Strength = Literal["vacuous", "weak", "substantial"]
 Status = Literal["complete", "partial", "invalid"]
@@ -43,7 +44,7 @@ class AttackRecord:
     rejected: int
     """Claimed adversarial examples that did not survive re-evaluation."""
     seconds: float
-    status: Literal["done", "failed", "not run"] = "done"
+    status: Done = "done"
     why: str = ""
     flags: tuple[str, ...] = ()
     """The library's own reliability warnings."""

@@ -20,7 +20,18 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lipaudit.errors import BadThreat, ReportError
-from lipaudit.results.audit import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
+from lipaudit.results.audit import (
+    AttackRecord,
+    Audit,
+    Done,
+    Estimate,
+    Part,
+    PromiseResult,
+    Samples,
+    Shard,
+    Skip,
+    Thumbnail,
+)
 from lipaudit.results.bounds import Agreement, NetworkBound
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import refuted
@@ -216,7 +227,7 @@ def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
     name = records[0].name
     distances = [d for audit in audits if audit.shard for d in audit.shard.distances.get(name, ())]
     states = [record.status for record in records]
-    status = "failed" if "failed" in states else "done" if "done" in states else "not run"
+    status: Done = "failed" if "failed" in states else "done" if "done" in states else "not run"
     reasons = dict.fromkeys(record.why for record in records if record.why)
     if status == "done" and any(record.attacked for record in records):
         # That nothing was left to attack in one shard is no remark about the whole.
