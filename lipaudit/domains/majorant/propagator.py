@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
 
 import torch
 
@@ -32,7 +31,7 @@ from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.pending import Link, Parts
 from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, Value, merged, only_moves
-from lipaudit.domains.majorant.steps import STEPS, Rule, one_entry
+from lipaudit.domains.majorant.steps import Rule, one_entry
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.zonotope.linear_images import transposed
 from lipaudit.errors import RuleError
@@ -131,8 +130,9 @@ class Majorants(Ledger):
         m = torch.ones(1, *self.graph.input_shape, dtype=torch.float64, device=self.device)
         start = Moving(INPUT, m=m, length=self._round, number=-1)
         self._values[INPUT] = start
+        first: Value = start
         with torch.no_grad():
-            found = walk(self.graph, RULES, cast(Value, start), self, self._check, instead=whole_blocks(self))
+            found = walk(self.graph, RULES, first, self, self._check, instead=whole_blocks(self))
         assert isinstance(found, Moving)
         return found
 
@@ -190,7 +190,7 @@ class Majorants(Ledger):
         length = (
             up(upper.value * LAWS[law]([value.length for value in values]) * (1 + gamma(8))) if upper.value else 0.0
         )
-        rule = next((STEPS[op] for op in (node.op,) if op in STEPS), None)
+        rule: Callable[[Node, Mapping[str, torch.Tensor], float], Rule | None] | None
         if law == "scale" and upper.method == "pointwise" and node.op in _WRITTEN_OUT:
             known, rule = {"self": values[0]}, one_entry
         else:

@@ -254,7 +254,7 @@ def _linear(
     roundings: int,
     *,
     still: Sequence[str] = ("self", "other", "tensors"),
-) -> Rule | None:
+) -> Rule:
     """A positive linear function of its operands, a sum of at most so many terms (0: it only moves entries).
 
     Tensors among the arguments `still` do not move.
