@@ -34,7 +34,7 @@ def test_0_a_sound_audit_whose_gates_pass(call: Call) -> None:
     assert ran.code == 0, ran.err
     assert (result()["exit_code"], result()["verdict"]["gate"]) == (0, "passed")
     assert result()["config"]["origin"] == {
-        "model": "--model", "samples": "--samples", "attacks": "--attacks", "local": "--local", "gate": "--gate",
+        "model": "--model", "samples": "--samples", "attacks": "--attacks", "local": "--local", "gates": "--gate",
     }  # fmt: skip
 
 
