@@ -195,6 +195,7 @@ class Majorants(Ledger):
             known, rule = {"self": values[0]}, one_entry
         else:
             known = {name: self.settle(self._values[ref]) for name, ref in _operands(node)}
+            rule = STEPS[node.op] if node.op in STEPS else None
         if rule is not None and rule(node, {name: value.m for name, value in known.items()}, upper.value) is not None:
             return self._entrywise(node, rule, known, length, values, upper)
         return self._by_length(node, length, values, upper, law)
