@@ -71,13 +71,13 @@ def arithmetics(columns: Samples, eps: Iterable[str]) -> tuple[ArithmeticResult,
     )
 
 
-def rates(columns: Samples, eps: Iterable[str], proved: bool) -> tuple[Rate, ...]:
+def rates(columns: Samples, eps: Iterable[str], certified: bool) -> tuple[Rate, ...]:
     n = len(columns.label)
 
     def holds(row: int, size: float) -> bool:
         if columns.label[row] != columns.prediction[row]:
             return False
-        reach = columns.radius[row] if proved else columns.distance[row]
+        reach = columns.radius[row] if certified else columns.distance[row]
         return reach is None or reach > size
 
     return tuple(rate(e, sum(holds(row, eps_value(e)) for row in range(n)), n) for e in eps)

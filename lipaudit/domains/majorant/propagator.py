@@ -31,7 +31,7 @@ from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.pending import Link, Parts
 from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, Value, merged, only_moves
-from lipaudit.domains.majorant.steps import Rule, one_entry
+from lipaudit.domains.majorant.steps import STEPS, Rule, one_entry
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.zonotope.linear_images import transposed
 from lipaudit.errors import RuleError
@@ -195,7 +195,7 @@ class Majorants(Ledger):
             known, rule = {"self": values[0]}, one_entry
         else:
             known = {name: self.settle(self._values[ref]) for name, ref in _operands(node)}
-            rule = STEPS[node.op] if node.op in STEPS else None
+            rule = STEPS.get(node.op)
         if rule is not None and rule(node, {name: value.m for name, value in known.items()}, upper.value) is not None:
             return self._entrywise(node, rule, known, length, values, upper)
         return self._by_length(node, length, values, upper, law)
