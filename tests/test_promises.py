@@ -308,7 +308,7 @@ def test_an_audit_has_all_three_and_the_headline_that_was_asked_for() -> None:
         assert mine.sentence.startswith(f"{headline}: ")
         assert {finding.id: finding.state for finding in audit.findings}["LA008"] == "pass"
         assert from_json(audit.to_json()) == audit
-        assert "Certified accuracy under each promise" in audit.to_html()
+        assert "Certified accuracy for each arithmetic" in audit.to_html()
     assert sum(both["F"].samples.radius) < sum(both["R"].samples.radius)
     executed_at = both["R"].samples.executed_distance
     assert any(executed_at)
