@@ -30,6 +30,7 @@ from lipaudit.results.threat import Norm, norm_of
 from lipaudit.runs.audit import audit as audit_network
 from lipaudit.runs.provenance import Source
 from lipaudit.settings import Settings, settings_from, signature
+from lipaudit.verdict.gates import conditions
 
 BOUNDING = ("norms", "global_method", "mean", "std", "device", "domain")
 CERTIFYING = (*BOUNDING, "local", "local_samples", "arithmetic")
@@ -196,6 +197,7 @@ def audit(
     `ResumeError` for the journal of another audit, and the errors of `bound`.
     """
     settings, source = given(keywords, settings, source)
+    conditions(settings.gates)  # a wrong gate is told before any work
     network, facts = network_of(model, settings)
     source = source if source.model_facts else replace(source, model_facts=facts)
     return audit_network(network, inputs, labels, settings, source, progress=progress, journal=journal)

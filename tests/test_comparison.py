@@ -77,7 +77,7 @@ def test_the_same_result_has_not_changed() -> None:
     found = compare(audits.strong(100), audits.strong(100))
 
     assert {change.word for change in found.changes} == {"no change"}
-    assert [change.measure for change in found.changes] == ["clean", *["proved", "empirical"] * 4]
+    assert [change.measure for change in found.changes] == ["clean", *["certified", "empirical"] * 4]
     assert (found.layers, found.unlike) == ((), ())
     assert found.exit_code(0.0) == 0
     assert "no image changed" in text(found)
@@ -89,7 +89,7 @@ def test_images_are_paired_not_counted() -> None:
     new = weaker(base, 30)
     found = compare(base, new)
 
-    proved = of(found, "proved", "36/255")
+    proved = of(found, "certified", "36/255")
     lost = [i for i, a, b in zip(base.samples.index, base.samples.radius, new.samples.radius, strict=True)
             if a > 36 / 255 >= b]  # fmt: skip
     assert list(proved.lost) == lost
@@ -98,7 +98,7 @@ def test_images_are_paired_not_counted() -> None:
     assert proved.low < proved.difference < proved.high < 0
     assert proved.word == "worse"
     assert of(found, "clean").word == "no change"
-    back = of(compare(new, base), "proved", "36/255")
+    back = of(compare(new, base), "certified", "36/255")
     assert (back.gained, back.word) == (proved.lost, "better")
     assert f"{len(lost)} images no longer certified at 36/255: #{lost[0]} #{lost[1]} " in text(found)
     assert f"and {len(lost) - 10} more" in text(found)
@@ -107,7 +107,7 @@ def test_images_are_paired_not_counted() -> None:
 
 def test_a_small_change_is_within_noise() -> None:
     base = audits.strong(200)
-    change = of(compare(base, weaker(base, 3)), "proved", "0.25")
+    change = of(compare(base, weaker(base, 3)), "certified", "0.25")
 
     assert change.lost
     assert change.p > 0.05
@@ -231,5 +231,5 @@ def test_a_drop_past_the_limit_is_code_3() -> None:
 
     assert found.exit_code(fall) == 0
     assert found.exit_code(math.nextafter(fall, 0)) == 3
-    assert "failed  proved" in text(found, 0.02)
+    assert "failed  certified" in text(found, 0.02)
     assert "passed  no share fell by more than" in text(found, fall)

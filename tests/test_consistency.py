@@ -124,7 +124,7 @@ FORGED: dict[str, tuple[Callable[[Data], None], str]] = {
     "a distance forgotten": (forget("distance"), r"samples.distance\[0\]|thumbnails\[\d\].sample"),
     "a headline": (lambda d: d["verdict"].update(headline="Best of all."), "headline: expected '.*', got 'Best"),
     "a sentence": (lambda d: d["verdict"].update(sentences=[]), "verdict.sentences"),
-    "a rate": (lambda d: d["proved"][0].update(value=0.99), r"proved\[0\].value: expected .*, got 0.99"),
+    "a rate": (lambda d: d["certified"][0].update(value=0.99), r"certified\[0\].value: expected .*, got 0.99"),
     "an interval": (lambda d: d["clean"].update(low=0.9), "clean.low"),
     "a gate": (lambda d: d["gates"][1].update(state="cannot be evaluated"), r"gates\[1\].state"),
     "an easier gate": (lambda d: d["gates"][0].update(least=0.1), r"gates\[0\].least"),
@@ -169,7 +169,7 @@ def nudges(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...],
 
 def test_no_part_of_the_conclusion_can_be_changed_alone(data: Data) -> None:
     survived = []
-    for top in ("clean", "proved", "empirical", "gates", "findings", "verdict", "status", "exit_code"):
+    for top in ("clean", "certified", "empirical", "gates", "findings", "verdict", "status", "exit_code"):
         for path, value in nudges(data[top], (top,)):
             forged = copy.deepcopy(data)
             at = forged

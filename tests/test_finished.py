@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> Path:
     gated = audits.filed(audits.strong(60), "clean_accuracy>=0.999")
     (tmp_path / "gated.json").write_text(gated.to_json())
     (tmp_path / "empty.json").touch()
-    (tmp_path / "newer.json").write_text('{"schema": "lipaudit-result/2.0"}')
+    (tmp_path / "newer.json").write_text('{"schema": "lipaudit-result/3.0"}')
     (tmp_path / "folder.json").mkdir()
     return tmp_path
 

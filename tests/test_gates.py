@@ -223,7 +223,7 @@ def test_findings_name_what_was_missed() -> None:
     found = {finding.id: finding for finding in made.findings}
 
     assert found["LA102"].state == "fail"
-    assert found["LA102"].title == "Proved accuracy at 1, 0.5 is below the gate"
+    assert found["LA102"].title == "Certified accuracy at 1, 0.5 is below the gate"
     assert found["LA102"].value.endswith("< 90.0% and 1 more")
     assert (found["LA103"].state, found["LA104"].state) == ("warn", "pass")
     assert found["LA104"].title == "Clean accuracy reaches the gate"
