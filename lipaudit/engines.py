@@ -9,28 +9,47 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from lipaudit.api import audit, network_of
+from lipaudit.api import given, network_of
 from lipaudit.errors import LipauditError, LoadError, ReportError
 from lipaudit.files.atomic import write_text
 from lipaudit.files.journal import SUFFIX
-from lipaudit.graph.wrappers import as_module, device_of
+from lipaudit.graph.wrappers import Prepared, device_of
 from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit
+from lipaudit.runs.audit import audit
+from lipaudit.runs.provenance import Source
 from lipaudit.runs.shards import merge
+from lipaudit.settings import Settings
 from lipaudit.verdict.consistency import load_audit
 
 Engine = Literal["local", "ray"]
 RETRIES = 3
 """Times that Ray begins a shard anew whose worker died."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every shard is a part of."""
+
+    network: Prepared
+    inputs: Any
+    labels: Any
+    settings: Settings
+    source: Source
+
+    def shard(self, number: int, of: int, progress: Progress | None = None) -> Audit:
+        """The audit of one shard."""
+        settings = replace(self.settings, shard=(number, of))
+        return audit(self.network, self.inputs, self.labels, settings, self.source, progress=progress)
 
 
 def audit_in_shards(
@@ -43,43 +62,55 @@ def audit_in_shards(
     address: str | None = None,
     journal: str | Path | None = None,
     progress: Progress | None = None,
-    **settings: Any,
+    **keywords: Any,
 ) -> Audit:
     """`lipaudit.audit` of all samples, in so many shards, and merged.
 
-    `settings` are those of `audit`. With "ray" each shard is a task of the cluster at `address` (by default that of
+    `keywords` are those of `audit`. With "ray" each shard is a task of the cluster at `address` (by default that of
     RAY_ADDRESS, or one on this machine), which takes as many CPUs as torch has threads here, and a GPU if the model is
     on one; a worker that dies loses only its shard. `journal` is a folder that keeps the results of finished shards.
     Raises the errors of `audit`, and `LoadError` where Ray is not installed or its cluster not reached.
     """
+    settings, source = given(keywords, None, None, "audit_in_shards")
+    network, facts = network_of(model, settings)
+    source = source if source.model_facts else replace(source, model_facts=facts)
+    job = Job(network, *with_labels(inputs, labels), settings, source)  # once: the next time, a DataLoader may shuffle
+    return run_shards(job, shards, engine_of(engine, address), progress, journal)
+
+
+def run_shards(
+    job: Job, shards: int, run: Run, progress: Progress | None = None, journal: str | Path | None = None
+) -> Audit:
+    """All shards of a job, run by an engine, and merged."""
     progress = progress or Silent()
-    model, settings = network_of(model, settings)
-    inputs, labels = with_labels(inputs, labels)  # once: the next time, a DataLoader may shuffle them
     folder = None if journal is None else Path(journal)
     done = {} if folder is None else {k: kept for k in range(1, shards + 1) if (kept := _kept(folder, k, shards))}
     wanted = [(k, shards) for k in range(1, shards + 1) if k not in done]
-    run = _on_ray(address) if engine == "ray" else _here
-    given = {"inputs": inputs, "labels": labels, **settings}
     progress.say(f"{shards} shards, {len(done)} finished before" if done else f"{shards} shards")
-    for found in run(model, given, wanted, progress):
+    for found in run(job, wanted, progress):
         assert found.shard is not None
         done[found.shard.number] = found
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_text(_file(folder, found.shard.number), found.to_json())
-    merged = merge(done.values(), settings.get("command", ()))
+    merged = merge(done.values(), job.source.command)
     return merged if folder is None or folder.suffix != SUFFIX else replace(merged, run=folder.stem)
 
 
 Found = Iterator[Audit]
-Run = Callable[[Any, Mapping[str, Any], Sequence[tuple[int, int]], Progress], Found]
+Run = Callable[[Job, Sequence[tuple[int, int]], Progress], Found]
 
 
-def _here(model: Any, given: Mapping[str, Any], wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
+def engine_of(name: Engine, address: str | None) -> Run:
+    """What runs shards. Raises `LoadError` where Ray is not installed."""
+    return _on_ray(address) if name == "ray" else _here
+
+
+def _here(job: Job, wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
     """One shard after the other."""
     for number, of in wanted:
         progress.say(f"shard {number}/{of}")
-        yield audit(model, **given, shard=(number, of), progress=progress)
+        yield job.shard(number, of, progress)
 
 
 def _on_ray(address: str | None) -> Run:
@@ -88,7 +119,7 @@ def _on_ray(address: str | None) -> Run:
     except ImportError as error:
         raise LoadError("--engine ray needs Ray, which is not installed; pip install 'lipaudit[ray]'") from error
 
-    def run(model: Any, given: Mapping[str, Any], wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
+    def run(job: Job, wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
         mine = not ray.is_initialized()
         if mine:
             try:
@@ -96,7 +127,7 @@ def _on_ray(address: str | None) -> Run:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise LoadError(f"no Ray cluster at {address or 'this machine'}: {error}") from error
         try:
-            yield from _gathered(ray, model, given, wanted, progress)
+            yield from _gathered(ray, job, wanted, progress)
         finally:
             if mine:
                 ray.shutdown()
@@ -104,18 +135,16 @@ def _on_ray(address: str | None) -> Run:
     return run
 
 
-def _gathered(
-    ray: Any, model: Any, given: Mapping[str, Any], wanted: Sequence[tuple[int, int]], progress: Progress
-) -> Found:
+def _gathered(ray: Any, job: Job, wanted: Sequence[tuple[int, int]], progress: Progress) -> Found:
     """The shards in the order in which the cluster finishes them."""
     threads = torch.get_num_threads()
     largest = max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0)
-    gpu = str(given.get("device") or device_of(as_module(model))).startswith("cuda")
+    gpu = device_of(job.network.module).type == "cuda"
     # More CPUs than any machine has would be waited for forever. The threads of a shard stay what they are here.
     needs = {"num_cpus": min(threads, max(1, largest)), "num_gpus": int(gpu), "max_retries": RETRIES}
     task = ray.remote(**needs)(_task)
-    with _by_value(ray.cloudpickle, as_module(model)):
-        what = ray.put((model, dict(given), threads))
+    with _by_value(ray.cloudpickle, job.network.module):
+        what = ray.put((job, threads))
     open_tasks = {task.remote(what, shard): shard for shard in wanted}
     progress.start("shards on Ray", len(open_tasks))
     try:
@@ -158,11 +187,11 @@ def _by_value(cloudpickle: Any, network: nn.Module) -> Iterator[None]:
             cloudpickle.unregister_pickle_by_value(module)
 
 
-def _task(what: tuple[Any, dict[str, Any], int], shard: tuple[int, int]) -> Audit:
+def _task(what: tuple[Job, int], shard: tuple[int, int]) -> Audit:
     """One shard, on a worker."""
-    model, given, threads = what
+    job, threads = what
     torch.set_num_threads(threads)
-    return audit(model, **given, shard=shard)
+    return job.shard(*shard)
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import click
@@ -70,6 +71,7 @@ def made(name: str, cifar: Path | None) -> Audit:
 
 def planted() -> Audit:
     """An audit of digits-cnn with a lie in it: every radius 100 times as large as proved."""
+    from lipaudit.certification.certificates import Certificates
     from lipaudit.loading.datasets import load_dataset
     from lipaudit.loading.models import load_model
     from lipaudit.runs import audit as pipeline
@@ -77,9 +79,9 @@ def planted() -> Audit:
     loaded, data = load_model("digits-cnn", dataset="digits"), load_dataset("digits", samples=60)
     honest = pipeline.certify_with
 
-    def lying(*given: object, **more: object) -> object:
+    def lying(*given: Any, **more: Any) -> Certificates:
         certificates = honest(*given, **more)
-        return replace(certificates, radius=LIE * certificates.radius)
+        return replace(certificates, rows=tuple(replace(row, radius=LIE * row.radius) for row in certificates.rows))
 
     name = f"digits-cnn with planted lie (radii x {LIE:g})"
     with mock.patch.object(pipeline, "certify_with", lying):

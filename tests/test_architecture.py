@@ -17,6 +17,7 @@ import lipaudit
 FLOORS = (
     ("checker", "errors", "progress"),
     ("registry", "results", "rounding"),
+    ("settings",),
     ("files", "norms", "verdict"),
     ("domains", "report"),
     ("graph",),

@@ -245,9 +245,9 @@ def test_radii_below_the_resolution_of_the_inputs_are_not_worth_more_digits(monk
     assert asked == [False, True] * 2
 
 
-@pytest.mark.parametrize("promise", ["R", "D"])
+@pytest.mark.parametrize("arithmetic", ["real", "float64"])
 @pytest.mark.parametrize("seed", range(8))
-def test_rounding_counts_where_the_squares_of_its_errors_underflow(seed: int, promise: str) -> None:
+def test_rounding_counts_where_the_squares_of_its_errors_underflow(seed: int, arithmetic: str) -> None:
     generator = torch.Generator().manual_seed(seed)
     row = torch.randn(1, 400, dtype=torch.float64, generator=generator)
     near = row + 1e-15 * row.abs() * torch.randn(1, 400, dtype=torch.float64, generator=generator)
@@ -255,7 +255,7 @@ def test_rounding_counts_where_the_squares_of_its_errors_underflow(seed: int, pr
     model.weight.copy_(torch.cat([row, near]) * 2.0**-600)
     x = torch.rand(1, 400, dtype=torch.float64, generator=generator)
 
-    certificates = lipaudit.certify(model, x, method="global", promise=promise)
+    certificates = lipaudit.certify(model, x, local="off", arithmetic=arithmetic)
 
     first, second = ([Fraction(v) * 2**600 for v in weights] for weights in model.weight.tolist())
     margin = sum((a - b) * Fraction(v) for a, b, v in zip(first, second, x[0].tolist(), strict=True))
@@ -287,18 +287,18 @@ class Said:
     def say(self, text: str) -> None: ...
 
 
-@pytest.mark.parametrize("promise", ["R", "F"])
-def test_local_radii_that_are_asked_for_and_missing_are_explained(promise: str) -> None:
+@pytest.mark.parametrize("arithmetic", ["real", "native"])
+def test_local_radii_that_are_asked_for_and_missing_are_explained(arithmetic: str) -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 5)
     ruled = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), nn.Linear(6, 3)).eval()
     unruled = nn.Sequential(nn.Linear(5, 6), nn.Softmin(1), nn.LayerNorm(6), nn.Linear(6, 3))
     said = Said()
-    found = lipaudit.certify(ruled, x, method="local", promise=promise, progress=said)
+    found = lipaudit.certify(ruled, x, local="on", arithmetic=arithmetic, progress=said)
     assert found.why_not == ""
     assert said.stages["local radii"] == 2
-    assert ("local radii, promise F" in said.stages) == (promise == "F")
-    found = lipaudit.certify(unruled.eval(), x, method="local", domain=(0.0, 1.0))
+    assert ("local radii, promise F" in said.stages) == (arithmetic == "native")
+    found = lipaudit.certify(unruled.eval(), x, local="on", domain=(0.0, 1.0))
     assert found.radius.all()
     assert found.why_not.startswith("local radii, 0 tried: ")
     assert lipaudit.certify(unruled, x, domain=(0.0, 1.0)).why_not == ""

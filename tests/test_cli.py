@@ -51,11 +51,11 @@ def test_a_run_writes_whole_reports_and_says_so_on_stderr(
 
 def test_what_the_options_say_reaches_the_pipeline(call: Call, audited: dict[str, Any], pair: list[object]) -> None:
     call("run", *pair, "--eps", "0.5,36/255", "--eps", "1", "--seed", "7", "--batch-size", "3", "--time-limit", "2m",
-         "--promise", "F")  # fmt: skip
+         "--arithmetic", "native")  # fmt: skip
 
     assert audited["eps"] == ("36/255", "0.5", "1")
     assert audited["attacks"] == ("quick",)
-    assert audited["promise"] == audited["config"]["promise"] == "F"
+    assert audited["arithmetic"] == audited["config"]["arithmetic"] == "native"
     assert (audited["seed"], audited["batch_size"], audited["time_limit"]) == (7, 3, 120.0)
     assert audited["inputs"].shape == (20, *SHAPE)
     assert len(audited["labels"]) == len(audited["index"]) == 20

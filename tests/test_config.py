@@ -54,10 +54,10 @@ def test_a_file_sets_what_nobody_typed(name: str, call: Call, audited: dict[str,
     assert (audited["local"], audited["norms"], audited["gates"]) == ("off", "tight", GATES)
     assert {path.suffix for path in Path("reports").iterdir()} == {".json", ".md"}
     origin = audited["config"]["origin"]
-    assert origin["seed"] == origin["eps"] == origin["gate"] == origin["batch_size"] == name
+    assert origin["seed"] == origin["eps"] == origin["gates"] == origin["batch_size"] == name
     assert origin["samples"] == "--samples"
     assert "device" not in origin
-    assert audited["config"]["gate"] == list(GATES)
+    assert audited["config"]["gates"] == list(GATES)
     json.dumps(audited["config"])
 
 
@@ -75,7 +75,7 @@ def test_option_before_environment_before_file(
     assert audited["gates"] == ("clean_accuracy>=0.1",)
     assert {path.suffix for path in Path("reports").iterdir()} == {".html"}
     origin = audited["config"]["origin"]
-    expected = {"seed": "--seed", "batch_size": "LIPAUDIT_BATCH_SIZE", "time_limit": "lipaudit.toml", "gate": "--gate"}
+    expected = {"seed": "--seed", "batch_size": "LIPAUDIT_BATCH_SIZE", "time_limit": "lipaudit.toml", "gates": "--gate"}
     assert {key: origin[key] for key in expected} == expected
 
 

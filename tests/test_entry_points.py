@@ -110,9 +110,9 @@ ROBUSTBENCH: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("form", ROBUSTBENCH)
 def test_normalisation_inside_a_module_counts_as_normalisation_in_front(form: str) -> None:
     model, x = ROBUSTBENCH[form](), images()
-    known = lipaudit.certify(body(), x, mean=MEAN, std=STD, method="global")
+    known = lipaudit.certify(body(), x, mean=MEAN, std=STD, local="off")
 
-    found = lipaudit.certify(model, x, method="global")
+    found = lipaudit.certify(model, x, local="off")
 
     assert torch.allclose(model(x), Normalised(body(), MEAN, STD)(x), rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found.prediction, known.prediction)
@@ -130,8 +130,8 @@ def test_twice_the_pixel_minus_one() -> None:
             return self.body(2.0 * x - 1.0)
 
     x = images()
-    found = lipaudit.certify(Twice().eval(), x, method="global").radius
-    np.testing.assert_allclose(found, lipaudit.certify(body(), 2 * x - 1, method="global").radius / 2, rtol=1e-4)
+    found = lipaudit.certify(Twice().eval(), x, local="off").radius
+    np.testing.assert_allclose(found, lipaudit.certify(body(), 2 * x - 1, local="off").radius / 2, rtol=1e-4)
 
 
 def test_an_ensemble_of_softmaxes_is_audited_as_what_it_computes() -> None:
@@ -246,9 +246,9 @@ ARRAYS: dict[str, Callable[[torch.Tensor], Any]] = {
 @pytest.mark.parametrize("kind", ARRAYS)
 def test_arrays_of_every_kind_give_the_same_audit(kind: str) -> None:
     x = images(3)
-    known = lipaudit.certify(body(), x, method="global")
+    known = lipaudit.certify(body(), x, local="off")
 
-    found = lipaudit.certify(body(), ARRAYS[kind](x), method="global")
+    found = lipaudit.certify(body(), ARRAYS[kind](x), local="off")
 
     assert found.rows == known.rows
     assert min(found.radius) > 0
@@ -285,9 +285,9 @@ LOADED: dict[str, Callable[[], Any]] = {
 
 @pytest.mark.parametrize("kind", LOADED)
 def test_a_loader_brings_images_and_labels(kind: str) -> None:
-    known = lipaudit.certify(body(), images(3), [0, 2, 1], method="global")
+    known = lipaudit.certify(body(), images(3), [0, 2, 1], local="off")
 
-    assert lipaudit.certify(body(), LOADED[kind](), method="global").rows == known.rows
+    assert lipaudit.certify(body(), LOADED[kind](), local="off").rows == known.rows
     audit = lipaudit.audit(body(), LOADED[kind](), attacks="none", local="off")
     assert audit.samples.label == (0, 2, 1)
     assert audit.samples.radius == tuple(known.radius)
@@ -338,14 +338,14 @@ def test_more_than_eight_bits_are_told_by_their_values() -> None:
 @pytest.mark.parametrize("top", [255, 65535])
 def test_pixels_of_whole_levels_are_refused_or_warned_of(top: int) -> None:
     with pytest.warns(UserWarning, match=rf"divide them by {top}, or say that it is meant so by domain=\(0, {top}\)"):
-        lipaudit.certify(body(), images(2) * top, method="global")
+        lipaudit.certify(body(), images(2) * top, local="off")
     with pytest.raises(BadThreat, match=f"divide them by {top}"):
         lipaudit.audit(body(), images(2) * top, [0, 1], attacks="none", local="off")
-    lipaudit.certify(body(), images(2) * top, method="global", domain=(0, top))
-    lipaudit.certify(body(), images(2) * 4 - 2, method="global")
-    lipaudit.certify(nn.Linear(3, 2).eval(), torch.tensor([[40.0, 180.0, 2.0]]), method="global")  # no image
+    lipaudit.certify(body(), images(2) * top, local="off", domain=(0, top))
+    lipaudit.certify(body(), images(2) * 4 - 2, local="off")
+    lipaudit.certify(nn.Linear(3, 2).eval(), torch.tensor([[40.0, 180.0, 2.0]]), local="off")  # no image
     with pytest.warns(UserWarning, match="divide them by"):
-        lipaudit.certify(nn.Linear(64, 2).eval(), torch.rand(1, 64) * top, method="global")
+        lipaudit.certify(nn.Linear(64, 2).eval(), torch.rand(1, 64) * top, local="off")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float64])
@@ -399,9 +399,9 @@ def test_soft_labels_are_refused_by_name(labels: np.ndarray) -> None:
 
 def test_labels_reach_every_entry_point() -> None:
     one_hot = np.eye(3, dtype=np.float32)[[0, 2, 1]]
-    known = lipaudit.certify(body(), images(3), [0, 2, 1], method="global")
+    known = lipaudit.certify(body(), images(3), [0, 2, 1], local="off")
 
-    assert lipaudit.certify(body(), images(3), one_hot, method="global").rows == known.rows
+    assert lipaudit.certify(body(), images(3), one_hot, local="off").rows == known.rows
     assert lipaudit.audit(body(), images(3), one_hot, attacks="none", local="off").samples.label == (0, 2, 1)
 
 

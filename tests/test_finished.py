@@ -14,14 +14,14 @@ from command_line import Call, call, refused
 
 import lipaudit
 from lipaudit import zoo
-from lipaudit.cli.options import DATASETS as PROPOSED_DATASETS
-from lipaudit.cli.options import MODELS as PROPOSED_MODELS
 from lipaudit.errors import ConfigError
 from lipaudit.loading.dataset_registry import DATASETS, NAMED
 from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.model_names import PAIRS
 from lipaudit.report.html import to_html
 from lipaudit.results.audit import Audit, Finding
+from lipaudit.settings import DATASETS as PROPOSED_DATASETS
+from lipaudit.settings import MODELS as PROPOSED_MODELS
 from lipaudit.verdict.checks import CHECKS, Check, Outcome
 from lipaudit.verdict.explain import explain, to_markdown
 from lipaudit.verdict.gates import conditions

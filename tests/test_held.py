@@ -211,7 +211,7 @@ def test_an_audit_of_another_function_is_invalid(model: Callable[[], nn.Module],
 @pytest.mark.usefixtures("fooled")
 def test_certify_refuses_and_names_the_logit() -> None:
     with pytest.raises(CaptureError, match=r"but logit \d of image 0 is .* from the model in a batch and .* the graph"):
-        lipaudit.certify(Otherwise(WHEN["one image"], negated), IMAGES, method="global")
+        lipaudit.certify(Otherwise(WHEN["one image"], negated), IMAGES, local="off")
 
 
 class Doubled(Honest):
@@ -248,7 +248,7 @@ class Normed(Honest):
 @pytest.mark.parametrize("what", DOUBLE)
 def test_float64_is_promised_only_of_the_same_network(what: str) -> None:
     model, why = DOUBLE[what][0](), DOUBLE[what][1]
-    found = lipaudit.certify(model, IMAGES[:4], method="global", promise="D")
+    found = lipaudit.certify(model, IMAGES[:4], local="off", arithmetic="float64")
     if why:
         assert why in found.why_not
         assert not found.radius.any()

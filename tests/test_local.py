@@ -198,18 +198,18 @@ def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.Monk
 def test_certify_takes_the_larger_radius_and_names_it(digits: tuple) -> None:
     images, labels, _ = digits
     model = zoo.load("digits-cnn")
-    whole = lipaudit.certify(model, images[:2], labels[:2], method="global")
+    whole = lipaudit.certify(model, images[:2], labels[:2], local="off")
     best = lipaudit.certify(model, images[:2], labels[:2])
     assert [row.method for row in whole.rows] == ["global"] * 2
     assert [row.method for row in best.rows] == ["local"] * 2
     assert (best.radius > whole.radius).all()
 
 
-@pytest.mark.parametrize("promise", ["R", "F"])
-def test_thorough_goes_on_where_local_ends(promise: str) -> None:
+@pytest.mark.parametrize("arithmetic", ["real", "native"])
+def test_thorough_goes_on_where_local_ends(arithmetic: str) -> None:
     model = network(0, inputs=12, width=40, hidden=3)
     x = torch.randn(2, 12)[:1]
-    local, thorough = (lipaudit.certify(model, x, method=method, promise=promise) for method in ("local", "thorough"))
+    local, thorough = (lipaudit.certify(model, x, local=how, arithmetic=arithmetic) for how in ("on", "thorough"))
     assert bool((thorough.radius >= local.radius).all())
     assert float(thorough.radius.max() / local.radius.max()) > 1.05
     generator = torch.Generator().manual_seed(0)

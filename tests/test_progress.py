@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from lipaudit.cli.terminal import Bars, clock_time, print_lines, terminal_progress
+from lipaudit.cli.terminal import Bars, print_lines, terminal_progress
 from lipaudit.progress import Lines, Silent, Stage, spell
 
 
@@ -116,7 +116,7 @@ def test_bars_show_name_count_time_and_result() -> None:
     bars.finish("L = 1.6×10¹¹")
 
     last = visible(out).splitlines()[-1]
-    assert re.search(r"layer bounds +━+ +37/37 +1:14 +L = 1.6×10¹¹", last)
+    assert re.search(r"layer bounds +━+ +37/37 +0:01:14 +L = 1.6×10¹¹", last)
 
 
 def test_bars_say_what_is_left() -> None:
@@ -248,7 +248,6 @@ def test_styled_lines_are_plain_text_in_a_file(monkeypatch: pytest.MonkeyPatch) 
 
 def test_times() -> None:
     assert [spell(s) for s in (0.2, 59.4, 60, 151, 3900)] == ["0 s", "59 s", "1 min 0 s", "2 min 31 s", "1 h 5 min"]
-    assert [clock_time(s) for s in (0.2, 59.4, 60, 151, 3909)] == ["0 s", "59 s", "1:00", "2:31", "1:05:09"]
 
 
 def test_the_time_left_needs_a_pace() -> None:

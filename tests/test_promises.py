@@ -138,11 +138,11 @@ def test_a_radius_computed_by_hand() -> None:
     lost = math.sqrt(2) * gamma * math.sqrt(10)
     inside = (2 - lost) / (math.sqrt(2) * (1 + gamma))
     by_hand = (inside - unit * math.sqrt(10)) / (1 + unit)
-    found = lipaudit.certify(layer, x, promise="F").radius[0]
+    found = lipaudit.certify(layer, x, arithmetic="native").radius[0]
     assert by_hand * (1 - 1e-7) <= found <= by_hand
     exact_distance = math.sqrt(2)
     assert 2e-7 < 1 - found / exact_distance < 2e-6
-    assert 0 < 1 - lipaudit.certify(layer, x, promise="D").radius[0] / exact_distance < 1e-8
+    assert 0 < 1 - lipaudit.certify(layer, x, arithmetic="float64").radius[0] / exact_distance < 1e-8
 
 
 def test_the_three_promises_are_ordered() -> None:
@@ -249,7 +249,7 @@ def test_overflow_is_refused() -> None:
     tall.weight.copy_(torch.tensor([[1e38], [-1e38]]))
     limit = of(compose(tall, (1,)), torch.tensor([1.0])).limit
     assert 0 < limit < 1
-    assert lipaudit.certify(tall, torch.tensor([[1.0]]), promise="F").radius[0] <= limit
+    assert lipaudit.certify(tall, torch.tensor([[1.0]]), arithmetic="native").radius[0] <= limit
 
 
 class Casting(nn.Module):
@@ -283,7 +283,7 @@ class Gate(nn.Module):
 def test_what_has_no_proved_error_is_refused_by_name(why: str) -> None:
     torch.manual_seed(0)
     network = REFUSED[why]().eval().requires_grad_(False)
-    found = lipaudit.certify(network, torch.rand(3, 4), domain=(0, 1), promise="F", method="global")
+    found = lipaudit.certify(network, torch.rand(3, 4), domain=(0, 1), arithmetic="native", local="off")
     assert why in found.why_not
     assert not found.radius.any()
     assert found.others["R"].radius.any()
@@ -293,7 +293,11 @@ def test_an_audit_has_all_three_and_the_headline_that_was_asked_for() -> None:
     network = perceptron(12, 6, 12, 3)
     images = torch.rand(40, 6, generator=torch.Generator().manual_seed(6))
     labels = network(images).argmax(1)
-    both = {p: lipaudit.audit(network, images, labels, attacks="deepfool", local="off", promise=p) for p in "RF"}
+    given = {"attacks": "deepfool", "local": "off"}
+    both = {
+        letter: lipaudit.audit(network, images, labels, **given, arithmetic=name)
+        for name, letter in (("real", "R"), ("native", "F"))
+    }
     for headline, audit in both.items():
         assert [found.promise for found in audit.promises] == ["R", "F", "D"]
         assert [found.promise for found in audit.promises if found.headline] == [headline]
@@ -318,7 +322,7 @@ def test_a_headline_that_cannot_be_certified_says_so_and_certifies_nothing() -> 
     torch.manual_seed(1)
     network = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3)).eval().requires_grad_(False)
     images = torch.rand(20, 6)
-    audit = lipaudit.audit(network, images, network(images).argmax(1), attacks="none", local="off", promise="F")
+    audit = lipaudit.audit(network, images, network(images).argmax(1), attacks="none", local="off", arithmetic="native")
     assert audit.verdict.headline == "F: not certified."
     assert (audit.verdict.integrity, audit.verdict.strength) == ("SOUND", "vacuous")
     assert "gelu in float32 has no proved error" in audit.verdict.sentences[0]

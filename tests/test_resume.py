@@ -222,7 +222,7 @@ def test_gates_and_their_origin_go_on_with_the_run(
     assert result.code == 0, result.err
     made = json.loads(only(Path("reports")).read_text())
     assert [gate["expression"] for gate in made["gates"]] == ["clean_accuracy>=0.5"]
-    assert made["config"]["origin"]["gate"] == "lipaudit.toml"
+    assert made["config"]["origin"]["gates"] == "lipaudit.toml"
 
 
 def test_a_run_that_an_older_lipaudit_began_goes_on(call: Call, begun: str) -> None:

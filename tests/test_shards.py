@@ -16,7 +16,7 @@ import lipaudit
 from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat, LoadError, ReportError
 from lipaudit.results.audit import Audit
-from lipaudit.runs.shards import parse_shard
+from lipaudit.settings import Settings, part_of
 from lipaudit.verdict.consistency import digest_of
 
 __all__ = ["call", "pair", "user_module"]
@@ -177,9 +177,9 @@ def test_a_shard_that_cannot_be_is_refused(shard: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("text", ["", "3", "0/3", "4/3", "1/0", "a/b", "1/2/3", "-1/2"])
 def test_texts_that_name_no_shard(text: str) -> None:
-    assert parse_shard("3/8") == (3, 8)
+    assert part_of("3/8") == (3, 8)
     with pytest.raises(ValueError, match="expected a shard such as 3/8"):
-        parse_shard(text)
+        part_of(text)
 
 
 def test_shards_on_the_command_line(call: Call, pair: list[object]) -> None:
@@ -211,11 +211,11 @@ def test_an_interrupted_run_in_shards_keeps_the_finished_ones(
     seen: list[tuple[int, int]] = []
     honest = engines.audit
 
-    def audit(*given: Any, shard: tuple[int, int], **options: Any) -> Audit:
-        seen.append(shard)
+    def audit(network: Any, inputs: Any, labels: Any, settings: Settings, *given: Any, **options: Any) -> Audit:
+        seen.append(settings.shard)
         if len(seen) == 2:
             raise KeyboardInterrupt
-        return honest(*given, shard=shard, **options)
+        return honest(network, inputs, labels, settings, *given, **options)
 
     monkeypatch.setattr(engines, "audit", audit)
     assert call("run", *pair, "--shards", 3, "-q").code == 130

@@ -5,12 +5,13 @@ Note [Promise R]
     exactly the tensors that run (parametrised weights as computed in the model's own dtype). Its margins are
     computed in float64, with a proved bound E of the error (`domains/rounding/float64.py`), and the radius is
         min over j of (margin_j - E_j) / L_yj,
-    rounded down; L_yj is the pairwise bound. Strictly inside it no input has another top class. A margin that E
-    swallows, a tie and a wrong prediction give radius 0.
+    rounded down; L_yj is the pairwise bound in the norm of the radius. Strictly inside it no input has another top
+    class. A margin that E swallows, a tie and a wrong prediction give radius 0.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import time
@@ -25,10 +26,12 @@ from lipaudit.certification.held import Held, differs_in_double, refuse
 from lipaudit.certification.local_search import LocalRadii, confirmed, local_radii
 from lipaudit.certification.margins import ErrorRecursion, _spared, sure_margins
 from lipaudit.certification.network_bound import Composition
+from lipaudit.certification.norm_bounds import bound_in
 from lipaudit.errors import CaptureError
 from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import Certificate
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import down
 
 
@@ -36,9 +39,6 @@ from lipaudit.rounding import down
 class Certificates:
     """One row per sample. Without labels, the radius is about keeping the predicted class."""
 
-    radius: np.ndarray
-    prediction: np.ndarray
-    margin: np.ndarray
     rows: tuple[Certificate, ...]
     rounding: float = 0.0
     """Largest bound of the rounding error of a sample's logits, L2; every radius is already reduced by it."""
@@ -49,12 +49,30 @@ class Certificates:
     are there, or could be."""
     others: Mapping[Promise, Promised] = field(default_factory=dict)
     """The radii under other promises that were asked for."""
+    norm: Norm = "l2"
+    """In which the radii are measured."""
+
+    @functools.cached_property
+    def radius(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.radius for row in self.rows])
+
+    @functools.cached_property
+    def prediction(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.prediction for row in self.rows], dtype=np.int64)
+
+    @functools.cached_property
+    def margin(self) -> np.ndarray:
+        """Of each row."""
+        return np.array([row.margin for row in self.rows])
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        return f"Certificates({(self.radius > 0).sum()} of {len(self)} radii above 0, promise {self.promise})"
+        norm = "" if self.norm == "l2" else f"{self.norm} "
+        return f"Certificates({(self.radius > 0).sum()} of {len(self)} {norm}radii above 0, promise {self.promise})"
 
 
 def certify_with(
@@ -62,11 +80,29 @@ def certify_with(
     inputs: torch.Tensor,
     labels: Sequence[int] | None = None,
     *,
+    norm: Norm = "l2",
     promises: Sequence[Promise] = (),
     progress: Progress | None = None,
     held: Held | None = None,
 ) -> Certificates:
     """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them.
+
+    Raises what `certify_in` raises.
+    """
+    return certify_in(composition, inputs, labels, (norm,), promises=promises, progress=progress, held=held)[norm]
+
+
+def certify_in(
+    composition: Composition,
+    inputs: torch.Tensor,
+    labels: Sequence[int] | None,
+    norms: Sequence[Norm],
+    *,
+    promises: Sequence[Promise] = (),
+    progress: Progress | None = None,
+    held: Held | None = None,
+) -> dict[Norm, Certificates]:
+    """Certificates in several norms, for which each image is evaluated once.
 
     The model is held against the graph on every image. What differs is kept in `held`, or a `CaptureError`.
     """
@@ -81,38 +117,53 @@ def certify_with(
     error_of, execution = ErrorRecursion(composition), Execution(composition, promises)
     if "D" in promises and not execution.why["D"]:
         execution.refuse("D", differs_in_double(composition, inputs))
-    rows: list[Certificate] = []
-    beside: dict[Promise, list[tuple[float, Executed]]] = {promise: [] for promise in promises}
-    largest = 0.0
+    seen: list[tuple[list[float], float, dict[Promise, Executed]]] = []
     with torch.no_grad():
-        for sample, x in enumerate(inputs):
+        for x in inputs:
             point = x.to(composition.ledger.device, torch.float64)
             logits, error = error_of(point)
             if error > _spared(logits, pairwise, point):
                 logits, error = error_of(point, careful=True)
-            largest = max(largest, error)
-            label = None if labels is None else int(labels[sample])
-            rows.append(_certificate(sample, logits, error, pairwise, label))
-            target, sure = rows[-1].label, sure_margins(logits, error, rows[-1].label)
-            for promise, executed in execution.around(point).items():
-                radius = executed_radius(executed, sure, pairwise[target], execution.ratios[target])
-                beside[promise].append((min(radius, rows[-1].radius), executed))
+            seen.append((logits, error, execution.around(point)))
             progress.advance()
-    correct = sum(row.radius > 0 for row in rows)
-    progress.finish(f"{correct} of {len(rows)} have a positive radius")
-    found = Certificates(
-        radius=np.array([row.radius for row in rows]),
-        prediction=np.array([row.prediction for row in rows], dtype=np.int64),
-        margin=np.array([row.margin for row in rows]),
-        rows=tuple(rows),
-        rounding=largest,
-        others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
-    )
+    answers = None if labels is None else [int(label) for label in labels]
+    entries = math.prod(inputs.shape[1:])
+    found = {norm: _in_norm(composition, execution, promises, seen, answers, entries, norm) for norm in norms}
+    correct = [sum(row.radius > 0 for row in each.rows) for each in found.values()]
+    progress.finish(f"{', '.join(map(str, correct))} of {len(inputs)} have a positive radius")
     looked = held or Held(composition)
-    looked.at_images(inputs, lost(found.others))
+    looked.at_images(inputs, lost(next(iter(found.values())).others))
     if held is None:
         refuse(looked.differences)
     return found
+
+
+def _in_norm(
+    composition: Composition,
+    execution: Execution,
+    promises: Sequence[Promise],
+    seen: Sequence[tuple[list[float], float, dict[Promise, Executed]]],
+    labels: Sequence[int] | None,
+    entries: int,
+    norm: Norm,
+) -> Certificates:
+    """Certificates of images whose logits are known up to an error."""
+    pairwise, rows = bound_in(composition, norm).pairwise, list[Certificate]()
+    beside: dict[Promise, list[tuple[float, Executed]]] = {promise: [] for promise in promises}
+    for sample, (logits, error, around) in enumerate(seen):
+        rows.append(_certificate(sample, logits, error, pairwise, None if labels is None else labels[sample]))
+        target, sure = rows[-1].label, sure_margins(logits, error, rows[-1].label)
+        for promise, executed in around.items():
+            measured = executed.measured(norm, entries)
+            radius = executed_radius(measured, sure, pairwise[target], execution.ratios[target])
+            beside[promise].append((min(radius, rows[-1].radius), executed))
+    correct = sum(row.radius > 0 for row in rows)
+    return Certificates(
+        rows=tuple(rows),
+        rounding=max((error for _, error, _ in seen), default=0.0),
+        others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
+        norm=norm,
+    )
 
 
 def under(certificates: Certificates, promise: Promise) -> Certificates:
@@ -127,7 +178,7 @@ def under(certificates: Certificates, promise: Promise) -> Certificates:
     )
     mine = Promised(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
     others = {**certificates.others, certificates.promise: mine}
-    return replace(certificates, radius=radius, rows=rows, promise=promise, why_not=found.why_not, others=others)
+    return replace(certificates, rows=rows, promise=promise, why_not=found.why_not, others=others)
 
 
 def with_local_radii(
@@ -153,6 +204,7 @@ def with_local_radii(
         points,
         labels,
         known,
+        norm=certificates.norm,
         right=right,
         budget=budget,
         most=most,
@@ -169,9 +221,18 @@ def with_local_radii(
     for promise, other in certificates.others.items():
         task = f"local radii, promise {promise}"
         others[promise] = _locally(
-            other, composition, points, labels, local, deadline, task, progress or Silent(), together=together
+            other,
+            composition,
+            points,
+            labels,
+            local,
+            deadline,
+            task,
+            progress or Silent(),
+            norm=certificates.norm,
+            together=together,
         )
-    return replace(certificates, radius=np.array([row.radius for row in rows]), rows=rows, others=others), local
+    return replace(certificates, rows=rows, others=others), local
 
 
 def _locally(
@@ -184,6 +245,7 @@ def _locally(
     task: str,
     progress: Progress,
     *,
+    norm: Norm,
     together: bool,
 ) -> Promised:
     """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
@@ -193,8 +255,9 @@ def _locally(
         return promised
     progress.start(task, len(rows))
     for row in rows:
-        x, label, known, executed = points[row], labels[row], radius[row], promised.executed[row]
-        found = confirmed(composition, x, label, local.radius[row], executed, known, deadline, together=together)
+        x, label, known = points[row], labels[row], radius[row]
+        executed, ball = promised.executed[row].measured(norm, x.numel()), local.radius[row]
+        found = confirmed(composition, x, label, ball, executed, known, deadline, norm=norm, together=together)
         if found > radius[row]:
             radius[row], method[row] = found, "local"
         progress.advance()

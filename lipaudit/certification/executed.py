@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -32,6 +32,7 @@ from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
 from lipaudit.norms.linear_maps import schur_test
 from lipaudit.results.bounds import LayerBound
+from lipaudit.results.threat import Norm, circumradius
 from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
 
 Promise = Literal["R", "F", "D"]
@@ -104,6 +105,17 @@ class Executed:
         apart = self.before.times(ratio).plus(self.after.times(both))
         return apart if apart.a <= whole.a else whole
 
+    def measured(self, norm: Norm, entries: int) -> Executed:
+        """The same around an input of so many entries, for distances in that norm."""
+        if norm == "l2":
+            return self
+        # Within r in the norm is within `times` r in L2, and what L2 moves by at most `cast` moves in Linf as little.
+        times, root = circumradius(norm, entries), circumradius("linf", entries)
+        whole, before, after = (Affine(e.a, up(e.b * times)) for e in (self.whole, self.before, self.after))
+        cast = up(self.cast * root) if norm == "l1" else self.cast
+        limit = down(self.limit / times) if self.limit > 0 else self.limit
+        return replace(self, whole=whole, before=before, after=after, limit=limit, cast=cast)
+
     def uncast(self, radius: float) -> float:
         """The radius of inputs that are still to be rounded, from that of what the network reads."""
         return down(down(down(radius - self.cast)) / up(1.0 + self.unit)) if radius > self.cast else 0.0
@@ -115,8 +127,10 @@ class Execution:
     def __init__(self, composition: Composition, promises: Sequence[Promise]) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
         self.pairwise = composition.network.pairwise
-        self.formats = {promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"}
-        self.why = {promise: self._refused(promise) for promise in self.formats}
+        self.formats: dict[Promise, Format] = {
+            promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"
+        }
+        self.why: dict[Promise, str] = {promise: self._refused(promise) for promise in self.formats}
         self.forms = {form.dtype: form for promise, form in self.formats.items() if not self.why[promise]}
         if not self.forms:
             return

@@ -12,6 +12,7 @@ from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.zonotope.backward import Banded, ancestors, lower_bounds
 from lipaudit.domains.zonotope.logits import Logits, logits_over, margins, margins_together, room_in_memory
 from lipaudit.domains.zonotope.propagator import TooWide
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import gamma
 
 ASCENT_STEPS = 20
@@ -45,18 +46,23 @@ def proof(
     search: Search | None = None,
     patience: int = sys.maxsize,
     slack: Sequence[float] | None = None,
+    *,
+    norm: Norm = "l2",
 ) -> int:
     """The rows that a proof took that every input within `radius` of `x` has the top class `label`; 0 if it failed.
 
-    Not counting those that stand for roundings, of which `patience` is the most; `slack` is what the differences to the
-    logits of all other classes, in their order, have to exceed, if not zero.
+    In Linf, every such input in the domain of the audit. Not counting those that stand for roundings, of which
+    `patience` is the most; `slack` is what the differences to the logits of all other classes, in their order, have to
+    exceed, if not zero.
     """
     search, room = search or Search(), room_in_memory(composition.graph)
     if search.together:
-        return _together(composition, x, label, radius, min(room, MOST_TOGETHER), max(slack or [0.0]))
+        return _together(composition, x, label, radius, norm, min(room, MOST_TOGETHER), max(slack or [0.0]))
     for backwards in (False, True) if search.backwards else (False,):
         try:
-            logits = logits_over(composition.ledger, x, radius, room_for=room, patience=patience, backwards=backwards)
+            logits = logits_over(
+                composition.ledger, x, radius, norm=norm, room_for=room, patience=patience, backwards=backwards
+            )
         except TooWide:
             return 0
         bounds = torch.tensor(margins(logits, label), dtype=torch.float64)
@@ -77,9 +83,11 @@ def proof(
     return 0
 
 
-def _together(composition: Composition, x: torch.Tensor, label: int, radius: float, room: int, slack: float) -> int:
+def _together(
+    composition: Composition, x: torch.Tensor, label: int, radius: float, norm: Norm, room: int, slack: float
+) -> int:
     try:
-        logits = logits_over(composition.ledger, x, radius, room_for=room, backwards=False, together=True)
+        logits = logits_over(composition.ledger, x, radius, norm=norm, room_for=room, backwards=False, together=True)
     except TooWide:
         return 0
     bounds = margins_together(logits, label, _STEPS_TOGETHER, slack)
@@ -95,7 +103,7 @@ def _backwards(logits: Logits, label: int, others: list[int], slack: torch.Tenso
     slack = slack.to(gaps.device)
     gaps = gaps - slack - gamma(16) * (logits.centre.abs().max() + slack)
     bent = [step for step in ancestors(logits.step) if isinstance(step, Banded) and step.low is not None]
-    slopes = [step.least_area().expand(len(c), *step.low.shape).clone() for step in bent]
+    slopes = [lines.expand(len(c), *lines.shape).clone() for lines in (step.least_area() for step in bent)]
     rates = [torch.zeros_like(slope) for slope in slopes]
     for step, slope in zip(bent, slopes, strict=True):
         step.chosen[:] = [slope]

@@ -28,6 +28,7 @@ from lipaudit.errors import LipauditError
 from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.formatting import duration
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import up
 
 BUDGET = 60.0
@@ -46,6 +47,10 @@ _MORE_ROWS = 5
 given up: such radii do not pass, and they take longest."""
 _FURTHER = 1.9
 """A search in which all symbols are taken together begins at so many times the radius found without."""
+
+
+_DUAL: dict[Norm, float] = {"l2": 2.0, "linf": 1.0, "l1": math.inf}
+"""The order of the dual norm: of what a change of at most 1 does to a straight function."""
 
 
 EFFORTS = (
@@ -71,6 +76,7 @@ def local_radii(
     labels: Sequence[int],
     known: Sequence[float],
     *,
+    norm: Norm = "l2",
     right: Sequence[bool] | None = None,
     budget: float | None = BUDGET,
     most: int | None = None,
@@ -96,17 +102,18 @@ def local_radii(
     progress.start("local radii", len(wanted))
     chosen = ((most, search or usual) for most, usual in EFFORTS)
     efforts = tuple((most, replace(each, together=together or each.together)) for most, each in chosen)
-    hunt = _Hunt(composition, len(rows), budget, efforts, progress, time.monotonic())
+    hunt = _Hunt(composition, norm, len(rows), budget, efforts, progress, time.monotonic())
+    name = "local" if norm == "l2" else f"local-{norm}"
     for row in wanted:
         about = fingerprint(points[row].cpu().numpy(), labels[row], known[row], budget, efforts, hunt.radii)
-        kept = None if journal is None else journal.get(f"local-{row}", about)
+        kept = None if journal is None else journal.get(f"{name}-{row}", about)
         if kept is None:
             begun = time.perf_counter()
             radius = hunt.next(points[row], labels[row], known[row])
             if journal is not None:
                 result = {"radius": radius, "why_not": hunt.why_not, "effort": hunt.effort}
                 arrays = {name: np.array(value) for name, value in result.items()}
-                journal.put(f"local-{row}", about, time.perf_counter() - begun, **arrays)
+                journal.put(f"{name}-{row}", about, time.perf_counter() - begun, **arrays)
         else:
             radius, hunt.why_not = float(kept["radius"]), str(kept["why_not"])
             hunt.effort = int(kept["effort"])
@@ -127,6 +134,7 @@ class _Hunt:
     """Where the search stands: image after image, each beginning at the radius that the one before it got."""
 
     composition: Composition
+    norm: Norm
     images: int
     budget: float | None
     efforts: Sequence[tuple[float, Search]]
@@ -151,7 +159,8 @@ class _Hunt:
                 self.composition,
                 x,
                 label,
-                start=max(last, 2 * known) if last else beginning(self.composition, x, label, known),
+                start=max(last, 2 * known) if last else beginning(self.composition, x, label, known, self.norm),
+                norm=self.norm,
                 known=known,
                 search=search,
                 deadline=math.inf if self.budget is None else self.began + self.budget,
@@ -174,7 +183,7 @@ class _Hunt:
         """Times a pass at the first image, and chooses the search by it."""
         if self.radii:
             return ""
-        one_pass = seconds_of_a_pass(self.composition.ledger, x)
+        one_pass = seconds_of_a_pass(self.composition.ledger, x, self.norm)
         self.effort = next(k for k, (most, _) in enumerate(self.efforts) if one_pass <= most)
         estimate = one_pass * _USUAL_ATTEMPTS
         if self.budget is not None and estimate > self.budget:
@@ -184,7 +193,7 @@ class _Hunt:
         return ""
 
 
-def beginning(composition: Composition, x: torch.Tensor, label: int, known: float) -> float:
+def beginning(composition: Composition, x: torch.Tensor, label: int, known: float, norm: Norm = "l2") -> float:
     """A radius to begin a search with, above `known`: a share of how far the closest decision boundary would be, if the
     network were as straight everywhere as it is at `x`."""
     x = x.detach().to(composition.ledger.device).double().requires_grad_(True)
@@ -196,7 +205,7 @@ def beginning(composition: Composition, x: torch.Tensor, label: int, known: floa
     for other in gaps.argsort()[: min(_CLOSEST, len(gaps) - 1)].tolist():
         gap = logits[label] - logits[other]
         (slope,) = torch.autograd.grad(gap, x, retain_graph=True, materialize_grads=True)
-        found.append(float(gaps[other] / slope.norm()))
+        found.append(float(gaps[other] / torch.linalg.vector_norm(slope, _DUAL[norm])))
     distance = min((each for each in found if 0.0 < each < math.inf), default=0.0)
     return max(_SHARE * distance, 2 * known)
 
@@ -207,6 +216,7 @@ def local_radius(
     label: int,
     *,
     start: float,
+    norm: Norm = "l2",
     known: float = 0.0,
     search: Search | None = None,
     deadline: float = math.inf,
@@ -221,7 +231,7 @@ def local_radius(
 
     def attempt(radius: float) -> bool:
         nonlocal patience, rows
-        found = proof(composition, x, label, radius, alone, patience)
+        found = proof(composition, x, label, radius, alone, patience, norm=norm)
         if found:
             rows, patience = found, max(_FEW_ROWS, _MORE_ROWS * found)
         return found > 0
@@ -232,7 +242,7 @@ def local_radius(
     if search.together and 2 * max(rows, 2 * x.numel()) <= MOST_TOGETHER:
         start = _FURTHER * proved if proved > known else start
         proved = _bisected(
-            lambda radius: proof(composition, x, label, radius, search) > 0,
+            lambda radius: proof(composition, x, label, radius, search, norm=norm) > 0,
             start,
             proved,
             search.precision,
@@ -277,9 +287,12 @@ def confirmed(
     known: float,
     deadline: float,
     *,
+    norm: Norm = "l2",
     together: bool = False,
 ) -> float:
     """A radius above `known` of the network as executed, from a local one of the exact function; 0 if none was found.
+
+    `executed` is in units of the norm, as `Executed.measured` gives it.
 
     Tries that radius, and one that is smaller by the precision of the search, `together` as `Search.together` says.
     """
@@ -290,6 +303,6 @@ def confirmed(
         slack = up(both * executed.whole.at(ball))
         if not reach > known or not ball <= executed.limit or time.monotonic() > deadline:
             continue
-        if math.isfinite(slack) and proof(composition, x, label, ball, search, slack=[slack] * len(others)):
+        if math.isfinite(slack) and proof(composition, x, label, ball, search, slack=[slack] * len(others), norm=norm):
             return reach
     return 0.0

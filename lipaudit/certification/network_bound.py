@@ -14,7 +14,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 
 import torch
@@ -32,6 +32,7 @@ from lipaudit.graph.wrappers import device_of
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import (
     UNIT,
     WIDE,
@@ -63,6 +64,8 @@ class Composition:
     """The logits: the last bounded step and the linear maps after it."""
     model: nn.Module
     """What was captured, as it runs."""
+    in_norms: dict[Norm, NetworkBound] = field(default_factory=dict)
+    """Bounds in other norms that were asked for: norm_bounds.py."""
 
 
 def compose(

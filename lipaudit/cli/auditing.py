@@ -1,175 +1,171 @@
-"""One run of `lipaudit run`: from the options of the command line to a finished audit."""
+"""One run of `lipaudit run`: from its settings to a finished audit."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
 from lipaudit.cli.config_file import DEFAULT
 from lipaudit.cli.resume import Resumable
 from lipaudit.crosscheck.registry import plan
+from lipaudit.engines import Job, engine_of, run_shards
 from lipaudit.errors import LoadError
+from lipaudit.graph.wrappers import prepared
 from lipaudit.loading.dataset_registry import ImageSet
-from lipaudit.loading.datasets import canonical, check_fit, for_model, open_dataset, read_images
+from lipaudit.loading.datasets import LoadedData, canonical, check_fit, for_model, open_dataset, read_images
 from lipaudit.loading.model_names import PAIRS, brings_weights
 from lipaudit.loading.model_names import canonical as canonical_model
 from lipaudit.loading.models import LoadedModel, load_model
 from lipaudit.progress import Progress, spell
 from lipaudit.proof.writer import refuse_unlisted, write_proof
 from lipaudit.results.audit import Audit
-from lipaudit.results.threat import DEFAULT_EPS, comma_list, parse_eps
+from lipaudit.results.threat import DEFAULT_EPS, parse_eps
 from lipaudit.runs.audit import audit
 from lipaudit.runs.planning import BUDGET, Plan, plan_run
+from lipaudit.runs.provenance import Source
+from lipaudit.settings import RunSettings, Settings
 from lipaudit.verdict.gates import conditions
 
-Chosen = Mapping[str, Any]
-"""The options by name, as click hands them over; None where nothing was said."""
-
-LOADING = ("checkpoint", "checkpoint_key", "mean", "std", "random_weights", "offline", "seed")
-SETTINGS = (
-    *LOADING,
-    "num_classes",
-    "input_shape",
-    "data_dir",
-    "batch_size",
-    "time_limit",
-    "tight",
-    "local",
-    "local_samples",
-    "promise",
-    "smoothing",
-    "clever",
-)
+__all__ = ["DEFAULT_EPS", "audit", "check", "run_audit"]
 
 
-def check(chosen: Chosen) -> None:
+def check(settings: RunSettings) -> None:
     """Refuse what can be refused before anything is loaded: budgets, attacks, device, a missing name."""
-    parse_eps(chosen["eps"])
-    conditions(chosen["gate"])
-    plan(comma_list(chosen["attacks"] or ""))
-    _device(chosen["device"])
-    _, dataset = _pair(chosen["model"], chosen["dataset"])
-    if chosen["data_dir"] is not None and (dataset == "digits" or ":" in dataset):
+    parse_eps(settings.eps or ())
+    conditions(settings.gates)
+    plan(settings.attacks or ())
+    _device(settings.device)
+    _, dataset = _pair(settings.model, settings.dataset)
+    if settings.data_dir is not None and (dataset == "digits" or ":" in dataset):
         raise LoadError(f"--data-dir is the folder of data sets that are fetched; leave it out with {dataset}")
-    if chosen["shard"] and (chosen["shards"] or chosen["engine"] != "local"):
+    if settings.shard and (settings.shards or settings.engine != "local"):
         raise LoadError("--shard is one shard of a run, --shards and --engine are for all of them; leave one out")
-    if chosen["shard"] and (chosen["samples"] is None or chosen["attacks"] is None):
+    if settings.shard and (settings.samples is None or settings.attacks is None):
         raise LoadError("--shard needs --samples and --attacks: chosen by time they would differ from shard to shard")
-    if chosen["shard"] and chosen["proof"] is not None:
+    if settings.shard and settings.proof is not None:
         raise LoadError("--proof is about all samples of a run, --shard about some; leave one out")
-    if chosen["address"] and chosen["engine"] != "ray":
+    if settings.address and settings.engine != "ray":
         raise LoadError("--address is that of a Ray cluster; add --engine ray")
 
 
-def run_audit(chosen: Chosen, running: Resumable, progress: Progress) -> Audit:
-    """Load what the options name and audit it, or go on with it.
+@dataclass(frozen=True)
+class Loaded:
+    """The network and the data set of a run."""
+
+    model: LoadedModel
+    opened: ImageSet
+    dataset: str
+
+    def read(self, samples: int, seed: int) -> LoadedData:
+        """So many images; raises `LoadError` if they do not fit the network."""
+        shape = self.model.facts.input_shape
+        data = read_images(self.opened, self.dataset, samples=samples, seed=seed, input_shape=shape)
+        check_fit(data, self.model.facts)
+        return data
+
+
+def run_audit(asked: RunSettings, running: Resumable, progress: Progress) -> Audit:
+    """Load what the settings name and audit it, or go on with it.
 
     Raises `LipauditError` for whatever does not fit together.
     """
-    name, dataset = _pair(chosen["model"], chosen["dataset"])
-    opened = open_dataset(
-        dataset,
-        data_dir=chosen["data_dir"],
-        offline=chosen["offline"],
-        input_shape=chosen["input_shape"],
-        progress=progress,
-    )
-    given = {key: chosen[key] for key in LOADING}
-    # How many folders there are is nothing that published weights could follow.
-    theirs = brings_weights(name) and not (chosen["checkpoint"] or chosen["random_weights"])
-    follows = not (theirs and dataset.startswith("imagefolder:"))
-    given["num_classes"] = chosen["num_classes"] or (opened.classes if follows else None)
-    given["input_shape"] = chosen["input_shape"] or opened.shape
-    model = load_model(name, dataset=dataset, progress=progress, **given)
-    if chosen["proof"] is not None:
-        refuse_unlisted(model.module, model.facts.input_shape)
-    opened = for_model(opened, dataset, model.facts)
-    device = _device(chosen["device"])
-    eps = parse_eps(chosen["eps"]) or DEFAULT_EPS
-    # One image first: data that has to be fetched, or does not fit, is found out before anything is timed.
-    reading = {"seed": chosen["seed"], "input_shape": model.facts.input_shape}
-    check_fit(read_images(opened, dataset, samples=1, **reading), model.facts)
-    sized = _sized(chosen, model, opened, eps, device)
-    if sized.seconds:
-        progress.say(f"{sized.samples} images, attacks {sized.attacks}: about {spell(sized.seconds)} or less")
-    data = read_images(opened, dataset, samples=sized.samples, **reading)
-    check_fit(data, model.facts)
-    attacks = comma_list(sized.attacks)
-    settled = {"model": name, "dataset": dataset, "eps": eps, "attacks": attacks, "device": device}
-    settled["samples"] = data.facts.samples
+    name, dataset = _pair(asked.model, asked.dataset)
+    eps = parse_eps(asked.eps or ()) or DEFAULT_EPS
+    settings = replace(asked, model=name, dataset=dataset, eps=eps, device=_device(asked.device))
+    loaded = _load(settings, progress)
+    settings = _sized(settings, loaded, progress)
+    assert settings.samples is not None
+    data = loaded.read(settings.samples, settings.seed)
     journal = None
-    if chosen["out"] != "-" or running.resumed:
-        journal = running.begin(Path(chosen["out"]), chosen, sized.samples, sized.attacks)
+    if settings.out != "-" or running.resumed:
+        journal = running.begin(asked, settings.samples, settings.attacks or ())
         progress.say(f"interrupt any time, then: {running.command()}")
-    how: dict[str, Any] = {"shard": chosen["shard"]}
-    auditor: Callable[..., Audit] = audit
-    if chosen["shards"] or chosen["engine"] == "ray":
-        from lipaudit.engines import audit_in_shards
-
-        auditor = audit_in_shards
-        how = {"shards": chosen["shards"] or min(os.cpu_count() or 1, data.facts.samples)}
-        how |= {"engine": chosen["engine"], "address": chosen["address"]}
-    audited = auditor(
-        model.module,
-        data.inputs,
-        data.labels,
-        eps=eps,
-        attacks=attacks,
-        norms="tight" if chosen["tight"] else "all",
-        promise=chosen["promise"],
-        local=chosen["local"],
-        local_samples=chosen["local_samples"],
-        seed=chosen["seed"],
-        device=device,
-        time_limit=chosen["time_limit"],
-        batch_size=chosen["batch_size"],
-        model_facts=model.facts,
+    settings = replace(settings, samples=data.facts.samples)
+    source = Source(
+        model_facts=loaded.model.facts,
         data_facts=data.facts,
         index=data.index,
         command=("lipaudit", *running.arguments),
-        config=_settings(chosen, settled),
-        gates=chosen["gate"],
+        config={"origin": _origin(asked, running)},
         warnings=data.warnings,
+    )
+    # The loader has put the normalisation in front.
+    network = prepared(loaded.model.module, Settings(device=settings.device))
+    job = Job(network, data.inputs, data.labels, settings, source)
+    if settings.shards or settings.engine == "ray":
+        shards = settings.shards or min(os.cpu_count() or 1, data.facts.samples)
+        found = run_shards(job, shards, engine_of(settings.engine, settings.address), progress, journal)
+    else:
+        found = audit(network, data.inputs, data.labels, settings, source, progress=progress, journal=journal)
+    _prove(settings, loaded.model, data, progress)
+    return found
+
+
+def _load(settings: RunSettings, progress: Progress) -> Loaded:
+    """The network and the data set, as far as it can be opened without knowing how many images."""
+    name, dataset = str(settings.model), str(settings.dataset)
+    opened = open_dataset(
+        dataset,
+        data_dir=settings.data_dir,
+        offline=settings.offline,
+        input_shape=settings.input_shape,
         progress=progress,
-        journal=journal,
-        smoothing=chosen["smoothing"],
-        clever=bool(chosen["clever"]),
-        **how,
     )
-    if chosen["proof"] is not None:
-        written = write_proof(
-            chosen["proof"],
-            model.module,
-            data.inputs,
-            data.labels,
-            checkpoint=model.weights_file,
-            progress=progress,
-        )
-        progress.say(str(written))
-    return audited
+    # How many folders there are is nothing that published weights could follow.
+    theirs = brings_weights(name) and not (settings.checkpoint or settings.random_weights)
+    follows = not (theirs and dataset.startswith("imagefolder:"))
+    model = load_model(
+        name,
+        dataset=dataset,
+        checkpoint=settings.checkpoint,
+        checkpoint_key=settings.checkpoint_key,
+        mean=settings.mean,
+        std=settings.std,
+        num_classes=settings.num_classes or (opened.classes if follows else None),
+        input_shape=settings.input_shape or opened.shape,
+        random_weights=settings.random_weights,
+        offline=settings.offline,
+        seed=settings.seed,
+        progress=progress,
+    )
+    if settings.proof is not None:
+        refuse_unlisted(model.module, model.facts.input_shape)
+    loaded = Loaded(model, for_model(opened, dataset, model.facts), dataset)
+    loaded.read(1, settings.seed)  # data that has to be fetched, or does not fit, is found out before anything is timed
+    return loaded
 
 
-def _sized(chosen: Chosen, model: LoadedModel, opened: ImageSet, eps: Sequence[str], device: str) -> Plan:
-    """How many images and which attacks: what the user chose, and for the rest what fits into the time."""
-    attacks = None if chosen["attacks"] is None else comma_list(chosen["attacks"])
-    if chosen["samples"] is not None and attacks is not None:
-        return Plan(chosen["samples"], ",".join(attacks), 0.0)
+def _sized(settings: RunSettings, loaded: Loaded, progress: Progress) -> RunSettings:
+    """With how many images and which attacks: what the user chose, and for the rest what fits into the time."""
+    if settings.samples is not None and settings.attacks is not None:
+        return settings
     # Noise will do: how long a pass takes does not depend on the images.
-    noise = torch.rand(4, *model.facts.input_shape, generator=torch.Generator().manual_seed(0))
-    return plan_run(
-        model.module.to(device),
-        noise.to(device),
-        classes=model.facts.classes,
-        samples=chosen["samples"],
-        attacks=attacks,
-        eps=eps,
-        available=opened.available,
-        budget=min(BUDGET, chosen["time_limit"] or BUDGET),
+    noise = torch.rand(4, *loaded.model.facts.input_shape, generator=torch.Generator().manual_seed(0))
+    found: Plan = plan_run(
+        loaded.model.module.to(settings.device),
+        noise.to(settings.device),
+        classes=loaded.model.facts.classes,
+        samples=settings.samples,
+        attacks=settings.attacks,
+        eps=settings.eps,
+        available=loaded.opened.available,
+        budget=min(BUDGET, settings.time_limit or BUDGET),
     )
+    if found.seconds:
+        progress.say(f"{found.samples} images, attacks {found.attacks}: about {spell(found.seconds)} or less")
+    return replace(settings, samples=found.samples, attacks=tuple(found.attacks.split(",")))
+
+
+def _prove(settings: RunSettings, model: LoadedModel, data: LoadedData, progress: Progress) -> None:
+    """Writes the proof that is asked for."""
+    if settings.proof is None:
+        return
+    written = write_proof(
+        settings.proof, model.module, data.inputs, data.labels, checkpoint=model.weights_file, progress=progress
+    )
+    progress.say(str(written))
 
 
 def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
@@ -188,22 +184,15 @@ def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
     return model, dataset
 
 
-def _device(name: str) -> str:
+def _device(name: str | None) -> str:
     """`cpu` or `cuda`."""
     if name == "cuda" and not torch.cuda.is_available():
         raise LoadError("--device cuda: this torch finds no CUDA device; use --device cpu")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    return name if name in ("cpu", "cuda") else "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def _settings(chosen: Chosen, settled: Chosen) -> dict[str, Any]:
-    """Every setting as it was in the end and, under `origin`, where those come from that are no defaults."""
-    found = _plain({**{key: chosen[key] for key in SETTINGS}, **settled, "gate": chosen["gate"]})
-    timed = {key for key in ("samples", "attacks") if chosen[key] is None}
-    known = {key: where for key, where in chosen["origin"].items() if key in found and where != DEFAULT}
-    return found | {"origin": known | dict.fromkeys(timed, "chosen to fit the time")}
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as JSON knows them."""
-    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()}
-    return {key: str(value) if isinstance(value, Path) else value for key, value in lists.items()}
+def _origin(asked: RunSettings, running: Resumable) -> dict[str, str]:
+    """Where the settings come from that are no defaults."""
+    timed = {name for name in ("samples", "attacks") if getattr(asked, name) is None}
+    known = {name: running.origin[name] for name in asked.config() if running.origin.get(name, DEFAULT) != DEFAULT}
+    return known | dict.fromkeys(sorted(timed), "chosen to fit the time")

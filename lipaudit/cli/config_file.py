@@ -15,17 +15,18 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from lipaudit.cli.options import FILE
+from lipaudit.cli.options import options
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results.formatting import clean
 from lipaudit.results.threat import parse_eps
+from lipaudit.settings import options_of
 
 NAMES = ("lipaudit.toml", "pyproject.toml")
 KEY = "lipaudit.config"
 """Under which `click.Context.meta` holds the path of the file that was read."""
 DEFAULT = "default"
 """The origin of what nobody set."""
-NOT_IN_FILES = frozenset({"resume", "config", "gate", "help"})
+NOT_IN_FILES = frozenset({"help", *(one.name for one in options_of().values() if not one.in_files)})
 GATE_KEYS = ("eps", "min", "on", "level")
 
 
@@ -37,7 +38,7 @@ def load(context: click.Context, parameter: click.Parameter, path: Path | None) 
     path, tables = _read(path)
     defaults: dict[str, Any] = {}
     if tables.get("gate"):
-        defaults["gate"] = gates(tables["gate"], f"{path}: [gate]")
+        defaults["gates"] = gates(tables["gate"], f"{path}: [gate]")
     if context.command.name == "run":
         defaults |= _options(context, tables.get("run", {}), f"{path}: [run]")
     context.default_map = defaults
@@ -45,22 +46,19 @@ def load(context: click.Context, parameter: click.Parameter, path: Path | None) 
     return path
 
 
-config_option = click.option(
-    "--config",
-    type=FILE,
-    metavar="FILE",
-    is_eager=True,
-    callback=load,
-    help="Settings. [default: lipaudit.toml, pyproject.toml]",
-)
+config_option = options("config_file", variables=True, is_eager=True, callback=load)
 
 
-def origin(context: click.Context) -> dict[str, str]:
-    """Where the value of each option comes from: `--seed`, `LIPAUDIT_SEED`, the file's name, `default`."""
+def origin(context: click.Context, older: Mapping[str, str]) -> dict[str, str]:
+    """Where the value of each setting comes from: `--seed`, `LIPAUDIT_SEED`, the file's name, `default`.
+
+    `older` are the older names under which some were set (`options.renamed`).
+    """
     found = {}
-    for option in context.command.params:
-        name = option.name or ""
-        source = context.get_parameter_source(name)
+    params = {option.name or "": option for option in context.command.params}
+    for name in params.keys() & options_of().keys():
+        option = params[older.get(name, name)]
+        source = context.get_parameter_source(older.get(name, name))
         if source is ParameterSource.ENVIRONMENT:
             found[name] = variable(option)
         elif source is ParameterSource.DEFAULT_MAP:
@@ -71,8 +69,8 @@ def origin(context: click.Context) -> dict[str, str]:
 
 
 def variable(option: click.Parameter) -> str:
-    """The environment variable of an option of `run` or `check`."""
-    return str(option.envvar or f"LIPAUDIT_{(option.name or '').upper()}")
+    """The environment variable of an option."""
+    return str(option.envvar)
 
 
 def complaint(error: click.ClickException) -> str:

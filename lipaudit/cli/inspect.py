@@ -10,8 +10,9 @@ import click
 
 from lipaudit import __version__
 from lipaudit.cli.main import commands
-from lipaudit.cli.options import FILE, model_options, norm_options, text_or_json
+from lipaudit.cli.options import FILE, in_groups, options, renamed, text_or_json
 from lipaudit.cli.output import print_table
+from lipaudit.settings import NETWORK
 
 PACKAGES = (
     "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy", "scipy", "scikit-learn",
@@ -21,10 +22,11 @@ PACKAGES = (
 
 @commands.command()
 @click.argument("model")
-@model_options
-@norm_options
+@options(*(name for name in in_groups(NETWORK) if name != "model"))
+@options("norms", default="best")
 @text_or_json
-def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any) -> None:
+@click.pass_context
+def bounds(context: click.Context, model: str, kind: str, **chosen: Any) -> None:
     """Bound MODEL layer by layer: the table and the network bound, without data."""
     from lipaudit.api import bound
     from lipaudit.cli.terminal import terminal_progress
@@ -32,24 +34,24 @@ def bounds(model: str, dataset: str | None, tight: bool, kind: str, **given: Any
     from lipaudit.loading.models import load_model
     from lipaudit.results.formatting import number, number_from_log10
 
+    renamed(context, chosen)
+    norms, dataset = chosen.pop("norms"), chosen.pop("dataset") or PAIRS.get(canonical(model))
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
-        dataset = dataset or PAIRS.get(canonical(model))
-        loaded = load_model(model, dataset=dataset, progress=progress, **given)
-        method = "tight" if tight else "best"
+        loaded = load_model(model, dataset=dataset, progress=progress, **chosen)
         shape = loaded.facts.input_shape
-        network = bound(loaded.module, shape, domain=(0.0, 1.0), method=method, progress=progress)
+        network = bound(loaded.module, shape, domain=(0.0, 1.0), norms=norms, progress=progress)
     if kind == "json":
         from lipaudit.results.json import bound_to_json
 
-        click.echo(bound_to_json(loaded.facts.name, method, network), nl=False)
+        click.echo(bound_to_json(loaded.facts.name, norms, network), nl=False)
         return
     rows = [("layer", "op", "bound", "so far", "by")]
     for line in network.layers:
         so_far = number_from_log10(line.log10_so_far)
         rows.append((line.name, line.op, number(line.upper.value), so_far, line.upper.method))
     print_table(rows)
-    shape = "×".join(map(str, network.input_shape))
-    click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {shape} inputs in [0,1] to logits)")
+    size = "×".join(map(str, network.input_shape))
+    click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {size} inputs in [0,1] to logits)")
 
 
 @commands.command()

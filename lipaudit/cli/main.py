@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 import sys
 import traceback
@@ -43,7 +43,7 @@ class Session:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit; whatever goes wrong is one line on stderr, a traceback only if asked."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # a stream that a test or an embedding put in place
+        if isinstance(stream, io.TextIOWrapper):  # a test or an embedding may have put another in place
             stream.reconfigure(errors="replace")
     session = Session(tuple(sys.argv[1:] if arguments is None else arguments))
     try:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
 
 from lipaudit.errors import ExitCode
+from lipaudit.settings import RunSettings
 
 if TYPE_CHECKING:
     from lipaudit.cli.resume import Resumable
@@ -20,16 +22,17 @@ if TYPE_CHECKING:
 REPORTS = ("json", "html", "md")
 
 
-def prepare_output(context: click.Context, chosen: dict[str, Any]) -> None:
-    """The folder of --out, there and writable, or one format for stdout."""
+def prepare_output(context: click.Context, settings: RunSettings) -> RunSettings:
+    """The settings with the folder of --out there and writable, or one format for stdout."""
     from lipaudit.files.atomic import prepare_folder
 
-    if chosen["out"] != "-":
-        prepare_folder(Path(chosen["out"]))
+    if settings.out != "-":
+        prepare_folder(Path(settings.out))
     elif context.get_parameter_source("formats") is ParameterSource.DEFAULT:
-        chosen["formats"] = ("json",)
-    elif len(chosen["formats"]) > 1:
+        return replace(settings, formats=("json",))
+    elif len(settings.formats) > 1:
         raise click.UsageError("expected one --format with -o -, got several: stdout holds one")
+    return settings
 
 
 def spared(code: int, exit_zero: bool) -> int:
@@ -37,23 +40,23 @@ def spared(code: int, exit_zero: bool) -> int:
     return ExitCode.DONE if exit_zero and code == ExitCode.GATE_FAILED else code
 
 
-def deliver(audit: Audit, chosen: dict[str, Any], running: Resumable | None = None) -> None:
+def deliver(audit: Audit, settings: RunSettings, running: Resumable | None = None) -> None:
     """Write the reports, all or none, and say on stderr what came out."""
     from lipaudit.cli.terminal import print_lines
     from lipaudit.files.atomic import write_all
     from lipaudit.report.terminal import summary
 
-    texts = {kind: render(audit, kind) for kind in chosen["formats"]}
+    texts = {kind: render(audit, kind) for kind in settings.formats}
     files: dict[Path, str] = {}
-    if chosen["out"] == "-":
-        click.echo(*texts.values(), nl=False)
+    if settings.out == "-":
+        click.echo("".join(texts.values()), nl=False)
     else:
-        files = {Path(chosen["out"]) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
+        files = {Path(settings.out) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
         write_all(files)
     if running is not None:
         running.finish()  # whatever becomes of the terminal
     paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
-    if chosen["quiet"]:
+    if settings.quiet:
         verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
         click.echo("\n".join([verdict, *("  ".join(path) for path in paths)]), err=True)
     else:

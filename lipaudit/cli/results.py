@@ -12,34 +12,35 @@ import click
 
 from lipaudit.cli.config_file import config_option
 from lipaudit.cli.main import commands
-from lipaudit.cli.options import FILE, gate_option, output_options, text_or_json
+from lipaudit.cli.options import FILE, in_groups, options, text_or_json
 from lipaudit.cli.output import REPORTS, deliver, prepare_output, render, spared
 from lipaudit.errors import ExitCode
+from lipaudit.settings import OUTPUT, RunSettings
 
 if TYPE_CHECKING:
     from lipaudit.results.audit import Audit
 
 
-@commands.command(context_settings={"auto_envvar_prefix": "LIPAUDIT"})
+@commands.command()
 @click.argument("result", type=FILE)
-@gate_option
+@options("gates", variables=True)
 @config_option
-@click.option("--exit-zero", is_flag=True, help="Exit 0 where a gate fails; hides nothing else.")
+@options("exit_zero", variables=True)
 @text_or_json
-def check(result: Path, gate: tuple[str, ...], config: Path | None, exit_zero: bool, kind: str) -> int:
+def check(result: Path, gates: tuple[str, ...], config_file: Path | None, exit_zero: bool, kind: str) -> int:
     """Hold RESULT, a result file, against gates without running it again.
 
     The gates are those of --gate, else of the configuration file, else those that the result was made with. Exit
     codes are those of `lipaudit run`.
     """
-    del config  # its gates are the default of --gate
+    del config_file  # its gates are the default of --gate
     from lipaudit.cli.terminal import print_lines
     from lipaudit.verdict.consistency import load_audit
     from lipaudit.verdict.gates import conditions, exit_code, judge
     from lipaudit.verdict.verdict import incomplete, integrity_of
 
     audit = load_audit(result)
-    wanted = conditions(gate or [stored.expression for stored in audit.gates])
+    wanted = conditions(gates or [stored.expression for stored in audit.gates])
     stated = audit.verdict.integrity
     integrity = integrity_of(audit) if stated == "SOUND" else stated
     audit = replace(audit, gates=judge(audit, wanted, integrity))
@@ -192,15 +193,15 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
 
 @commands.command()
 @click.argument("results", type=FILE, nargs=-1, required=True, metavar="SHARD.json...")
-@output_options
+@options(*(name for name in in_groups(OUTPUT) if name != "proof"), variables=True)
 @click.pass_context
-def merge(context: click.Context, results: tuple[Path, ...], **chosen: Any) -> int:
+def merge(context: click.Context, /, results: tuple[Path, ...], **chosen: Any) -> int:
     """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
     from lipaudit.runs.shards import merge as merged
     from lipaudit.verdict.consistency import load_audit
 
     command = ("lipaudit", *context.obj.arguments)
-    audit = merged([load_audit(file) for file in results], command, gates=chosen["gate"])
-    prepare_output(context, chosen)  # no folder for shards that do not fit together
-    deliver(audit, chosen)
-    return spared(audit.exit_code, chosen["exit_zero"])
+    settings = RunSettings(**chosen)
+    audit = merged([load_audit(file) for file in results], command, gates=settings.gates)
+    deliver(audit, prepare_output(context, settings))  # no folder for shards that do not fit together
+    return spared(audit.exit_code, settings.exit_zero)

@@ -6,16 +6,17 @@ import datetime
 import secrets
 import shlex
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lipaudit.errors import ReportError, ResumeError
 from lipaudit.files.journal import FORMAT, SUFFIX, discard, holds_parts, read_json, write_json
+from lipaudit.settings import File, RunSettings, named, options_of
 
 OPTIONS = "options.json"
-FREE = frozenset({"resume", "out", "formats", "proof", "quiet", "verbose", "progress", "config", "exit_zero"})
-"""Options that may change from one interruption to the next: they say how things are shown, not what is done."""
+FREE = named("output")
+"""Settings that may change from one interruption to the next: they say how things are shown, not what is done."""
 
 
 @dataclass
@@ -27,22 +28,25 @@ class Resumable:
     folder: Path | None = None
     """None before the work begins, and where results go to stdout."""
     resumed: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Where the settings come from that are no defaults."""
 
-    def begin(self, out: Path, chosen: Mapping[str, Any], samples: int, attacks: str) -> Path:
-        """The folder of the journal: made, with the options in it, unless the run is one that goes on.
+    def begin(self, settings: RunSettings, samples: int, attacks: Sequence[str]) -> Path:
+        """The folder of the journal: made, with the settings in it, unless the run is one that goes on.
 
         `samples` and `attacks` are what was settled on: chosen by time, they would be others the next time.
         """
         if self.folder is not None:
             return self.folder
         day = datetime.datetime.now(datetime.UTC).date().isoformat()
-        folder = out / f"la-{day}-{secrets.token_hex(3)}{SUFFIX}"
+        folder = Path(settings.out) / f"la-{day}-{secrets.token_hex(3)}{SUFFIX}"
         content = {
             "format": FORMAT,
             "arguments": self.arguments,
-            "options": {name: _plain(value) for name, value in chosen.items()},
+            "origin": dict(self.origin),
+            "options": {name: _plain(value) for name, value in vars(settings).items()},
             "samples": samples,
-            "attacks": attacks,
+            "attacks": list(attacks),
         }
         try:
             folder.mkdir(parents=True)
@@ -71,28 +75,29 @@ class Resumable:
             discard(self.folder)
 
 
-def resume(chosen: Mapping[str, Any], given: Collection[str]) -> tuple[Resumable, dict[str, Any]]:
-    """The interrupted run that `--resume` names, and the options with which it goes on.
+def resume(settings: RunSettings, given: Collection[str]) -> tuple[Resumable, RunSettings]:
+    """The interrupted run that `--resume` names, and the settings with which it goes on.
 
     `given` are the names of the options on the command line: they may not contradict those of the run. Raises
     `ResumeError` if there is no such run, or they do.
     """
-    folder = _find(chosen["resume"], Path(chosen["out"]))
+    assert settings.resume is not None
+    folder = _find(settings.resume, Path(settings.out))
     kept = read_json(folder / OPTIONS)
     assert kept is not None
-    options = {"origin": {}, **chosen}  # a run that an older lipaudit began does not know all of them
-    options |= {name: tuple(value) if isinstance(value, list) else value for name, value in kept["options"].items()}
     for name in given:
-        if name not in FREE and _plain(chosen[name]) != kept["options"].get(name):
-            option = f"--{name.replace('_', '-')}"
-            raise ResumeError(f"{option}: a run goes on with the options that it was begun with; leave {option} out")
-    for name in ("checkpoint", "data_dir", "proof"):
-        options[name] = None if options.get(name) is None else Path(options[name])
-    options |= {name: chosen[name] for name in FREE & (set(given) | {"resume", "quiet", "verbose", "progress"})}
-    options |= {"samples": kept["samples"], "attacks": kept["attacks"]}
-    if chosen["out"] != "-":
-        options["out"] = str(folder.parent)
-    return Resumable(tuple(kept["arguments"]), folder, resumed=True), options
+        one = options_of()[name]
+        if name not in FREE and _plain(getattr(settings, name)) != kept["options"].get(name, _plain(one.default)):
+            raise ResumeError(
+                f"{one.typed}: a run goes on with the options that it was begun with; leave {one.typed} out"
+            )
+    # A run that an older lipaudit began does not know all of them, or knows some that are no more.
+    known = {name: kept["options"][name] for name in options_of() if name in kept["options"]}
+    known |= {"samples": kept["samples"], "attacks": kept["attacks"]}
+    now = FREE & (set(given) | {"resume", "quiet", "verbose", "progress"})
+    again = replace(settings, **{name: _read(name, value) for name, value in known.items() if name not in now})
+    again = again if settings.out == "-" else replace(again, out=str(folder.parent))
+    return Resumable(tuple(kept["arguments"]), folder, resumed=True, origin=kept.get("origin", {})), again
 
 
 def _find(name: str, out: Path) -> Path:
@@ -110,8 +115,15 @@ def _find(name: str, out: Path) -> Path:
     raise ResumeError(f"--resume {name}: expected the folder or name of an interrupted run; {known}")
 
 
+def _read(name: str, value: Any) -> Any:
+    """A setting from what `_plain` made of it."""
+    if isinstance(options_of()[name].kind, File) and value is not None:
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _plain(value: Any) -> Any:
-    """A value of an option as JSON knows it."""
+    """A setting as JSON knows it."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value

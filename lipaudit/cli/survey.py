@@ -22,7 +22,7 @@ from lipaudit.cli.terminal import terminal_progress
 from lipaudit.errors import ExitCode
 from lipaudit.files.atomic import write_all
 from lipaudit.progress import Progress
-from lipaudit.runs.survey import DOMAIN, METHOD, SEED, Choice, Library, Row, choices, survey, variants
+from lipaudit.runs.survey import DOMAIN, METHOD, SEED, Choice, Library, Outcome, Row, choices, survey, variants
 
 HEAD = ("library", "family", "model", "captured", "bound", "seconds", "blocked by")
 SLOPES = ("steepest seen", "decades between")
@@ -101,7 +101,7 @@ def totals(rows: Sequence[Row]) -> list[str]:
 def _count(rows: Sequence[Row]) -> str:
     counts = Counter(row.outcome for row in rows)
     captured = sum(row.operations is not None for row in rows)
-    finite = "covered" if counts["covered"] else "bounded"
+    finite: Outcome = "covered" if counts["covered"] else "bounded"
     return (
         f"{len(rows)} models, {captured} captured, {counts[finite]} {finite}, {counts['refused']} refused with a "
         f"reason, {counts['failed']} failed"

@@ -8,10 +8,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal, TextIO
 
+from rich import progress as bars
 from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from lipaudit.progress import EVERY, Lines, Progress, Silent, Stage, spell
@@ -30,22 +29,31 @@ class Bars:
         self._console = Console(file=stream, force_terminal=True, force_interactive=True, highlight=False)
         self._clock = clock
         self._stage: Stage | None = None
-        self._live: Live | None = None
+        self._live: bars.Progress | None = None
 
     def start(self, stage: str, total: int | None = None) -> None:
         self.close()
         self._stage = Stage(stage, total, self._clock())
-        self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
+        self._live = bars.Progress(
+            *_columns(self._stage, self._console, self._clock),
+            console=self._console,
+            get_time=self._clock,
+            refresh_per_second=4,
+        )
+        self._live.add_task(stage, total=total)
         self._live.start()
 
     def advance(self, units: int = 1, note: str = "") -> None:
         if self._stage is not None:
             self._stage.done += units
             self._stage.note = note or self._stage.note
+        self._show(done=0 if self._stage is None else self._stage.done)
 
     def finish(self, note: str = "") -> None:
         if self._stage is not None:
             self._stage.note, self._stage.over = note, True
+            if self._stage.total is None:  # it pulses while it runs and is full when it is over
+                self._show(total=1, done=1)
         self.close()
 
     def say(self, text: str) -> None:
@@ -57,50 +65,42 @@ class Bars:
             self._live.stop()
         self._live, self._stage = None, None
 
-    def _render(self) -> Table | Text:
-        stage = self._stage
-        if stage is None:
-            return Text("")
-        elapsed = self._clock() - stage.began
-        left = None if stage.over else stage.left(self._clock())
-        notes = ["" if left is None else f"about {spell(left)} left", stage.note]
-        width = self._console.width
-        bar = 20 if width >= 100 else 10
-        text = Text("  ".join(note for note in notes if note))
-        # Cut here, not by the table: that would narrow the bar first.
-        text.truncate(max(8, width - bar - NAME - 19), overflow="ellipsis")
-        # A stage of unknown length pulses while it runs and is full when it is over.
-        total = stage.total if stage.total is not None else (1 if stage.over else None)
-        done = 1 if stage.over and stage.total is None else stage.done
-        line = _grid(bar)
-        line.add_row(
-            Text(stage.name),
-            ProgressBar(
-                total,
-                done,
-                width=bar,
-                pulse=total is None,
-                animation_time=elapsed,
-                # rich's own colour for work in progress is red.
-                complete_style="blue",
-                finished_style="green",
-            ),
-            Text(stage.counted()),
-            Text(clock_time(elapsed)),
-            text,
-        )
-        return line
+    def _show(self, done: int, total: int | None = None) -> None:
+        if self._live is not None:
+            (task,) = self._live.task_ids
+            self._live.update(task, completed=done, total=total)
 
 
-def _grid(bar: int) -> Table:
+class _Told(bars.ProgressColumn):
+    """A column with a text that is asked for anew at each look."""
+
+    def __init__(self, tell: Callable[[], str], column: Column, width: int | None = None) -> None:
+        super().__init__(column)
+        self._tell, self._width = tell, width
+
+    def render(self, task: bars.Task) -> Text:
+        del task
+        text = Text(self._tell())
+        if self._width is not None:  # cut here, not by the table: that would narrow the bar first
+            text.truncate(self._width, overflow="ellipsis")
+        return text
+
+
+def _columns(stage: Stage, console: Console, clock: Callable[[], float]) -> tuple[bars.ProgressColumn, ...]:
     """Name, bar, count, time, notes; nothing wraps."""
-    return Table.grid(
-        Column(width=NAME, no_wrap=True, overflow="ellipsis"),
-        Column(width=bar, no_wrap=True),
-        Column(min_width=9, justify="right", no_wrap=True),
-        Column(min_width=5, justify="right", no_wrap=True),
-        Column(no_wrap=True),
-        padding=(0, 1),
+
+    def notes() -> str:
+        left = None if stage.over else stage.left(clock())
+        return "  ".join(note for note in ("" if left is None else f"about {spell(left)} left", stage.note) if note)
+
+    bar = 20 if console.width >= 100 else 10
+    # rich's own colour for work in progress is red.
+    return (
+        _Told(lambda: stage.name, Column(width=NAME, no_wrap=True, overflow="ellipsis")),
+        bars.BarColumn(bar, complete_style="blue", finished_style="green", table_column=Column(no_wrap=True)),
+        _Told(stage.counted, Column(min_width=9, justify="right", no_wrap=True)),
+        bars.TimeElapsedColumn(Column(min_width=7, justify="right", no_wrap=True)),
+        _Told(notes, Column(no_wrap=True), max(8, console.width - bar - NAME - 21)),
     )
 
 
@@ -110,11 +110,11 @@ def terminal_progress(mode: Mode, stream: TextIO, every: float = EVERY) -> Itera
     if mode == "off":
         yield Silent()
     elif mode == "auto" and stream.isatty() and os.environ.get("TERM") != "dumb":
-        bars = Bars(stream)
+        live = Bars(stream)
         try:
-            yield bars
+            yield live
         finally:
-            bars.close()
+            live.close()
     else:
         yield Lines(stream, every)
 
@@ -125,12 +125,3 @@ def print_lines(lines: Iterable[Sequence[tuple[str, str]]], stream: TextIO) -> N
     console = Console(file=stream, force_terminal=styled, highlight=False, soft_wrap=True)
     for line in lines:
         console.print(Text.assemble(*line) if styled else Text("".join(text for text, _ in line)))
-
-
-def clock_time(seconds: float) -> str:
-    """`14 s`, from a minute on `2:31`, from an hour on `1:05:09`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

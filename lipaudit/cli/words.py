@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from lipaudit.cli.options import DATASETS
 from lipaudit.results.formatting import clean, letters
+from lipaudit.settings import DATASETS
 
 MEANT = {
     "audit": "run", "certify": "run", "attack": "run", "eval": "run", "evaluate": "run", "test": "run",
@@ -29,6 +29,16 @@ class Words(click.Command):
     """A command that takes options: told a bare word, it says which option the word belongs to."""
 
     allow_extra_args = True
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options under the headings of their groups."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            if (line := option.get_help_record(ctx)) is not None:
+                groups.setdefault(getattr(option, "group", "Options"), []).append(line)
+        for group, lines in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(lines)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         left = super().parse_args(ctx, args)

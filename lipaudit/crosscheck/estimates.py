@@ -130,7 +130,7 @@ def smoothing(
         raise BadThreat(f"expected a finite smoothing sigma above 0, got {sigma}")
     from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
 
-    class Certifier(PyTorchRandomizedSmoothing):  # type: ignore[misc]
+    class Certifier(PyTorchRandomizedSmoothing):  # type: ignore[misc]  # ART has no types
         """ART's, with our Clopper-Pearson limit: its own needs statsmodels, which ART does not install."""
 
         def _lower_confidence_bound(self, n_class_samples: int, n_total_samples: int) -> float:

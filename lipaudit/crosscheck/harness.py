@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from lipaudit.crosscheck import art, autoattack  # noqa: F401  (importing them fills the table)
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.crosscheck.registry import ART, AUTOATTACK, plan
-from lipaudit.crosscheck.runner import Hold, Run, Tally, eps_text, run_attack
+from lipaudit.crosscheck.runner import Hold, Run, Tally, run_attack
 from lipaudit.crosscheck.samples import Arena, arena
 from lipaudit.errors import BadThreat
 from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import AttackRecord
 from lipaudit.results.bounds import Disagreement, Witness
+from lipaudit.results.threat import written
 
 LIBRARIES = {AUTOATTACK: "AutoAttack (pyautoattack {})", ART: "ART {}"}
 
@@ -160,7 +161,7 @@ def _record(run: Run, tally: Tally) -> AttackRecord:
     entry, ground = tally.entry, run.arena
     settings = entry.settings(ground.network.classes)
     if entry.aim == "eps" and run.eps:
-        settings += f", at eps {', '.join(map(eps_text, run.eps))}"
+        settings += f", at eps {', '.join(map(written, run.eps))}"
     return AttackRecord(
         name=entry.name,
         library=LIBRARIES[entry.library].format(importlib.metadata.version(entry.library)),

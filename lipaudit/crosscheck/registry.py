@@ -81,7 +81,7 @@ class Attack:
     def checks(self, classes: int) -> tuple[str, ...]:
         """The conditions of `attack_flags.py` that it looks for, or that show in what it finds."""
         blind = not self.passes(classes).backward
-        names = ("randomised", "probabilities", "dynamic") if self.library == AUTOATTACK else ()
+        names: tuple[str, ...] = ("randomised", "probabilities", "dynamic") if self.library == AUTOATTACK else ()
         names += ("zero gradients",) if self.follows else ()
         return (*names, "black box") if blind else names
 

@@ -21,6 +21,7 @@ from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results.audit import TIME_LIMIT
 from lipaudit.results.bounds import Disagreement
+from lipaudit.results.threat import written
 
 Hold = Callable[[Sequence[int], Tensor], Sequence[Disagreement]]
 """What the model and the judge do not say alike of raw points (float64) of some rows."""
@@ -79,13 +80,6 @@ class Stage:
     """L2, raw-input units, one entry per row of the arena; None if the attack takes no budget."""
 
 
-def eps_text(eps: float) -> str:
-    """A budget as people write it: "36/255" if it is below 1 and a multiple of 1/255, else a decimal."""
-    levels = round(eps * 255)
-    grid = 0 < levels < 255 and math.isclose(levels, eps * 255, rel_tol=1e-9)
-    return f"{levels}/255" if grid else f"{eps:.4g}"
-
-
 def run_attack(run: Run, tally: Tally) -> None:
     """Runs one attack and fills its tally. No error of the attack gets out, only KeyboardInterrupt."""
     excuse = _excuse(run, tally.entry)
@@ -124,8 +118,7 @@ def _excuse(run: Run, entry: Attack) -> str:
     if network.no_gradient and entry.passes(network.classes).backward:
         return network.no_gradient
     if entry.fits is not None and not entry.fits(*network.shape[1:]):
-        height, width = network.shape[1:]
-        return f"its squares do not fit on images of {height} × {width} pixels"
+        return f"its squares do not fit on images of {' × '.join(map(str, network.shape[1:]))} pixels"
     if entry.aim == "eps" and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:
@@ -141,7 +134,7 @@ def _stages(run: Run, tally: Tally) -> Iterator[Stage]:
     elif tally.entry.aim == "eps":
         for eps in run.eps:
             rows = (ground.correct & (ground.distance > eps)).nonzero()[0]
-            yield Stage(f"{title} at {eps_text(eps)}", rows, np.full(len(ground.distance), eps))
+            yield Stage(f"{title} at {written(eps)}", rows, np.full(len(ground.distance), eps))
     elif run.radii is not None:
         visible = run.radii > ground.resolution()
         small = int((ground.correct & ~visible).sum())
@@ -178,7 +171,7 @@ def _score(run: Run, tally: Tally) -> str:
     if not run.eps:
         return f"broken: {len(tally.distance)} of {total}"
     hits = sum(distance <= run.eps[0] for distance in tally.distance.values())
-    return f"broken at {eps_text(run.eps[0])}: {hits} of {total}"
+    return f"broken at {written(run.eps[0])}: {hits} of {total}"
 
 
 def _outcome(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | None, part: str) -> Outcome | None:
@@ -235,7 +228,8 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
 def _claims(run: Run, entry: Attack, batch: Batch, flags: list[str]) -> tuple[list[Tensor], bool]:
     """What an attack claims, and whether it came to its end before the time did."""
     network, shape = run.arena.network, batch.inputs.shape
-    asked, claims = entry(network, batch), []
+    asked = entry(network, batch)
+    claims: list[Tensor] = []
     while True:
         with sealed(run.seed + len(claims), flags, batch.inputs.device):
             claim = next(asked, None)

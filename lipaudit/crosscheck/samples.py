@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lipaudit.crosscheck.unit_box import UnitBox, private_copy, probe, why_no_gradient
 from lipaudit.crosscheck.verification import Opinion, accepted, distance_up, drawn_in, weigh
 from lipaudit.errors import BadThreat
+from lipaudit.results.threat import box_of
 
 USUAL, MIDDLE = (2.0**-6, 2.0**6), 4.0
 """Sizes of margins that attacks work with in float32 as they are; what others are scaled to."""
@@ -230,8 +231,7 @@ def _judged(judge: nn.Module, points: Tensor, labels: Tensor, size: int) -> Opin
 
 
 def _check(inputs: Tensor, labels: Tensor, low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise BadThreat(f"expected a box with finite low < high, got low {low} and high {high}")
+    box_of((low, high))
     if inputs.ndim < 2 or len(inputs) == 0 or not inputs.is_floating_point():
         got = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
         raise BadThreat(f"expected a batch of at least one floating-point input, got {got}")

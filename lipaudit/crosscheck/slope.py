@@ -83,11 +83,11 @@ def largest_slope(
                         steepest[pair] = (norm, row)
         seen = {}
         for pair in _chosen(steepest, against, most[1]):
-            row = steepest[pair][1]
-            direction = _direction(fast, centres[row : row + 1].to(like.dtype), pair)
-            seen[pair] = _secant(judge, centres[row : row + 1], direction * step / 2, pair, low, high)
-    (label, other), value = max(seen.items(), key=lambda entry: entry[1])
-    return Slope(value, tried[steepest[label, other][1]], label, other, seen)
+            at = steepest[pair][1]
+            direction = _direction(fast, centres[at : at + 1].to(like.dtype), pair)
+            seen[pair] = _secant(judge, centres[at : at + 1], direction * step / 2, pair, low, high)
+    pair, value = max(seen.items(), key=lambda entry: entry[1])
+    return Slope(value, tried[steepest[pair][1]], *pair, seen)
 
 
 def _chosen(

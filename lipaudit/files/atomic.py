@@ -14,9 +14,13 @@ from lipaudit.results.formatting import clean
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`: it becomes `path` if the block succeeds, otherwise it vanishes."""
+    """A temporary file beside `path`: it becomes `path` if the block succeeds, otherwise it vanishes.
+
+    `path` is whole, also after a power failure, or as it was. Raises `OSError`.
+    """
     with _beside(path) as partial:
         yield partial
+        _to_disk(partial)
         partial.replace(path)
 
 
@@ -79,13 +83,6 @@ def prepare_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is whole, also after a power failure, or absent. Raises `OSError`."""
-    partial = path.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    """Writes one file, as `replacing` does."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")

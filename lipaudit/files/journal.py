@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import secrets
 import shutil
 import zipfile
 import zlib
@@ -22,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from lipaudit.errors import ResumeError
-from lipaudit.files.atomic import write_text
+from lipaudit.files.atomic import replacing, write_text
 
 SUFFIX = ".partial"
 """A journal in the folder `X.partial` belongs to the run `X`."""
@@ -59,16 +57,11 @@ class Parts:
         """Keeps a part that took so many seconds. A disk that says no ends the journal, not the run (`failure`)."""
         if self.failure:
             return
-        partial = self.folder / f".{secrets.token_hex(8)}.part"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with replacing(self._path(part)) as partial, partial.open("wb") as file:
                 np.savez(file, fingerprint=np.array(fingerprint), seconds=np.array(seconds), **arrays)  # type: ignore[arg-type]  # none is named allow_pickle
-            os.replace(partial, self._path(part))
         except OSError as error:
             self.failure = f"what was finished could not be kept in {self.folder}: {error.strerror}"
-        finally:
-            partial.unlink(missing_ok=True)
 
     def _path(self, part: str) -> Path:
         return self.folder / f"{part}.npz"

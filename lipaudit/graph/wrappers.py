@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from lipaudit.errors import BadThreat, CaptureError, LoadError
 from lipaudit.results.formatting import clean
+from lipaudit.settings import Settings
 
 Statistic = Sequence[float] | torch.Tensor
 """One number per channel, or a tensor that broadcasts with a batch of inputs."""
@@ -257,6 +259,33 @@ def _art_statistics(step: Any, input_shape: tuple[int, ...]) -> tuple[torch.Tens
         )
     # ART computes in float32 as well, and a scalar has no length.
     return torch.from_numpy(np.array(mean, ndmin=1)), torch.from_numpy(np.array(std, ndmin=1))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A network as every entry point works with it."""
+
+    module: nn.Module
+    """Raw inputs to logits, normalisation in front, on its device."""
+    domain: tuple[float, float] | None
+    """The range of the entries of raw inputs that was asked for, or that the model states."""
+    wrapper: str = ""
+    """The kind of object around the network that was passed; empty for a module."""
+    unstated: bool = False
+    """Whether the range was neither asked for nor stated by a wrapper that could."""
+
+
+def prepared(model: nn.Module | Any, settings: Settings) -> Prepared:
+    """What `model` is with the `mean`, `std`, `device` and `domain` of the settings. The model is left as it is.
+
+    Raises the errors of `as_module` and `domain_of`.
+    """
+    # "none" is what the command line calls no normalisation.
+    mean, std = (None if isinstance(one, str) else one for one in (settings.mean, settings.std))
+    module = on_device(as_module(model, mean=mean, std=std), settings.device)
+    wrapper = "" if isinstance(model, nn.Module) else type(model).__name__
+    unstated = settings.domain is None and without_range(model)
+    return Prepared(module, domain_of(model, settings.domain), wrapper, unstated)
 
 
 def on_device(model: nn.Module, device: str | torch.device | None) -> nn.Module:

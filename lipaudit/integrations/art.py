@@ -12,7 +12,7 @@ from lipaudit.api import audit
 from lipaudit.results.audit import Audit
 
 
-class LipschitzAudit(Evaluation):
+class LipschitzAudit(Evaluation):  # type: ignore[misc]  # ART has no types
     """Proved Lipschitz bounds and certified L2 radii of an ART classifier, held against attacks.
 
     `eps` are L2 budgets in units of the classifier's `clip_values`, `attacks` a preset or names; further `settings` are
@@ -27,7 +27,7 @@ class LipschitzAudit(Evaluation):
     ) -> None:
         self.settings = {"eps": eps, "attacks": attacks, **settings}
 
-    def evaluate(self, classifier: Any, x: np.ndarray, y: np.ndarray, **kwargs: Any) -> Audit:  # type: ignore[override]
+    def evaluate(self, classifier: Any, x: np.ndarray, y: np.ndarray, **kwargs: Any) -> Audit:
         """Audit a `PyTorchClassifier` on inputs `x` (n, ...) within its `clip_values` and labels `y`.
 
         Labels are integers or one-hot rows; `kwargs` replace settings of this evaluation. The classifier is left as it

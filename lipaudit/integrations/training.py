@@ -14,9 +14,10 @@ from lipaudit.certification.inputs import check_inputs, check_labels, within
 from lipaudit.certification.network_bound import compose
 from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.errors import BadThreat, LoadError
-from lipaudit.graph.wrappers import as_module
+from lipaudit.graph.wrappers import prepared
 from lipaudit.loading.user_data import as_arrays
 from lipaudit.results.threat import box_of, eps_value, threat_of
+from lipaudit.settings import Settings
 
 Log = Callable[[str, float, int], Any]
 """Takes a tag, a number and a step, as the `add_scalar` of a TensorBoard `SummaryWriter` does."""
@@ -50,7 +51,7 @@ class CertificateLog:
         if every < 1:
             raise BadThreat(f"expected every to be 1 or more epochs, got {every}")
         self.model, self.log, self.every = model, log, every
-        self.mean, self.std, self.domain = mean, std, box_of(domain)
+        self.settings, self.domain = Settings(norms="best", mean=mean, std=std, domain=domain), box_of(domain)
         self.eps = eps_value(threat_of((eps,), self.domain).eps[0])
         inputs, self.labels = as_arrays(data, samples=samples)
         self.inputs = within(check_inputs(inputs), self.domain)
@@ -63,8 +64,10 @@ class CertificateLog:
         if epoch % self.every:
             return None
         with random_state_kept(0), _evaluating(self.model):
-            module = as_module(self.model, mean=self.mean, std=self.std)
-            composition = compose(module, tuple(self.inputs.shape[1:]), domain=self.domain)
+            network = prepared(self.model, self.settings)
+            composition = compose(
+                network.module, tuple(self.inputs.shape[1:]), domain=self.domain, method=self.settings.norms
+            )
             answers = check_labels(self.labels, len(self.inputs), len(composition.network.pairwise))
             certificates = certify_with(composition, self.inputs, answers)
         scalars = {

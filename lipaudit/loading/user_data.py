@@ -84,7 +84,7 @@ def _stacked(pairs: Iterable[Sequence[Any]]) -> tuple[torch.Tensor, torch.Tensor
     return torch.stack([torch.as_tensor(one) for one in inputs]), torch.stack([torch.as_tensor(one) for one in labels])
 
 
-def with_labels(inputs: Any, labels: Any) -> tuple[Any, Any]:
+def with_labels(inputs: Any, labels: Any) -> tuple[torch.Tensor | np.ndarray, Any]:
     """Inputs and labels; those of a DataLoader or Dataset are its own. Raises `LoadError` for two kinds of labels."""
     if not isinstance(inputs, DataLoader | Dataset) or isinstance(inputs, torch.Tensor):
         return inputs, labels

@@ -61,7 +61,7 @@ Side = Literal["fewer", "input", "output"]
 """The channels that get a factor each: of the input as published, of the output, or of whichever has fewer."""
 
 LayerT = TypeVar("LayerT", bound=nn.Module)
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
 # Squared length below which a column counts as zero; see Note [Outward rounding of AOL].
 NEGLIGIBLE = 2.0**-900
@@ -136,7 +136,7 @@ def aol_rescale(
     phases = tuple(min(s, k) for s, k in zip(stride, size, strict=True))
     repeats = (-(-k // phase) for k, phase in zip(size, phases, strict=True))
     per_tap = scale.reshape(groups, 1, kernel.shape[1], *phases).repeat(1, 1, 1, *repeats)
-    per_tap = per_tap[(..., *(slice(k) for k in size))]
+    per_tap = per_tap[(*(slice(None),) * 3, *(slice(k) for k in size))]
     return (unit.unflatten(0, (groups, -1)) * per_tap).flatten(0, 1).to(dtype)
 
 
@@ -166,7 +166,7 @@ def aol(layer: LayerT, *, side: Side = "fewer") -> LayerT:
     `.parametrizations.weight.original`, `.weight` the rescaled one. Raises `ValueError` for anything else. See
     Note [AOL rescaling] and Note [Circular AOL].
     """
-    if not isinstance(layer, (nn.Linear, *CONVOLUTIONS)):
+    if not isinstance(layer, nn.Linear | Convolution):
         raise ValueError(
             f"aol: expected a dense layer or a convolution, got {type(layer).__name__}; there is no rescaling for it"
         )
@@ -180,7 +180,7 @@ def aol(layer: LayerT, *, side: Side = "fewer") -> LayerT:
     return layer
 
 
-def lattice_stride(conv: nn.Module) -> tuple[int, ...]:
+def lattice_stride(conv: Convolution) -> tuple[int, ...]:
     """The stride of the lattice map that bounds the layer for every image size; see Note [Circular AOL].
 
     Raises `ValueError` for paddings for which no lattice map does.
@@ -220,7 +220,7 @@ class AOLConv2d(nn.Conv2d):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = "zeros",
+        padding_mode: Literal["zeros", "circular"] = "zeros",
         *,
         side: Side = "fewer",
     ) -> None:

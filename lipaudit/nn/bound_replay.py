@@ -17,6 +17,7 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 import torch
@@ -27,12 +28,13 @@ from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.graph.capture import capture
+from lipaudit.nn.almost_orthogonal import Convolution
 from lipaudit.norms.linear_maps import Gather, Identity, LinearMap
 from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Law
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+Layer = nn.Linear | Convolution
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,15 @@ class Factor:
 
     def weight(self, model: nn.Module) -> Tensor:
         """As it runs in evaluation: rows times the factors of the batch norm."""
-        weight = model.get_submodule(self.layer).weight
+        weight = layer_at(model, self.layer).weight
         if self.scaling is None:
             return weight
-        factors = scales(model.get_submodule(self.scaling))
+        factors = scales(norm_at(model, self.scaling))
         return weight * factors.reshape(-1, *(1,) * (weight.ndim - 1))
 
     def geometry(self, model: nn.Module) -> tuple[tuple[int, ...], int]:
         """Stride on the lattice (Note [Lattice] in `norms/lattice.py`) and groups."""
-        layer = model.get_submodule(self.layer)
+        layer = layer_at(model, self.layer)
         if isinstance(layer, nn.Linear):
             return (), 1
         return tuple(s // math.gcd(s, d) for s, d in zip(layer.stride, layer.dilation, strict=True)), layer.groups
@@ -76,7 +78,7 @@ class Plan:
 
     steps: tuple[Step, ...]
     logits: str
-    memory: dict = field(default_factory=dict)
+    memory: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     @property
     def factors(self) -> tuple[Factor, ...]:
@@ -100,12 +102,13 @@ class Plan:
         so_far = {INPUT: torch.zeros((), dtype=some.dtype, device=some.device)}
         for step in self.steps:
             before = torch.stack([so_far[name] for name in step.inputs])
-            own = sum((logarithms[key] for key in (*step.factors, *step.scalings)), start=_log(step.constant))
+            keys: tuple[Factor | str, ...] = (*step.factors, *step.scalings)
+            own = sum((logarithms[key] for key in keys), start=_log(step.constant))
             so_far[step.name] = own + _joined(step.law, before)
         return so_far[until or self.logits]
 
 
-_PLANS: WeakKeyDictionary[nn.Module, dict[tuple, tuple[tuple, Plan]]] = WeakKeyDictionary()
+_PLANS: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[tuple[Any, ...], Plan]]] = WeakKeyDictionary()
 
 
 def plan(model: nn.Module, input_shape: Sequence[int], domain: tuple[float, float] | None = None) -> Plan:
@@ -150,12 +153,10 @@ def _read(
     constant, fresh = 1.0, False
     for node, linear in parts:
         layer = _module(model, node.layer)
-        if node.op.startswith(("conv1d", "conv2d", "conv3d", "linear")) and isinstance(
-            layer, (nn.Linear, *CONVOLUTIONS)
-        ):
+        if node.op.startswith(("conv1d", "conv2d", "conv3d", "linear")) and isinstance(layer, Layer):
             factors.append(Factor(node.layer))
             fresh = True
-        elif isinstance(layer, BATCH_NORMS) and "batch_norm" in node.op:
+        elif isinstance(layer, BatchNorm) and "batch_norm" in node.op:
             if fresh:
                 factors[-1] = Factor(factors[-1].layer, node.layer)
             else:
@@ -168,9 +169,26 @@ def _read(
     return tuple(factors), tuple(scalings), constant
 
 
-def scales(norm: nn.Module) -> Tensor:
+def layer_at(model: nn.Module, path: str) -> Layer:
+    """The convolution or dense layer at a path of a plan."""
+    return cast(Layer, model.get_submodule(path))
+
+
+def norm_at(model: nn.Module, path: str) -> BatchNorm:
+    """The batch norm at a path of a plan."""
+    return cast(BatchNorm, model.get_submodule(path))
+
+
+def variance(norm: BatchNorm) -> Tensor:
+    """The running variance. Raises `ValueError` for a batch norm that keeps none."""
+    if norm.running_var is None:
+        raise ValueError(f"expected running statistics, got none in {norm}")
+    return norm.running_var
+
+
+def scales(norm: BatchNorm) -> Tensor:
     """What a batch norm in evaluation multiplies each channel by; the running variance has no gradient."""
-    roots = (norm.running_var.detach() + norm.eps).rsqrt()
+    roots = (variance(norm).detach() + norm.eps).rsqrt()
     return roots if norm.weight is None else norm.weight * roots
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
 from lipaudit.nn.almost_orthogonal import AOLConv2d, AOLLinear, lattice_stride
-from lipaudit.nn.bound_replay import CONVOLUTIONS, Factor, plan
+from lipaudit.nn.bound_replay import Factor, layer_at, norm_at, plan, variance
 from lipaudit.nn.heads import NormalisedLinear
 from lipaudit.nn.orthogonal import OrthogonalConv2d
 from lipaudit.norms.frequency_cells import lattice_norm
@@ -45,9 +45,10 @@ def export(model: ModelT) -> ModelT:
 
 def _bake(module: nn.Module) -> None:
     """`remove_parametrizations` would take the property off the class, which the copy shares with the original."""
+    makers = cast(nn.ModuleDict, module.parametrizations)
     with torch.no_grad():
-        values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}
-    trained = {name: any(p.requires_grad for p in held.parameters()) for name, held in module.parametrizations.items()}
+        values = {name: getattr(module, name).detach().clone() for name in makers}
+    trained = {name: any(p.requires_grad for p in held.parameters()) for name, held in makers.items()}
     del module._modules["parametrizations"]
     module.__class__ = type(module).__bases__[0]  # the class that parametrize derived this one from
     for name, value in values.items():
@@ -81,23 +82,24 @@ def spectral_rescale_(model: nn.Module, input_shape: Sequence[int], target: floa
 
 def _scaled_tensor(model: nn.Module, factor: Factor) -> torch.Tensor:
     module = model.get_submodule(factor.scaling or factor.layer)
-    if module.weight is None or parametrize.is_parametrized(module, "weight"):
-        what = "no weight" if module.weight is None else "a parametrised one"
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or parametrize.is_parametrized(module, "weight"):
+        what = "no weight" if weight is None else "a parametrised one"
         raise ValueError(
             f"spectral_rescale_: expected a plain weight in {factor.layer}, got {what}; export(model) first"
         )
-    return module.weight
+    return weight
 
 
 def _proved_norm(model: nn.Module, factor: Factor) -> float:
     """Of the weight, with its batch norm, on the lattice."""
-    layer, weight = model.get_submodule(factor.layer), model.get_submodule(factor.layer).weight.double()
-    error = 0.0
+    layer, error = layer_at(model, factor.layer), 0.0
+    weight = layer.weight.double()
     if factor.scaling is not None:
-        norm = model.get_submodule(factor.scaling)
-        rows = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+        norm = norm_at(model, factor.scaling)
+        rows = norm.weight.double() / (variance(norm).double() + norm.eps).sqrt()
         weight, error = weight * rows.reshape(-1, *(1,) * (weight.ndim - 1)), 16 * UNIT
-    if not isinstance(layer, CONVOLUTIONS):
+    if isinstance(layer, nn.Linear):
         return norm_bound(Dense(weight, (weight.shape[1],), error))[0].value
     pads, ones = ((0, 0),) * len(layer.kernel_size), (1,) * len(layer.kernel_size)
     conv = Conv(weight, layer.kernel_size, lattice_stride(layer), pads, ones, layer.groups, relative_error=error)

@@ -115,13 +115,14 @@ def four_norm(
 
     def norm(blocks: Tensor) -> Tensor:
         kept = places or Places()
-        if kept.due(len(blocks)):
+        index = kept.index
+        if kept.due(len(blocks)) or index is None:
             with torch.no_grad():
                 norms = torch.stack([gram_iteration(matrix, steps) for matrix in reshapings(blocks.detach())])
-                kept.index = norms.argmin(0)
+                index = kept.index = norms.argmin(0)
         found, order = [], []
         for number, matrices in enumerate(reshapings(blocks)):
-            members = (kept.index == number).nonzero().flatten()
+            members = (index == number).nonzero().flatten()
             if len(members):
                 found.append(gram_iteration(matrices[members], steps))
                 order.append(members)
@@ -185,13 +186,14 @@ def _highest(blocks: Tensor, sizes: Sequence[int], height: Callable[[Tensor], Te
     if not sizes:
         return height(blocks)
     places = places or Places()
-    if places.due(len(blocks)):
+    index = places.index
+    if places.due(len(blocks)) or index is None:
         with torch.no_grad():
             symbols = torch.fft.rfftn(blocks.detach(), s=tuple(sizes), dim=tuple(range(3, blocks.ndim)))
             heights = height(symbols.movedim((1, 2), (-2, -1)))
             flat = heights.reshape(len(blocks), -1).argmax(1)
-            places.index = torch.stack(torch.unravel_index(flat, heights.shape[1:]), dim=1)
-    return height(_symbols_at(blocks, places.index, sizes))
+            index = places.index = torch.stack(torch.unravel_index(flat, heights.shape[1:]), dim=1)
+    return height(_symbols_at(blocks, index, sizes))
 
 
 def _symbols_at(blocks: Tensor, index: Tensor, sizes: Sequence[int]) -> Tensor:

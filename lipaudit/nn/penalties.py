@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lipaudit.nn.bound_replay import Factor, Plan, plan, scales
+from lipaudit.nn.bound_replay import Factor, Plan, norm_at, plan, scales
 from lipaudit.nn.differentiable_norms import FLOOR, NORMS, Places
 
 
@@ -68,7 +68,7 @@ def log_norms(
     if refresh < 1:
         raise ValueError(f"expected refresh of at least 1, got {refresh}")
     norm = NORMS[method]
-    alike: dict[tuple, list[tuple[Factor, Tensor]]] = {}
+    alike: dict[tuple[tuple[int, ...], tuple[int, ...], int], list[tuple[Factor, Tensor]]] = {}
     for factor in made.factors:
         weight = factor.weight(model)
         alike.setdefault((tuple(weight.shape), *factor.geometry(model)), []).append((factor, weight))
@@ -82,5 +82,5 @@ def log_norms(
         logarithms = values.clamp_min(FLOOR).log().unbind()
         found |= {factor: value for (factor, _), value in zip(members, logarithms, strict=True)}
     for path in made.scalings:
-        found[path] = scales(model.get_submodule(path)).abs().amax().clamp_min(FLOOR).log()
+        found[path] = scales(norm_at(model, path)).abs().amax().clamp_min(FLOOR).log()
     return found

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
 
@@ -319,6 +320,22 @@ def schur_test(linear: LinearMap, device: torch.device | None = None) -> float:
     outputs = linear.weight.shape[0] * math.prod(linear.output_size) if isinstance(linear, Conv) else rows.numel()
     slack = gamma(2 * (linear.terms + outputs)) + 2 * linear.relative_error + 8 * UNIT
     return up(math.sqrt(row) * math.sqrt(column) * (1 + slack)) + (TINY if row else 0.0)
+
+
+def sum_norm(linear: LinearMap, norm: Norm, device: torch.device | None = None) -> float:
+    """The operator norm of the map in Linf, its largest row sum of |A|, or in L1, its largest column sum.
+
+    With real borders; exact but for rounding upwards, unless a convolution reads an entry by several taps at once, as
+    where its padding copies entries: of these the absolute values add up.
+    """
+    rows, columns = _absolute_sums(linear.absolute(), device)
+    sums = {"linf": rows, "l1": columns}[norm]
+    largest = float(sums.max()) if sums.numel() else 0.0
+    terms = linear.terms if norm == "linf" else rows.numel()
+    if isinstance(linear, Conv):
+        outputs = 1 if linear.padding_mode == "zeros" else math.prod(linear.output_size)  # that read an entry by a tap
+        terms = linear.terms if norm == "linf" else linear.weight.numel() * outputs
+    return up(largest * (1 + gamma(2 * terms + 8) + 1.01 * linear.relative_error)) + TINY if largest else 0.0
 
 
 def _absolute_sums(positive: LinearMap, device: torch.device | None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from lipaudit.errors import RuleError
 from lipaudit.norms.aol import aol_bound, aol_flops, aol_plain_bound
 from lipaudit.norms.four_bounds import four_bounds, four_flops
 from lipaudit.norms.gram import (
@@ -24,13 +25,25 @@ from lipaudit.norms.gram import (
     gram_torus_flops,
 )
 from lipaudit.norms.lattice import BUDGET, SPARE
-from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Pad, Scale, Transposed, schur_test
+from lipaudit.norms.linear_maps import (
+    Conv,
+    Dense,
+    Gather,
+    Identity,
+    LinearMap,
+    Pad,
+    Scale,
+    Transposed,
+    schur_test,
+    sum_norm,
+)
 from lipaudit.norms.lipgrid import lipgrid_bound, lipgrid_flops, riesz_bound, riesz_flops
 from lipaudit.norms.tight import tight_bound, tight_flops
 from lipaudit.norms.torus import torus_bound, torus_flops
 from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Upper
+from lipaudit.results.threat import Norm, norm_of
 from lipaudit.rounding import check_arithmetic, norm_up, up
 
 Map = TypeVar("Map", Conv, Dense)
@@ -178,15 +191,29 @@ def _left_out(conv: Conv, upper: Upper) -> Upper:
     return replace(upper, because=f"{upper.because}; real borders are left to method 'tight': about {times}")
 
 
-def dense_norm(weight: torch.Tensor, *, method: str = "best") -> Upper:
-    """A proved bound of the spectral norm of a matrix (out, in) of any floating dtype.
+def _bound_in(linear: Conv | Dense, norm: str, method: str) -> Upper:
+    """The smallest proved bound of the operator norm. `method` is for L2: in Linf and L1 there is one, an exact one."""
+    measured = norm_of(norm)
+    if measured == "l2":
+        return norm_bound(linear, method)[0]
+    if method not in ("best", "all"):
+        raise RuleError(f"expected method 'best' for a norm in {measured}, which is a largest sum, got {method!r}")
+    what = "row" if measured == "linf" else "column"
+    exact = " (exact)" if isinstance(linear, Dense) or linear.padding_mode == "zeros" else ", taps apart"
+    because = f"largest {what} sum of absolute values, real borders{exact}"
+    return Upper(sum_norm(linear, measured), f"{what}-sums", because)
 
-    Raises `ValueError` for NaN or inf entries or a wrong number of axes, `RuleError` for an unknown method.
+
+def dense_norm(weight: torch.Tensor, *, method: str = "best", norm: Norm = "l2") -> Upper:
+    """A proved bound of the operator norm of a matrix (out, in) of any floating dtype: the spectral norm in L2.
+
+    In Linf ("linf", the largest row sum) and L1 ("l1", the largest column sum) exact but for rounding upwards. Raises
+    `ValueError` for NaN or inf entries or a wrong number of axes, `RuleError` for an unknown method.
     """
     if weight.ndim != 2:
         raise ValueError(f"expected a matrix (out, in), got shape {tuple(weight.shape)}")
     weight = _checked(weight)
-    return norm_bound(Dense(weight, (weight.shape[1],)), method)[0]
+    return _bound_in(Dense(weight, (weight.shape[1],)), norm, method)
 
 
 def conv_norm(
@@ -199,8 +226,12 @@ def conv_norm(
     groups: int = 1,
     padding_mode: str = "zeros",
     method: str = "best",
+    norm: Norm = "l2",
 ) -> Upper:
-    """A proved bound of the L2 operator norm of a convolution as it runs on maps of `input_size`.
+    """A proved bound of the operator norm of a convolution as it runs on maps of `input_size`.
+
+    L2 to L2 by default. "linf" is Linf to Linf and "l1" L1 to L1, both with real borders: exact but for rounding
+    upwards, unless padding copies entries.
 
     `weight` is (out, in / groups, *kernel) with 1 to 3 kernel axes, any floating dtype; `input_size` is what
     enters the convolution, (height, width) in 2-D. There is no default for it: the norm depends on it.
@@ -230,7 +261,7 @@ def conv_norm(
             f"expected an input of at least the kernel's extent, got input_size {conv.input_size}, kernel "
             f"{conv.kernel_size}, dilation {conv.dilation}, padding {pads}"
         )
-    return norm_bound(conv, method)[0]
+    return _bound_in(conv, norm, method)
 
 
 def _each(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:

@@ -68,9 +68,9 @@ def listing(graph: Graph) -> tuple[Listed, ...]:
     """The steps of a graph, in order; raises `UnsupportedOp` for whatever the checker has no rule for."""
     kept = _Listing(graph, shapes={"input": graph.input_shape})
     for node in graph.nodes:
-        if node.op not in _RULES:
+        if node.op not in RULES:
             raise _refusal(node)
-        _RULES[node.op](kept, node, node.args)
+        RULES[node.op](kept, node, node.args)
     last = kept.steps[-1] if kept.steps else None
     if last is None or last.op != "linear" or kept.names.get(graph.output) != last.name:
         ends = "nothing" if last is None else f"{last.op} ({where(last.node)})"
@@ -254,7 +254,7 @@ def _pad(kept: _Listing, node: Node, args: Mapping[str, Any]) -> None:
     kept.add(node, "pad_channels", [kept.source(node, "self")], {"before": pads[4], "after": pads[5]})
 
 
-_RULES: Mapping[str, Callable[[_Listing, Node, Mapping[str, Any]], None]] = {
+RULES: Mapping[str, Callable[[_Listing, Node, Mapping[str, Any]], None]] = {
     "conv2d.default": _conv, "conv2d.padding": _conv, "linear.default": _linear, "relu.default": _relu,
     "_native_batch_norm_legit_no_training.default": _batch_norm, "leaky_relu.default": _leaky_relu,
     "view.default": _reshape, "_unsafe_view.default": _reshape, "reshape.default": _reshape,

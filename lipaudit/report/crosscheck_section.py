@@ -28,17 +28,17 @@ from lipaudit.results.threat import eps_text, eps_value
 WITHDRAWN = "withdrawn"
 MOST_CONTRADICTIONS = 20
 
-CURVE_WITHDRAWN = "The proved curve is withdrawn: a proof of this run is contradicted, so none may be relied on."
-CURVE_UNPROVED = "There is no proved curve: part of the network has no proved bound."
+CURVE_WITHDRAWN = "The certified curve is withdrawn: a certificate is contradicted, so do not rely on any."
+CURVE_UNPROVED = "There is no certified curve: part of the network has no proved bound."
 CURVE_UNATTACKED = "No image was attacked, so nothing is known to be broken: clean accuracy is the only ceiling."
 NO_CURVE = "There is no curve to draw: no image has a certified radius above zero, and none was attacked."
-NO_CERTIFICATE = "There is no certificate to hold against the attacks: part of the network has no proved bound."
-NO_TEST = "No image was attacked, so nothing has put these certificates to the test."
-NO_RADIUS = "No attacked image has a certified radius above zero: there is nothing to hold against the attacks."
+NO_CERTIFICATE = "There is no certificate to compare with attacks: part of the network has no proved bound."
+NO_TEST = "No image was attacked, so nothing has tested these certificates."
+NO_RADIUS = "No attacked image has a certified radius above zero: there is nothing to compare with attacks."
 
 
-NAMES = {"R": "the exact function", "F": "as executed", "D": "in float64"}
-"""What each promise is about, in short."""
+NAMES = {"R": "real", "F": "native", "D": "float64"}
+"""Each arithmetic by its name."""
 
 
 LABEL = "Estimated, not proved"
@@ -58,8 +58,11 @@ class CurveRow:
 @dataclass(frozen=True)
 class Curves:
     figure: Figure | None
-    linear: Figure | None
+    other: Figure | None
+    """The same on the other kind of axis."""
+    other_scale: str
     note: str
+    norm: str
     rows: tuple[CurveRow, ...]
     levels: int
     smallest: str
@@ -105,12 +108,16 @@ class CrossCheck:
 def curves(audit: Audit) -> Curves:
     """Fig. 1 and its table."""
     shown = fig1.band(audit)
-    figure = fig1.figure(audit, shown) if shown else None
-    close = shown is not None and shown.gap is not None and shown.gap < fig1.WIDE_GAP
+    # Where radii lie decades below attacks, a logarithmic axis is grey for most of its length.
+    far = shown is not None and (shown.gap is None or shown.gap >= fig1.WIDE_GAP)
+    figure = fig1.figure(audit, shown, log=not far) if shown else None
+    other = fig1.figure(audit, shown, log=far) if shown and figure and shown.gap is not None else None
     return Curves(
         figure,
-        fig1.figure(audit, shown, log=False) if shown and figure and close else None,
+        other,
+        "logarithmic" if far else "linear",
         _curve_note(audit, figure is not None),
+        audit.threat.norm,
         tuple(_curve_row(audit, eps) for eps in sorted(audit.threat.eps, key=eps_value)),
         audit.dataset.levels,
         audit.dataset.smallest_change_text,
@@ -276,7 +283,7 @@ def estimates(audit: Audit) -> tuple[EstimateView, ...]:
 
 def _view(audit: Audit, estimate: Estimate) -> EstimateView:
     known = [value for value in estimate.values if value is not None]
-    promise = "an estimate, it promises nothing"
+    promise = "an estimate: no guarantee"
     if estimate.probability is not None:
         draws = f", {count(estimate.draws)} draws" if estimate.draws else ""
         promise = f"each radius with probability {estimate.probability:g}{draws}"

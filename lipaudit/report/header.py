@@ -1,39 +1,24 @@
-"""The view model of the head of the page: title, facts, the three verdicts, conditions, tiles, the bar of images."""
+"""The view model of the head of the page: title, facts, verdict, tiles, the bar of images."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from lipaudit.report.verdict_section import VerdictView, levels_of, verdict
 from lipaudit.results import metrics
-from lipaudit.results.audit import Audit, Gate
-from lipaudit.results.formatting import NONE, clean, count, digest, interval, number, percent, plural, told_apart
-from lipaudit.results.threat import eps_text, eps_value
+from lipaudit.results.audit import Audit
+from lipaudit.results.formatting import clean, count, digest, interval, number, percent, plural
+from lipaudit.results.threat import eps_text
 
 RANDOM = "Random weights: this network was never trained. Nothing on this page describes a trained model."
 QUESTION = (
-    "Can a small change of the pixels alter the answer of this network? For each image, a proof says up to which size "
-    "of change that is ruled out"
+    "Can a small change of the pixels alter the answer of this network? For each image, a certificate rules that out "
+    "up to some size of change"
 )
-TESTED = ", and attacks look for the smallest change that does it. A proof and an attack must never disagree."
-UNTESTED = ". No attack was run to test the proofs."
+TESTED = ", and attacks look for the smallest change that does it. A certificate and an attack must never disagree."
+UNTESTED = ". No attack was run to test the certificates."
 PARTIAL = "Incomplete run: something that was asked for was not done. The checks say what."
-
-
-LAMPS = {
-    "SOUND": ("good", "No contradiction was found between proofs and attacks."),
-    "INVALID": ("bad", "A proof is contradicted. Every certificate is withdrawn."),
-    "UNPROVED": ("open", "Part of the network has no proof, so there is no certificate."),
-    "vacuous": ("warn", "True, but for fewer than 1% of the correct images the proof reaches {step}."),
-    "weak": ("warn", "For fewer than half of the correct images the proof reaches {step}."),
-    "substantial": ("good", "For at least half of the correct images the proof reaches {step}."),
-    "passed": ("good", "Every required condition is met."),
-    "failed": ("bad", "A required condition is not met."),
-    "not set": ("open", "No condition was required."),
-    "cannot be judged": ("open", "The conditions need something that this audit does not have."),
-}
-"""What each state of a lamp means, and the look it has."""
-UNCHALLENGED = "Nothing contradicts a proof, but no attack was run that might."
 
 
 @dataclass(frozen=True)
@@ -57,10 +42,10 @@ def divide(audit: Audit, eps: str) -> tuple[Part, ...]:
     low = proved.count if proved else 0
     high = unbroken.count if unbroken else audit.clean.count
     sizes = (
-        ("proved", "proved", low),
-        ("unknown", "not known", high - low),
+        ("proved", "certified", low),
+        ("unknown", "unknown", high - low),
         ("broken", "broken by an attack", audit.clean.count - high),
-        ("wrong", "wrong as they are", total - audit.clean.count),
+        ("wrong", "misclassified", total - audit.clean.count),
     )
     parts, start = [], 0
     for css, name, size in sizes:
@@ -71,7 +56,7 @@ def divide(audit: Audit, eps: str) -> tuple[Part, ...]:
         parts[2] = Part("broken", "broken: no attack was run", "0", "0", "untested", "–")
     if not proved:
         gone = "withdrawn" if audit.verdict.integrity == "INVALID" else "nothing"
-        parts[0] = Part("proved", "proved", "0", "0", gone, "–")
+        parts[0] = Part("proved", "certified", "0", "0", gone, "–")
     return tuple(parts)
 
 
@@ -89,11 +74,7 @@ class Top:
     facts: tuple[tuple[str, str], ...]
     question: str
     alarms: tuple[str, ...]
-    look: str
-    headline: str
-    sentences: tuple[str, ...]
-    lamps: tuple[Lamp, ...]
-    gates: tuple[Condition, ...]
+    verdict: VerdictView
     tiles: tuple[Tile, ...]
     eps: str
     feel: str
@@ -106,7 +87,7 @@ def title(audit: Audit) -> str:
 
 
 def top(audit: Audit) -> Top:
-    """Title, verdict, lamps, tiles and the bar at the first budget."""
+    """Title, verdict, tiles and the bar at the first budget."""
     eps = audit.threat.eps[0] if audit.threat.eps else ""
     return Top(
         clean(audit.run, 60),
@@ -114,11 +95,7 @@ def top(audit: Audit) -> Top:
         _facts(audit),
         QUESTION + (TESTED if metrics.was_attacked(audit) else UNTESTED),
         _alarms(audit),
-        look(audit, eps),
-        clean(audit.verdict.headline, 300),
-        tuple(clean(sentence, 600) for sentence in audit.verdict.sentences),
-        lamps(audit),
-        conditions(audit),
+        verdict(audit, eps),
         _tiles(audit, eps),
         eps_text(eps) if eps else "",
         _feel(audit, eps),
@@ -162,9 +139,11 @@ def _robust_tile(audit: Audit, eps: str) -> Tile:
     if not metrics.correct_rows(audit):
         return Tile("none", label, "no image is answered correctly")
     if proved:
-        return Tile(f"{percent(proved.value)} – {upper}", label, "proved – unbroken" if unbroken else "proved – clean")
-    why = {"INVALID": "proof withdrawn", "UNPROVED": "nothing is proved"}.get(audit.verdict.integrity, "not computed")
-    return Tile(f"at most {upper}", label, f"{why}; {'unbroken' if unbroken else 'clean accuracy'}")
+        note = f"certified – {'not broken' if unbroken else 'clean accuracy'}"
+        return Tile(f"{percent(proved.value)} – {upper}", label, note)
+    reasons = {"INVALID": "certificates withdrawn", "UNPROVED": "nothing is certified"}
+    why = reasons.get(audit.verdict.integrity, "not computed")
+    return Tile(f"at most {upper}", label, f"{why}; {'not broken' if unbroken else 'clean accuracy'}")
 
 
 def _radius_tile(audit: Audit) -> Tile:
@@ -190,91 +169,8 @@ def _contradiction_tile(audit: Audit) -> Tile:
 
 def _feel(audit: Audit, eps: str) -> str:
     """What a budget means to the eye: spread evenly over all values of an image."""
-    values = math.prod(audit.model.input_shape)
-    span = audit.threat.high - audit.threat.low
-    if not eps or values < 1 or not 0 < span < math.inf:
+    levels = levels_of(audit, eps)
+    if levels is None:
         return ""
-    levels = number(255 * eps_value(eps) / span / math.sqrt(values))
-    spread = f"spread evenly over all {count(values)} values of an image"
-    return f"{spread}, {levels} of 255 brightness levels each"
-
-
-@dataclass(frozen=True)
-class Lamp:
-    name: str
-    state: str
-    look: str
-    means: str
-
-
-@dataclass(frozen=True)
-class Condition:
-    """A gate, and what came of it."""
-
-    expression: str
-    compared: str
-    least: str
-    level: str
-    look: str
-    state: str
-    why: str
-
-
-def look(audit: Audit, eps: str) -> str:
-    """The colour of the verdict: the good one only where something is proved at the budget that the page speaks of."""
-    if audit.verdict.integrity != "SOUND":
-        return LAMPS[audit.verdict.integrity][0]
-    proved = metrics.rate_at(audit.proved, eps)
-    if audit.verdict.gate == "failed" or (proved and not proved.count):
-        return "warn"
-    return LAMPS[audit.verdict.strength or "weak"][0]
-
-
-def lamps(audit: Audit) -> tuple[Lamp, ...]:
-    v = audit.verdict
-    withheld = ("withheld", "open", "Nothing is said about the size of certificates that do not hold.")
-    strength = (v.strength, *LAMPS[v.strength]) if v.strength else withheld
-    if audit.verdict.strength and not metrics.correct_rows(audit):
-        strength = (*strength[:2], "No image is answered correctly, so there is nothing to prove.")
-    step = audit.dataset.smallest_change_text
-    if audit.dataset.levels:
-        step += ", the smallest change that such an image can have"
-    look, means = LAMPS[v.integrity]
-    if v.integrity == "SOUND" and not metrics.was_attacked(audit):
-        means = UNCHALLENGED
-    return (
-        Lamp("Integrity", v.integrity.lower(), look, means),
-        Lamp("Strength", *strength[:2], strength[2].format(step=step)),
-        Lamp("Gate", v.gate, LAMPS[v.gate][0], _met(audit) or LAMPS[v.gate][1]),
-    )
-
-
-def _met(audit: Audit) -> str:
-    """How many conditions are met, where the result lists them."""
-    states = [gate.state for gate in audit.gates]
-    if not states:
-        return ""
-    if audit.verdict.integrity == "INVALID":
-        return "Withheld: certificates are contradicted."
-    unjudged = states.count("cannot be judged")
-    said = f"{states.count('passed')} of {plural(len(states), 'condition')} met"
-    return f"{said}, {unjudged} cannot be judged." if unjudged else f"{said}."
-
-
-def conditions(audit: Audit) -> tuple[Condition, ...]:
-    """The gates of the result; under a contradiction none is shown as judged."""
-    if audit.verdict.integrity == "INVALID":
-        return tuple(_condition(replace(gate, state="cannot be judged", value=None, why="")) for gate in audit.gates)
-    return tuple(_condition(gate) for gate in audit.gates)
-
-
-def _condition(gate: Gate) -> Condition:
-    """The numbers with the digits that it takes to see which one is larger."""
-    compared, least = (NONE, f"{gate.least:g}") if gate.value is None else told_apart(gate.value, gate.least)
-    on = "the value itself" if gate.on == "value" else "the 95% lower limit"
-    look = LAMPS[gate.state][0]
-    if gate.level == "warn" and gate.state == "failed":
-        look = "warn"
-    level = "fails the audit" if gate.level == "error" else "is a warning"
-    said = compared if gate.value is None else f"{compared} ({on})"
-    return Condition(clean(gate.expression, 80), said, least, level, look, gate.state, clean(gate.why, 200))
+    spread = f"spread evenly over all {count(math.prod(audit.model.input_shape))} values of an image"
+    return f"{spread}, {number(levels)} of 255 brightness levels each"

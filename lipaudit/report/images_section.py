@@ -135,10 +135,10 @@ def _no_triplets(audit: Audit) -> str:
 
 def _order(audit: Audit) -> str:
     if metrics.holds(audit) and metrics.was_attacked(audit):
-        return "Ordered by attack over radius: the images in which proof and attack come closest stand first."
+        return "Ordered by attack over radius: the images whose certificate and attack are closest come first."
     if metrics.holds(audit):
         return "Ordered by certified radius, the smallest first."
-    return "Ordered by the size of the smallest attack. Certified radii are not shown, since none holds."
+    return "Ordered by the size of the smallest attack. Certified radii are not shown: none is valid."
 
 
 def _radius(audit: Audit, row: int) -> str:

@@ -13,20 +13,20 @@ from lipaudit.results.formatting import NONE, clean, count, duration, number, pl
 
 MOST_FACTS = 60
 
-ATTACKS = "They can only lower the unbroken share. A stronger attack may break more images; none can break fewer."
-NO_ATTACKS = "None was run here, so no certificate of this report was put to the test."
+ATTACKS = "Empirical robust accuracy is an upper bound: a stronger attack may break more images, none can break fewer."
+NO_ATTACKS = "None was run, so nothing tested the certificates of this report."
 NETWORK = (
     "In evaluation mode, with these weights and this preprocessing. Retraining, quantising, pruning or "
     "fusing layers voids every certificate."
 )
 SLACK = (
-    "A loose bound does not show that a network is fragile; an image that no attack broke is not shown to be "
-    "unbreakable."
+    "If no attack broke an image, that does not show that it is robust. If a bound is loose, that does not show that "
+    "the network is fragile."
 )
 GRID = "Adversarial images are real-valued tensors and need not lie on the 8-bit grid of image files."
 DOMAIN = (
     "This network multiplies or divides numbers that both depend on the image, so its bound needs a range: it holds "
-    "between inputs with all values in [{low}, {high}], which perturbed images stay in. Beyond that nothing is proved."
+    "between inputs with all values in [{low}, {high}]. Changed images stay in it. Beyond it nothing is certified."
 )
 NO_GRID = "These inputs are not on the 8-bit grid, so {step} is a mark of scale here and no smallest change."
 
@@ -70,14 +70,14 @@ def closing(audit: Audit) -> Closing:
 def limits(audit: Audit) -> tuple[Limit, ...]:
     """What every report must say about itself, with this run's numbers."""
     attacked = metrics.was_attacked(audit)
-    promise = clean(audit.promise, 600) or "The result does not say which arithmetic it assumes."
+    arithmetic = clean(audit.promise, 600) or "The result does not say which arithmetic it assumes."
     said = [
         ("One kind of change.", _threat(audit)),
         ("One sample.", _sample(audit)),
         ("Attacks err on one side.", ATTACKS if attacked else NO_ATTACKS),
-        ("Arithmetic.", promise),
+        ("Arithmetic.", arithmetic),
         ("This network only.", NETWORK),
-        ("Neither silence nor slack is evidence.", SLACK),
+        ("No attack found does not mean robust.", SLACK),
     ]
     if attacked:
         said.append(("Not image files.", GRID))

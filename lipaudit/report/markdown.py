@@ -35,7 +35,7 @@ def to_markdown(audit: Audit) -> str:
 def _markdown_budgets(audit: Audit) -> list[str]:
     if not metrics.correct_rows(audit):
         return [f"Clean accuracy {percent(audit.clean.value)}: nothing to certify or attack."]
-    lines = ["| ε (L2) | proved, at least | unbroken, at most |", "|---|---:|---:|"]
+    lines = ["| ε (L2) | certified, at least | not broken, at most |", "|---|---:|---:|"]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
         proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)

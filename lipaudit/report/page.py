@@ -23,6 +23,8 @@ from lipaudit.results.formatting import clean
 
 MARKS = {"fail": "✕", "warn": "!", "pass": "✓", "info": "i", "not run": "–"}
 """States of a check, worst first, each with its sign."""
+WORDS = {"pass": "passed", "info": "for information", "not run": "not run"}
+"""States of checks that are folded away."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,16 @@ class Check:
     value: str
     why: str
     fix: str
-    open: bool
 
 
 @dataclass(frozen=True)
 class Checks:
     tally: str
     rows: tuple[Check, ...]
+    """What failed or warned."""
+    rest: tuple[Check, ...]
+    folded: str
+    """What `rest` is, in a few words."""
     skipped: tuple[tuple[str, str], ...]
     warnings: tuple[str, ...]
 
@@ -84,9 +89,12 @@ def checks(audit: Audit) -> Checks:
     order = list(MARKS)
     rows = sorted(audit.findings, key=lambda finding: (order.index(finding.state), finding.id))
     counts = [(sum(f.state == state for f in rows), state) for state in MARKS]
+    rest = [f"{many} {WORDS[state]}" for many, state in counts if many and state in WORDS]
     return Checks(
         " · ".join(f"{many} {state}" for many, state in counts if many) or "none",
-        tuple(_check(finding) for finding in rows),
+        tuple(_check(finding) for finding in rows if finding.state not in WORDS),
+        tuple(_check(finding) for finding in rows if finding.state in WORDS),
+        ", ".join(rest),
         tuple((clean(skip.what, 80), clean(skip.why, 300)) for skip in audit.skipped),
         tuple(clean(warning, 300) for warning in audit.warnings),
     )
@@ -102,5 +110,4 @@ def _check(finding: Finding) -> Check:
         clean(finding.value, 60),
         clean(finding.why, 800),
         clean(finding.fix, 800),
-        finding.state in ("fail", "warn"),
     )

@@ -86,7 +86,7 @@ def _head(audit: Audit) -> list[Line]:
 def _budgets(audit: Audit) -> list[Line]:
     if not metrics.correct_rows(audit):
         return [(Span(f"clean accuracy {percent(audit.clean.value)}: nothing to certify or attack", "bold"),)]
-    lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'proved ≥':>12}{'unbroken ≤':>14}{'not known':>14}", "dim"),)]
+    lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'certified ≥':>12}{'not broken ≤':>14}{'unknown':>14}", "dim"),)]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
         proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)

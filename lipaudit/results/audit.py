@@ -21,6 +21,10 @@ MOST_CLASSES = 128
 TIME_LIMIT = "time limit reached"
 """What `AttackRecord.why` says where time ran out."""
 Numbers = Sequence[float]
+Done = Literal["done", "failed", "not run"]
+Integrity = Literal["SOUND", "INVALID", "UNPROVED"]
+Strength = Literal["vacuous", "weak", "substantial"]
+Status = Literal["complete", "partial", "invalid"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class AttackRecord:
     rejected: int
     """Claimed adversarial examples that did not survive re-evaluation."""
     seconds: float
-    status: Literal["done", "failed", "not run"] = "done"
+    status: Done = "done"
     why: str = ""
     flags: tuple[str, ...] = ()
     """The library's own reliability warnings."""
@@ -71,8 +75,8 @@ class Finding:
 class Verdict:
     """Three lamps; strength and gate have no state when integrity is not SOUND."""
 
-    integrity: Literal["SOUND", "INVALID", "UNPROVED"]
-    strength: Literal["vacuous", "weak", "substantial"] | None
+    integrity: Integrity
+    strength: Strength | None
     gate: Literal["passed", "failed", "not set", "cannot be judged"]
     headline: str
     sentences: tuple[str, ...]
@@ -320,7 +324,7 @@ class Audit:
     started: str
     """UTC, ISO 8601."""
     command: tuple[str, ...]
-    status: Literal["complete", "partial", "invalid"]
+    status: Status
     exit_code: int
     verdict: Verdict
     model: ModelFacts

@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from lipaudit.results.threat import Norm
+
 
 @dataclass(frozen=True)
 class Upper:
@@ -38,8 +40,8 @@ Kind = Literal["exact", "upper"]
 class LayerBound:
     """One line of the ledger, and of the report's layer table.
 
-    Claim: if input `k` of this step moves by at most `d[k]` (L2), its output moves by at most
-    `upper * law(d)`: the only entry for "scale", or the sum, the root of the sum of squares or the maximum.
+    Claim: if input `k` of this step moves by at most `d[k]`, in the norm of the network bound, its output moves by at
+    most `upper * law(d)`: the only entry for "scale", or the sum, the root of the sum of squares or the maximum.
     """
 
     name: str
@@ -67,7 +69,10 @@ class LayerBound:
 
 @dataclass(frozen=True, repr=False)
 class NetworkBound:
-    """The proved Lipschitz bound of a network, input to logits, with its ledger."""
+    """The proved Lipschitz bound of a network, input to logits, with its ledger.
+
+    In L2, of the vector of logits. In another norm of the input, of every logit.
+    """
 
     layers: tuple[LayerBound, ...]
     log10: float
@@ -82,10 +87,13 @@ class NetworkBound:
     """Of each class, the smallest bound of `pairwise` with another one: in files that leave the matrix out."""
     notes: tuple[str, ...] = ()
     """What was fixed at its value at capture: weights that a parametrisation computes, constants read in Python."""
+    norm: Norm = "l2"
+    """In which the input moves, and so do the tensors of the ledger."""
 
     def __repr__(self) -> str:
         shape, classes = "x".join(map(str, self.input_shape)), len(self.pairwise)
-        return f"NetworkBound(10^{self.log10:.6g}, {len(self.layers)} layers, {shape} inputs, {classes} classes)"
+        norm = "" if self.norm == "l2" else f"{self.norm}, "
+        return f"NetworkBound({norm}10^{self.log10:.6g}, {len(self.layers)} layers, {shape} inputs, {classes} classes)"
 
     @property
     def value(self) -> float:
@@ -112,7 +120,7 @@ class NetworkBound:
 
 @dataclass(frozen=True)
 class Certificate:
-    """No input closer than `radius` (L2, raw-input units) to the sample changes its prediction.
+    """No input closer than `radius` (raw-input units, in the norm of the certificates) changes the sample's prediction.
 
     Zero if the sample is misclassified, tied, or its margin is lost in rounding.
     A sample is certified at eps if and only if `radius > eps`.

@@ -10,6 +10,8 @@ import math
 import re
 from decimal import Decimal
 
+from lipaudit.progress import spell
+
 THIN = "\u202f"  # narrow no-break space: groups digits
 NONE = "–"
 
@@ -126,12 +128,7 @@ def duration(seconds: float) -> str:
         return NONE
     if seconds < 9.95:
         return f"{seconds:.2g} s" if seconds >= 0.01 else "<0.01 s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return spell(seconds)
 
 
 def digest(sha256: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lipaudit.errors import BadThreat
 from lipaudit.results.formatting import clean, number
@@ -14,6 +14,35 @@ DEFAULT_EPS = ("36/255", "0.25", "0.5", "1")
 """Budgets for pixels in [0, 1]; times the width of the range elsewhere."""
 
 Box = tuple[float, float]
+
+Norm = Literal["l2", "linf", "l1"]
+"""In which perturbations are measured: the root of the sum of squares, the largest entry, the sum of entries."""
+
+Spoken = Literal["L2", "Linf", "L1"]
+"""The same as reports and result files write them."""
+
+NORMS: tuple[Norm, ...] = get_args(Norm)
+
+
+def norm_of(name: str) -> Norm:
+    """The norm of that name, in capitals or not. Raises `BadThreat` for any other."""
+    found = next((norm for norm in NORMS if norm == str(name).lower()), None)
+    if found is None:
+        raise BadThreat(f"expected a norm, {', '.join(NORMS)}, got {clean(name, 40)!r}")
+    return found
+
+
+def spoken(norm: str) -> Spoken:
+    """As reports write a norm: `L2`, `Linf`, `L1`. Raises `BadThreat` for what is none."""
+    return get_args(Spoken)[NORMS.index(norm_of(norm))]
+
+
+def circumradius(norm: Norm, entries: int) -> float:
+    """The L2 radius of the smallest L2 ball around the unit ball of the norm, among so many entries; rounded up."""
+    if norm != "linf":
+        return 1.0  # a ball of L1 lies within that of L2
+    root = math.isqrt(entries)
+    return float(root) if root * root == entries else math.nextafter(math.sqrt(entries), math.inf)
 
 
 PIXELS = (0.0, 1.0)
@@ -70,12 +99,12 @@ def budgets(eps: str | float | Iterable[str | float]) -> tuple[str, ...]:
     sizes: dict[float, str] = {}
     for one in several:
         texts = [part for part in one.split(",") if part.strip()] or [one] if isinstance(one, str) else []
-        for text in texts or [_written(float(one))]:
+        for text in texts or [written(float(one))]:
             sizes.setdefault(eps_value(text), "".join(text.split()))
     return tuple(sizes[size] for size in sorted(sizes))
 
 
-def _written(eps: float) -> str:
+def written(eps: float) -> str:
     """A number as a person would write it, and exactly that number: `0.1`, `36/255`."""
     decimal, steps = f"{eps:.12g}", eps * 255
     if not math.isfinite(eps) or float(decimal) == eps:
@@ -90,13 +119,16 @@ def eps_text(text: str) -> str:
 
 @dataclass(frozen=True)
 class Threat:
-    """Who may do what: move the input by at most eps in L2."""
+    """Who may do what: move the input by at most eps in a norm."""
 
     eps: tuple[str, ...]
-    norm: Literal["L2"] = "L2"
+    norm: Spoken = "L2"
     low: float = 0.0
     high: float = 1.0
     units: str = "pixels in [0, 1]"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", spoken(self.norm))
 
 
 def comma_list(text: str) -> tuple[str, ...]:

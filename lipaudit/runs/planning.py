@@ -41,8 +41,8 @@ def plan_run(
     What the user has chosen (`samples`, `attacks`; None for not) is never changed.
     """
     presets = ("standard", "quick") if attacks is None else (",".join(attacks) or "none",)
-    sizes = (500, 200, 100, 50, 32, 16) if samples is None else (samples,)
-    sizes = tuple(dict.fromkeys(min(n, available) for n in sizes))
+    most = (500, 200, 100, 50, 32, 16) if samples is None else (samples,)
+    sizes = tuple(dict.fromkeys(min(n, available) for n in most))
 
     def seconds_each(preset: str) -> float:
         cost = estimate_seconds(

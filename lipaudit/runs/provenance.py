@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 import lipaudit
 from lipaudit import __version__
@@ -20,7 +19,7 @@ from lipaudit.certification.certificates import Certificates, under
 from lipaudit.certification.executed import sentence_of
 from lipaudit.certification.network_bound import Composition
 from lipaudit.errors import BadThreat
-from lipaudit.graph.wrappers import Normalised
+from lipaudit.graph.wrappers import Normalised, Prepared
 from lipaudit.loading.checkpoints import tensors_of
 from lipaudit.loading.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
@@ -33,15 +32,30 @@ _FEW = 32
 """Numbers of a mean that are listed one by one."""
 
 
-def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: Composition) -> ModelFacts:
+@dataclass(frozen=True)
+class Source:
+    """Where network and images come from, as far as their loader knows; the rest is read off the objects themselves."""
+
+    model_facts: ModelFacts | None = None
+    data_facts: DataFacts | None = None
+    index: Sequence[int] | None = None
+    """Where the images stand in their data set."""
+    command: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """What `Audit.config` has besides the settings."""
+    warnings: Sequence[str] = ()
+
+
+def of_model(prepared: Prepared, composition: Composition) -> ModelFacts:
     """Facts about a network given as an object; its weights are taken to be trained."""
-    network, mean, std = module, (), ()
+    module, network = prepared.module, prepared.module
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     if isinstance(module, Normalised):
         network, mean, std = module.network, *map(_per_channel, (module.normalise.mean, module.normalise.std))
-    wrapper = "" if isinstance(model, str | nn.Module) else f" in a {type(model).__name__}"
     return ModelFacts(
-        name=model if isinstance(model, str) else type(network).__name__,
-        source=f"passed to lipaudit.audit{wrapper}",
+        name=type(network).__name__,
+        source="passed to lipaudit.audit" + (f" in a {prepared.wrapper}" if prepared.wrapper else ""),
         architecture=type(network).__name__,
         parameters=sum(p.numel() for p in module.parameters()),
         weights="trained",
@@ -49,7 +63,7 @@ def of_model(model: Any, module: nn.Module, points: torch.Tensor, composition: C
         weights_file="",
         weights_file_sha256="",
         dtype=str(next((p.dtype for p in module.parameters()), torch.float32)).removeprefix("torch."),
-        input_shape=tuple(points.shape[1:]),
+        input_shape=composition.network.input_shape,
         classes=len(composition.network.pairwise),
         mean=mean,
         std=std,
@@ -64,19 +78,24 @@ def _per_channel(values: torch.Tensor) -> tuple[float, ...]:
 
 def of_data(points: torch.Tensor, answers: Sequence[int], seed: int, box: tuple[float, float] = PIXELS) -> DataFacts:
     """Facts about images given as arrays."""
-    digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
-    digest.update(np.array(answers, dtype=np.int64).tobytes())
     return DataFacts(
         name="arrays",
         split="",
         source="passed to lipaudit.audit",
-        sha256=digest.hexdigest(),
+        sha256=sha256_of_data(points, answers),
         available=len(points),
         samples=len(points),
         seed=seed,
         levels=grid_levels(points, *box),
         width=box[1] - box[0],
     )
+
+
+def sha256_of_data(points: torch.Tensor, answers: Sequence[int]) -> str:
+    """The digest of all images and labels, for `DataFacts.sha256`."""
+    digest = hashlib.sha256(points.contiguous().cpu().numpy().tobytes())
+    digest.update(np.array(answers, dtype=np.int64).tobytes())
+    return digest.hexdigest()
 
 
 def images_of(points: torch.Tensor) -> tuple[str, ...]:
@@ -106,10 +125,11 @@ def of_code() -> str:
 
 
 def of_audit(
-    composition: Composition, points: torch.Tensor, answers: Sequence[int], settings: Mapping[str, Any]
+    composition: Composition, images: str, settings: Mapping[str, Any], code: str
 ) -> dict[str, dict[str, Any]]:
     """What an interrupted audit is continued by: the function, the images, the settings and the software.
 
+    `images` is the digest of all rows, `code` that of lipaudit itself.
     The function is the captured graph with its constants: weights, normalisation and architecture in one.
     """
     graph = hashlib.sha256(repr(composition.graph.input_shape).encode())
@@ -119,23 +139,26 @@ def of_audit(
         graph.update(f"{node.name}|{node.op}|{node.output}|{node.shape}|{plain!r}\0".encode())
         graph.update(sha256_of_tensors(tensors).encode())
     return {
-        "audited": {"network": graph.hexdigest(), "images": of_data(points, answers, 0).sha256},
+        "audited": {"network": graph.hexdigest(), "images": images},
         "settings": dict(settings),
         "versions": {
             "python": platform.python_version(),
             **{package: version(package) for package in PACKAGES},
             "lipaudit": __version__,
-            "code of lipaudit": of_code(),
+            "code of lipaudit": code,
         },
     }
 
 
 def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as they are read back from a result file."""
-    return {
-        name: list(map(plain_number, value)) if isinstance(value, tuple | list | np.ndarray | torch.Tensor) else value
-        for name, value in settings.items()
-    }
+    return {name: _plain(value) for name, value in settings.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list | np.ndarray | torch.Tensor):
+        return [*map(plain_number, value)]
+    return str(value) if isinstance(value, Path | torch.device) else value
 
 
 def plain_number(value: Any) -> Any:

@@ -15,35 +15,41 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 from lipaudit.errors import BadThreat, ReportError
-from lipaudit.results.audit import AttackRecord, Audit, Estimate, Part, PromiseResult, Samples, Shard, Skip, Thumbnail
+from lipaudit.results.audit import (
+    AttackRecord,
+    Audit,
+    Done,
+    Estimate,
+    Part,
+    PromiseResult,
+    Samples,
+    Shard,
+    Skip,
+    Thumbnail,
+)
 from lipaudit.results.bounds import Agreement, NetworkBound
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import refuted
+from lipaudit.settings import SHARDS, named, options_of, recorded
 from lipaudit.verdict.consistency import check_rows, digest_of, log10
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude
 
 WITHIN = ("lipaudit", "torch", "torchvision", "timm", "adversarial-robustness-toolbox", "pyautoattack", "numpy")
 """Versions that all shards have to share."""
-PLACES = ("shard", "data_dir", "checkpoint", "offline", "device")
-"""Settings that may differ: the weights and images themselves are compared."""
+SHARED = sorted(named("question", "proof", "attack"))
+"""Settings that all shards have to share. Where they ran may differ: the weights and images themselves are compared."""
+SPLIT = frozenset(name for name, one in options_of().items() if one.group == SHARDS)
+"""Settings that say how a run was split; `Audit.parts` does so for a merged result."""
 THUMBNAILS = 8
 HARDWARE = 1e-6
 """Bounds of one layer by one method, in float64, differ by a smaller part on different hardware: what iterations stop
 at and factorisations round is far below."""
-
-
-def parse_shard(text: str) -> tuple[int, int]:
-    """`3/8` -> (3, 8). Raises `ValueError`."""
-    number, _, of = text.partition("/")
-    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
-        raise ValueError(f"expected a shard such as 3/8, from 1/8 to 8/8, got {text!r}")
-    return int(number), int(of)
 
 
 def rows_of(shard: tuple[int, int], count: int) -> list[int]:
@@ -90,7 +96,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         warnings=_warnings(audits),
         thumbnails=_thumbnails(audits, samples),
         timing=_summed(audit.timing for audit in audits),
-        config={name: value for name, value in first.config.items() if name != "shard"},
+        config=_unsplit(first.config),
         promises=_promises(audits),
         estimates=_estimates(audits),
         agreement=_agreement(audits),
@@ -101,6 +107,12 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         ),
     )
     return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
+
+
+def _unsplit(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings but how the run was split."""
+    kept = {name: value for name, value in config.items() if name not in SPLIT}
+    return kept | ({"origin": _unsplit(kept["origin"])} if "origin" in kept else {})
 
 
 def _complete(audits: Sequence[Audit]) -> list[Shard]:
@@ -139,7 +151,7 @@ def _alike(audits: Sequence[Audit]) -> None:
             "gates": [gate.expression for gate in audit.gates],
             "attacks": [(record.name, record.library, record.settings) for record in audit.attacks],
             "estimates": [(estimate.name, estimate.library, estimate.settings) for estimate in audit.estimates],
-            "settings": {name: value for name, value in audit.config.items() if name not in PLACES},
+            "settings": {name: recorded(audit.config, name) for name in SHARED},
             "versions": {name: audit.environment.get(name) for name in WITHIN},
         }
 
@@ -215,7 +227,7 @@ def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
     name = records[0].name
     distances = [d for audit in audits if audit.shard for d in audit.shard.distances.get(name, ())]
     states = [record.status for record in records]
-    status = "failed" if "failed" in states else "done" if "done" in states else "not run"
+    status: Done = "failed" if "failed" in states else "done" if "done" in states else "not run"
     reasons = dict.fromkeys(record.why for record in records if record.why)
     if status == "done" and any(record.attacked for record in records):
         # That nothing was left to attack in one shard is no remark about the whole.

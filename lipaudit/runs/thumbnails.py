@@ -12,7 +12,6 @@ from PIL import Image
 from lipaudit.results.audit import Samples, Thumbnail
 
 COUNT = 8
-AMPLIFIED = 20.0
 LARGEST = 64
 """Pixels per side beyond which an image is shrunk; the report says that these are not the tensors."""
 
@@ -29,8 +28,9 @@ def thumbnails(clean: torch.Tensor, perturbed: torch.Tensor, samples: Samples) -
     shown = []
     for row in closest:
         before, after = clean[row].double().cpu(), perturbed[row].double().cpu()
-        difference = ((after - before) * AMPLIFIED + 0.5).clamp(0, 1)
-        shown.append(Thumbnail(row, _png(before), _png(after), _png(difference), AMPLIFIED))
+        moved = after - before
+        factor = float(f"{0.5 / max(float(moved.abs().max()), 1 / 510):.2g}")  # to the full range, in two digits
+        shown.append(Thumbnail(row, _png(before), _png(after), _png((moved * factor + 0.5).clamp(0, 1)), factor))
     return tuple(shown)
 
 

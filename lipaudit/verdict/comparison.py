@@ -12,6 +12,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from lipaudit.errors import CompareError, ExitCode
@@ -19,14 +20,13 @@ from lipaudit.results.audit import Audit, Samples
 from lipaudit.results.formatting import clean, digest
 from lipaudit.results.metrics import unfinished
 from lipaudit.results.threat import eps_value
+from lipaudit.settings import named, recorded
 from lipaudit.verdict.verdict import integrity_of
 
 KIND = "lipaudit-comparison/1.0"
 SIGNIFICANT = 0.05
 """A change with a larger p is called noise."""
-EFFORT = dict.fromkeys(("norms", "local", "local_samples"), "proving") | dict.fromkeys(
-    ("time_limit", "batch_size"), "attacks"
-)
+EFFORT = dict.fromkeys(sorted(named("proof")), "proving") | dict.fromkeys(sorted(named("attack")), "attacks")
 """Settings under which more or less is proved of the same network, or attacks go other ways."""
 MOST_LAYERS = 5
 MOVED = 0.001
@@ -223,7 +223,7 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
     if base.dataset.seed != new.dataset.seed:
         said.append(f"seed {base.dataset.seed} → {new.dataset.seed}: attacks start elsewhere")
     for name in EFFORT:
-        one, two = _setting(base, name), _setting(new, name)
+        one, two = recorded(base.config, name), recorded(new.config, name)
         if one != two:
             said.append(f"{name} {clean(one, 40)} → {clean(two, 40)}: another effort at {EFFORT[name]}")
     local = [audit.samples.method.count("local") for audit in (base, new)]
@@ -236,22 +236,15 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
     return tuple(said)
 
 
-def _setting(audit: Audit, name: str) -> Any:
-    """A setting; results before 1.2 said `tight` of the norms."""
-    if name == "norms" and name not in audit.config and "tight" in audit.config:
-        return "tight" if audit.config["tight"] else "all"
-    return audit.config.get(name)
-
-
 def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:
     found = [_change("clean", "", base, new, Samples.correct)]
     later = {eps_value(eps) for eps in new.threat.eps}
     for eps in (eps for eps in base.threat.eps if eps_value(eps) in later):
         size = eps_value(eps)
         if proofs:
-            found.append(_change("proved", eps, base, new, lambda samples, size=size: samples.certified(size)))
+            found.append(_change("proved", eps, base, new, partial(Samples.certified, eps=size)))
         if any(base.samples.attacked) and any(new.samples.attacked):
-            found.append(_change("unbroken", eps, base, new, lambda samples, size=size: samples.unbroken(size)))
+            found.append(_change("unbroken", eps, base, new, partial(Samples.unbroken, eps=size)))
     return tuple(found)
 
 

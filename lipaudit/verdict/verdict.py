@@ -6,9 +6,8 @@ import hashlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
-from lipaudit.results.audit import Audit, Finding, Verdict
+from lipaudit.results.audit import Audit, Finding, Integrity, Status, Strength, Verdict
 from lipaudit.results.formatting import number, number_from_log10, percent, plural
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import put_to_the_test, reached, unfinished
@@ -22,9 +21,9 @@ from lipaudit.verdict.gates import Condition, judge
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
     """The audit with its rates, gates, findings, verdict and exit code."""
     samples, budgets = draft.samples, draft.threat.eps
-    proved, unbroken = tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets), ()
-    if any(samples.attacked):
-        unbroken = tuple(rate(eps, samples.unbroken(eps_value(eps))) for eps in budgets)
+    proved = tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets)
+    attacked = budgets if any(samples.attacked) else ()
+    unbroken = tuple(rate(eps, samples.unbroken(eps_value(eps))) for eps in attacked)
     promises = tuple(
         replace(p, proved=tuple(rate(eps, [r > eps_value(eps) for r in p.radius]) for eps in budgets))
         if p.certified
@@ -35,7 +34,7 @@ def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
     draft = replace(draft, gates=judge(draft, wanted, integrity_of(draft)))
     findings, verdict, code = examine(draft)
     invalid = verdict.integrity == "INVALID"
-    status = "invalid" if invalid else "partial" if incomplete(draft) else "complete"
+    status: Status = "invalid" if invalid else "partial" if incomplete(draft) else "complete"
     return replace(
         draft,
         run=draft.run or run_name(draft),
@@ -64,9 +63,10 @@ def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
     return tuple(findings), _verdict(audit, integrity), gates.exit_code(audit.gates, integrity, incomplete(audit))
 
 
-def _verdict(audit: Audit, integrity: Literal["SOUND", "INVALID", "UNPROVED"]) -> Verdict:
+def _verdict(audit: Audit, integrity: Integrity) -> Verdict:
     eps = audit.threat.eps[0]
-    strength, headline, sentences = None, "", []
+    strength: Strength | None = None
+    sentences: list[str] = []
     if integrity == "INVALID":
         headline, sentences = _invalid(audit)
     elif integrity == "UNPROVED":
@@ -112,7 +112,7 @@ def nothing_right(audit: Audit) -> str:
     )
 
 
-def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
+def _strength(audit: Audit, eps: str) -> tuple[Strength, str, list[str]]:
     share, right = reached(audit), audit.samples.correct()
     if not any(right):
         return "vacuous", nothing_right(audit), []
@@ -143,7 +143,7 @@ def _strength(audit: Audit, eps: str) -> tuple[str, str, list[str]]:
     return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]
 
 
-def integrity_of(audit: Audit) -> Literal["SOUND", "INVALID", "UNPROVED"]:
+def integrity_of(audit: Audit) -> Integrity:
     """What the integrity checks say of the audit's own numbers."""
     if audit.bound is None:
         return "UNPROVED"

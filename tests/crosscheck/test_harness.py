@@ -23,9 +23,9 @@ from lipaudit.crosscheck import (
     plan,
     runner,
 )
-from lipaudit.crosscheck.runner import eps_text
 from lipaudit.crosscheck.verification import INWARD_STEPS, drawn_in
 from lipaudit.errors import BadThreat, CaptureError
+from lipaudit.results.threat import written
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_attacks_with_a_budget_get_only_what_is_left() -> None:
     first, second = evidence.records
     assert (first.name, first.attacked, first.broken) == ("fab-t", 12, 12)
     assert (second.name, second.attacked, second.broken, second.closest) == ("apgd-ce", 8, 0, 0)
-    assert second.settings.endswith(f"at eps {eps_text(small)}, {eps_text(large)}")
+    assert second.settings.endswith(f"at eps {written(small)}, {written(large)}")
 
 
 def test_every_sample_broken_leaves_nothing_to_attack() -> None:

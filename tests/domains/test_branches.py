@@ -119,8 +119,8 @@ def test_rounding_inside_the_branches_counts() -> None:
     big.weight.mul_(1e9)
     network = nn.Sequential(Branches(lambda x, a: a(x) - 0.999 * a(x), big), nn.Linear(6, 3)).eval()
     points = torch.rand(3, 6)
-    for promise in ("R", "F", "D"):
-        found = lipaudit.certify(network, points, promise=promise)
+    for arithmetic in ("real", "native", "float64"):
+        found = lipaudit.certify(network, points, arithmetic=arithmetic)
         assert not found.why_not
     errors = lipaudit.certify(network, points).rounding
     assert errors is not None

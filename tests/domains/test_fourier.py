@@ -177,9 +177,9 @@ def test_orthogonal_layers_have_the_bound_one(kind: str, size: int) -> None:
     layer = Orthogonal(kind, size).eval()
     assert 1.0 <= lipaudit.bound(layer, layer.shape).value <= 1 + 1e-4
     image = torch.rand(1, *layer.shape, generator=torch.Generator().manual_seed(1))
-    found = lipaudit.certify(layer, image, method="local")
+    found = lipaudit.certify(layer, image, local="on")
     assert float(found.radius[0]) > 0
-    assert "fft" in lipaudit.certify(layer, image, promise="F").why_not
+    assert "fft" in lipaudit.certify(layer, image, arithmetic="native").why_not
 
 
 def test_kernels_that_a_network_makes_in_half_precision() -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from lipaudit import zoo
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.domains.zonotope import logits as zonotope
+from lipaudit.domains.zonotope.affine_form import Shared
 from lipaudit.domains.zonotope.backward import Banded, ancestors
 from lipaudit.domains.zonotope.ball_constraints import Group, ends
 
@@ -81,11 +82,11 @@ def _optimum(g: torch.Tensor, shift: torch.Tensor, radius: float) -> float:
 def test_symbols_outside_of_groups_count_one_by_one() -> None:
     rows = torch.tensor([[3.0], [4.0], [-1.0], [2.0], [1.0], [1.0], [-5.0]], dtype=torch.float64)
     group = Group(4, 6, torch.zeros(2, dtype=torch.float64), 2.0**0.5)
-    below, above = ends(rows, 2, [group])
+    below, above = ends(rows, Shared(2), [group])
     assert float(below) == pytest.approx(5 + 1 + 2 + 2 + 5)  # the known row is added with its sign
     assert float(above) == pytest.approx(5 - 1 + 2 + 2 + 5)
     small = Group(4, 6, torch.zeros(2, dtype=torch.float64), 1.0)
-    assert float(ends(rows, 2, [small])[1]) == pytest.approx(5 - 1 + 2 + 2.0**0.5 + 5)
+    assert float(ends(rows, Shared(2), [small])[1]) == pytest.approx(5 - 1 + 2 + 2.0**0.5 + 5)
 
 
 def test_groups_show_what_looking_at_one_neuron_at_a_time_cannot() -> None:

@@ -127,8 +127,8 @@ def test_rounding_is_promised_only_where_what_runs_is_what_is_bounded() -> None:
     for name, held in (("where a > b", True), ("a + relu(b - a)", False), ("leaky ReLU by where", True)):
         graph = capture(Between(EXACT[name][0]).eval(), (6,))
         assert bool(graph.rounded) is not held
-        for promise in ("F", "D"):
-            refused = lipaudit.certify(Between(EXACT[name][0]).eval(), images, promise=promise).why_not
+        for arithmetic in ("native", "float64"):
+            refused = lipaudit.certify(Between(EXACT[name][0]).eval(), images, arithmetic=arithmetic).why_not
             assert bool(refused) is not held
 
 

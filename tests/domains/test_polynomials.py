@@ -132,9 +132,10 @@ def test_a_network_of_skew_convolutions_is_bounded_in_seconds() -> None:
 def test_radii_hold_with_rounding_and_are_found_locally() -> None:
     network = nn.Sequential(Skew(2, 3, 3, terms=3), nn.ReLU(), Skew(3, 1, 1, terms=2), nn.Flatten()).eval()
     image = torch.rand(1, 2, 4, 3, generator=torch.Generator().manual_seed(1))
-    radii = [float(lipaudit.certify(network, image, promise=promise).radius[0]) for promise in ("R", "F", "D")]
+    each = ("real", "native", "float64")
+    radii = [float(lipaudit.certify(network, image, arithmetic=one).radius[0]) for one in each]
     assert 0 < radii[1] < radii[2] <= radii[0]
-    assert float(lipaudit.certify(network, image, method="local").radius[0]) >= radii[0]
+    assert float(lipaudit.certify(network, image, local="on").radius[0]) >= radii[0]
 
 
 def test_few_terms_show_as_a_bound_above_one() -> None:

@@ -126,8 +126,8 @@ def test_steps_that_do_not_expand_have_the_bound_one(convolution: bool) -> None:
     assert 1.0 <= found.value <= 1 + 1e-9
     assert [layer.upper.method for layer in found.layers] == ["potential", "potential"]
     image = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1))
-    for promise in ("R", "F", "D"):
-        assert float(lipaudit.certify(network, image, promise=promise).radius[0]) > 0
+    for arithmetic in ("real", "native", "float64"):
+        assert float(lipaudit.certify(network, image, arithmetic=arithmetic).radius[0]) > 0
 
 
 def test_a_scale_too_small_shows_as_a_bound_above_one() -> None:
@@ -145,7 +145,7 @@ def test_a_scale_too_small_shows_as_a_bound_above_one() -> None:
 def test_local_radii_go_through_a_step_operation_by_operation() -> None:
     network = nn.Sequential(Averaged(False), nn.Linear(5, 3)).eval()
     points = torch.rand(4, 5, generator=torch.Generator().manual_seed(2))
-    found = lipaudit.certify(network, points, method="local")
+    found = lipaudit.certify(network, points, local="on")
     plain = lipaudit.certify(network, points)
     assert bool((found.radius >= plain.radius).all())
     assert float(found.radius.max()) > 0

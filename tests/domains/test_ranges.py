@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from lipaudit.domains.graph import Graph, call, evaluate
 from lipaudit.domains.intervals import RANGES, Range, ranges
-from lipaudit.domains.intervals.structural import JUMPING
+from lipaudit.domains.intervals.shape import JUMPING
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.errors import BadThreat, LipauditError, UnsupportedOp
 from lipaudit.graph.capture import capture

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mpmath import mpf
 
 from lipaudit.domains.intervals.arithmetic import over, plus, square, times
-from lipaudit.domains.intervals.normalising import standardised
+from lipaudit.domains.intervals.normalisation import standardised
 from lipaudit.domains.intervals.pointwise import GROWING, VALLEYS
 from lipaudit.domains.intervals.value import Range
 

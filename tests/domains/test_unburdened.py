@@ -181,8 +181,8 @@ def test_a_network_whose_bound_says_nothing_is_certified() -> None:
     x = torch.rand(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     labels = model(x).argmax(1).tolist()
     labels[1] = (labels[1] + 1) % 3
-    assert certify(model, x, labels, method="global").radius.tolist() == [0.0, 0.0]
-    found = certify(model, x, labels, method="local")
+    assert certify(model, x, labels, local="off").radius.tolist() == [0.0, 0.0]
+    found = certify(model, x, labels, local="on")
     assert found.radius[0] > 1e-6
     assert found.rows[0].method == "local"
     assert found.radius[1] == 0.0

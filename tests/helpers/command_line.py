@@ -14,7 +14,10 @@ from usermodels import SHAPE, SMALL, Small, Write
 
 from lipaudit import cli
 from lipaudit.cli import auditing
+from lipaudit.graph.wrappers import Prepared
 from lipaudit.results.audit import Audit
+from lipaudit.runs.provenance import Source, plain
+from lipaudit.settings import Settings
 
 
 class Result:
@@ -47,8 +50,9 @@ def audited(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A pipeline that finds `audited["audit"]` at once, and what it was called with."""
     seen: dict[str, Any] = {"audit": audits.strong(40)}
 
-    def audit(model: Any, inputs: Any, labels: Any, **options: Any) -> Audit:
-        seen.update(options, model=model, inputs=inputs, labels=labels)
+    def audit(network: Prepared, inputs: Any, labels: Any, settings: Settings, source: Source, **options: Any) -> Audit:
+        seen.update(vars(settings) | vars(source) | options, model=network.module, inputs=inputs, labels=labels)
+        seen["config"] = plain(settings.config()) | dict(source.config)
         print("a library prints something")  # noqa: T201
         return seen["audit"]
 

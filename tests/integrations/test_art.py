@@ -52,9 +52,7 @@ def test_every_way_in_gives_the_same_radii(
     classifier = classifier_of(load(name), (1, 8, 8), 10, clip_values=(0, 1))
     one_hot = np.eye(10, dtype=np.float32)[data.labels.numpy()]
     in_art = LipschitzAudit(**settings).evaluate(classifier, data.inputs.numpy(), one_hot)
-    certified = lipaudit.certify(
-        classifier, data.inputs.numpy(), one_hot, method="global" if local == "off" else "local", norms="all"
-    )
+    certified = lipaudit.certify(classifier, data.inputs.numpy(), one_hot, local=local, norms="all")
     in_pytest = assert_certified(load(name), "digits", eps=1e-4, at_least=0.5, samples=samples, local=local)
 
     assert sum(radius > 0 for radius in on_the_command_line) > samples / 2

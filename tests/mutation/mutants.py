@@ -155,7 +155,7 @@ MUTANTS = [
     Mutant("sectors: slopes from a range too small", "lipaudit/domains/zonotope/quadratic_constraints.py", "half = torch.maximum(steepest - middle, middle - flattest) + gamma(8)", "half = torch.maximum(steepest - middle, middle - flattest) * 0.7", SECTORS),
     Mutant("sectors: the steepest slope too flat", "lipaudit/domains/zonotope/ball_constraints.py", "torch.where(z >= 0, 1.0, high / (high - z))", "torch.where(z >= 0, 1.0, high / (high - low))", SECTORS),
     Mutant("sectors: shifts with the wrong sign", "lipaudit/domains/zonotope/quadratic_constraints.py", "c = centre + known - (t * symbols).sum(0)", "c = centre + known + (t * symbols).sum(0)", SECTORS),
-    Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/quadratic_constraints.py", "right, sizes = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)", "right, sizes = 1.0, float(self.inputs)", SECTORS),
+    Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/quadratic_constraints.py", "right, sizes = self.ball + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)", "right, sizes = self.ball, float(self.inputs)", SECTORS),
     Mutant("sectors: an ellipsoid too small", "lipaudit/domains/zonotope/quadratic_constraints.py", "length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))", "length = 0.9 * math.sqrt(square)", SECTORS),
     Mutant("sectors: a difference that fails counts", "lipaudit/domains/zonotope/logits.py", "return torch.full_like(room, -math.inf)", "return room", SECTORS),
     Mutant("local: a failed proof counts", "lipaudit/certification/local_search.py", "return found > 0", "return found >= 0", ("tests/test_local.py",)),

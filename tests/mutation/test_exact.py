@@ -19,7 +19,7 @@ from lipaudit.certification.network_bound import compose
 from lipaudit.crosscheck.unit_box import UnitBox
 from lipaudit.crosscheck.verification import accepted, distance_up
 from lipaudit.domains.rounding.float64 import LAWS
-from lipaudit.domains.zonotope.affine_form import Form
+from lipaudit.domains.zonotope.affine_form import Form, Shared
 from lipaudit.graph.wrappers import Normalised
 from lipaudit.norms.aol import aol_plain_bound
 from lipaudit.norms.gram import gram_lattice_bound
@@ -160,7 +160,9 @@ def test_an_error_beyond_the_room_of_ranges_proves_nothing() -> None:
 
 
 def test_the_remainder_is_part_of_the_range() -> None:
-    form = Form(torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 1, 2, dtype=torch.float64), 1, remainder=0.5)
+    form = Form(
+        torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, 1, 2, dtype=torch.float64), Shared(1), remainder=0.5
+    )
     low, high = form.range()
     assert bool((low <= -0.5).all() & (high >= 0.5).all())
 

@@ -86,6 +86,7 @@ def derived(audit: Audit) -> Iterator[str]:
     for one, other in itertools.product(audit.unbroken, audit.proved):  # and the band between proved and unbroken
         yield from (str(one.count - other.count), points(one.value - other.value), percent(one.value - other.value))
     yield str(sum(distance is not None for distance in s.distance))
+    yield points((audit.clean.high - audit.clean.low) / 2)  # how far a rate is left open
     for gate in audit.gates:  # with the digits that tell them apart
         if gate.value is not None:
             yield from (*percents(gate.value, gate.least), *told_apart(gate.value, gate.least))

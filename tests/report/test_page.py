@@ -100,7 +100,7 @@ def test_the_page_is_well_formed_and_in_order(name: str) -> None:
     links = [a["href"] for tag, a in parsed.tags if tag == "a"]
     assert {str(link)[1:] for link in links} <= set(ids)
     sections = [a["id"] for tag, a in parsed.tags if tag == "section"]
-    assert sections == ["checks", "curves", "crosscheck", "bound", "images", "limits", "provenance", "words"]
+    assert sections == ["curves", "checks", "crosscheck", "images", "bound", "limits", "provenance", "words"]
 
 
 @pytest.mark.parametrize("name", audits.ALL)
@@ -121,19 +121,19 @@ def test_figures_speak_to_those_who_cannot_see_them(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("no_attacks", "No image was attacked, so nothing has put these certificates to the test."),
+        ("no_attacks", "No image was attacked, so nothing has tested these certificates."),
         ("no_attacks", "There are no adversarial examples to look at: no image was attacked."),
         ("no_attacks", "clean accuracy is the only ceiling"),
-        ("no_attacks", "Nothing contradicts a proof, but no attack was run that might."),
-        ("no_attacks", "No attack was run to test the proofs."),
-        ("unproved", "There is no proved curve: part of the network has no proved bound."),
+        ("no_attacks", "Nothing contradicts a certificate, but no attack was run that might."),
+        ("no_attacks", "No attack was run to test the certificates."),
+        ("unproved", "There is no certified curve: part of the network has no proved bound."),
         ("unproved", "There is no network bound"),
-        ("unproved", "There is no certificate to hold against the attacks"),
+        ("unproved", "There is no certificate to compare with attacks"),
         ("unproved", "out of memory"),
         ("flat", "every stage is ×1.00, the largest, blocks.11, ×1.000001"),
         ("flat", "it holds between inputs with all values in [0, 1]"),
         ("all_wrong", "There is no curve to draw"),
-        ("invalid", "The proved curve is withdrawn"),
+        ("invalid", "The certified curve is withdrawn"),
         ("invalid", "The bound is withdrawn"),
         ("random_weights", "Random weights: this network was never trained."),
         ("thousand_classes", "These inputs are not on the 8-bit grid"),
@@ -161,11 +161,8 @@ def test_numbers_of_the_table_come_from_the_rates() -> None:
     audit = audits.strong()
     rows = {row[0]: row for row in seen(page("strong")).rows if row}
     for proved, unbroken in zip(audit.proved, audit.unbroken, strict=True):
-        assert rows[eps_text(proved.eps)][1:5] == [
-            percent(proved.value),
-            interval(proved.low, proved.high),
-            percent(unbroken.value),
-            interval(unbroken.low, unbroken.high),
+        assert rows[eps_text(proved.eps)][1:3] == [
+            f"{percent(rate.value)} {interval(rate.low, rate.high)}" for rate in (proved, unbroken)
         ]
 
 

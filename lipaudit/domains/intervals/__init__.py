@@ -15,7 +15,7 @@ import torch
 
 from lipaudit.domains.graph import Graph, Node, Ref
 from lipaudit.domains.interpreter import refuse_unknown, where
-from lipaudit.domains.intervals import arithmetic, normalising, pointwise, structural, weighted
+from lipaudit.domains.intervals import arithmetic, linear, normalisation, pointwise, shape
 from lipaudit.domains.intervals.value import RANGES, Range
 from lipaudit.errors import BadThreat, LipauditError, NotLipschitz, UnsupportedOp
 
@@ -23,12 +23,12 @@ __all__ = [
     "RANGES",
     "Range",
     "arithmetic",
-    "normalising",
+    "linear",
+    "normalisation",
     "pointwise",
     "ranges",
-    "structural",
+    "shape",
     "walk_ranges",
-    "weighted",
 ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Node
-from lipaudit.domains.intervals.normalising import spread
+from lipaudit.domains.intervals.normalisation import spread
 from lipaudit.domains.intervals.value import Range
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import constant, dependent

@@ -91,6 +91,8 @@ class Ledger:
     """By node, for maps inside of a block that is bounded at once: what is proved of the norm."""
     inner: dict[str, Inner] = field(default_factory=dict)
     """By node, for sums of branches that are one map."""
+    maps: dict[str, LinearMap] = field(default_factory=dict)
+    """By node, for linear operations: the map."""
     _grown: dict[str, list[tuple[str, float]]] = field(default_factory=dict)
     _ranges: Iterator[tuple[str, Range]] | None = None
     _kept: dict[str, Range] = field(default_factory=dict)
@@ -125,6 +127,7 @@ class Ledger:
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
         """The value after one more linear operation; settled at once where several readers would repeat work."""
+        self.maps[node.name] = linear
         pending = replace(value, chain=(*value.chain, Link(linear, ((node, linear),))))
         repeated = self._users.get(node.name, 0) > 1 and any(link.heavy for link in pending.chain)
         return self.settle(pending) if repeated else pending

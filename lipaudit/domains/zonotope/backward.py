@@ -4,8 +4,8 @@ Note [Backwards]
     Let D be how far a tensor is from its centre. Every step bounds <c, D_out> from below, for all inputs of the ball,
     by <c', D_in> + constant, with c' linear in c but for the choice of a line where the operation is bent: where c is
     positive, f lies above its lower line, where it is negative, f lies below its upper line. At the input D is in the
-    ball of radius r, so that <c, D> >= -r ||c||_2. Taken one after the other from the last to the first, the steps turn
-    <c, D_out> into a number. Lines may be chosen anew each time, for each c, which forms cannot.
+    ball of radius r, so that <c, D> >= -r ||c|| in the dual norm. Taken one after the other from the last to the first,
+    the steps turn <c, D_out> into a number. Lines may be chosen anew each time, for each c, which forms cannot.
     Roundings: centres are off by eta (float64.py), which costs |c| eta; what the products with c lose is at most
     gamma(n) <|c|, |A| reach>, with reach how far the form says that D_in goes.
 
@@ -26,6 +26,7 @@ import torch
 from lipaudit.domains.zonotope.linear_images import transposed
 from lipaudit.domains.zonotope.relaxations import Band
 from lipaudit.norms.linear_maps import LinearMap
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import TINY, gamma
 
 _NUMBERS = itertools.count()
@@ -70,15 +71,21 @@ class Untold:
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """The input itself."""
+    """The input itself: where its entries lie."""
 
-    radius: float
+    radius: float | torch.Tensor
+    """Of the ball. In Linf, half the width of the box in each entry."""
+    norm: Norm = "l2"
+    """Of the ball; a box has none."""
     parents: tuple[Step, ...] = ()
     reach: torch.Tensor | None = None
     number: int = field(default_factory=_number)
 
     def back(self, c: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        length = torch.linalg.vector_norm(c.reshape(len(c), -1), dim=1)
+        if isinstance(self.radius, torch.Tensor):
+            return [], -_against(c, self.radius) - TINY
+        flat = c.reshape(len(c), -1)
+        length = flat.abs().amax(1) if self.norm == "l1" else torch.linalg.vector_norm(flat, dim=1)
         return [], -self.radius * (length * (1 + 2 * gamma(c[0].numel() + 8)) + LOST_IN_SQUARES) - TINY
 
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lipaudit.domains.zonotope.affine_form import Form
+from lipaudit.domains.zonotope.affine_form import Form, Shared
 from lipaudit.domains.zonotope.relaxations import Band
 from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.rounding import TINY, UNIT, gamma
@@ -66,9 +66,10 @@ class Group:
         return best
 
 
-def ends(rows: torch.Tensor, inputs: int, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
+def ends(rows: torch.Tensor, shared: Shared, groups: Sequence[Group]) -> tuple[torch.Tensor, torch.Tensor]:
     """How far sum_i rows[i] u_i may lie below and above zero, for each column of `rows`, (rows, columns)."""
-    ball, known = torch.linalg.vector_norm(rows[:inputs], dim=0), rows[inputs]
+    inputs = shared.count
+    ball, known = shared.furthest(rows[:inputs]), rows[inputs]
     below, above, sizes, done = ball - known, ball + known, ball + known.abs(), inputs + 1
     for group in groups:
         if group.start >= len(rows):
@@ -135,8 +136,10 @@ def gathered(
     the norm of all else that (bend / error) (z - c) may be.
     """
     moves = rows * weight
-    constant, alone, blocks, done = moves[inputs].clone(), moves.new_zeros(moves.shape[1]), [moves[:inputs]], inputs + 1
-    lengths = [largest_about(blocks[0])]
+    constant, alone, done = moves[inputs].clone(), moves.new_zeros(moves.shape[1]), inputs + 1
+    # A ball of L1 lies within that of L2.
+    blocks = [moves[:inputs]] if inputs else []
+    lengths = [largest_about(block) for block in blocks]
     for group in groups:
         if group.start >= len(rows):
             break
@@ -152,14 +155,17 @@ def gathered(
             constant -= centre
     alone += moves[done:].abs().sum(0)
     shares = [math.sqrt(max(length, TINY)) for length in lengths]
-    stacked = torch.cat([block / share for block, share in zip(blocks, shares, strict=True)])
-    try:
-        norm = math.sqrt(math.fsum(share * share for share in shares)) * largest_singular_value(stacked[None])
-    except ValueError:  # not finite
-        norm = math.inf
+    norm = 0.0
+    if blocks:
+        stacked = torch.cat([block / share for block, share in zip(blocks, shares, strict=True)])
+        try:
+            norm = math.sqrt(math.fsum(share * share for share in shares)) * largest_singular_value(stacked[None])
+        except ValueError:  # not finite
+            norm = math.inf
+        norm *= 1 + 8 * UNIT * min(stacked.shape)
     # Every entry of `moves` and of the sums has lost a few roundings of sums of that many terms.
     rounding = gamma(4 * len(rows) + 32) * float(torch.linalg.vector_norm(moves.abs().sum(0)))
-    radius = norm * (1 + 8 * UNIT * min(stacked.shape)) + float(torch.linalg.vector_norm(constant.abs() + alone))
+    radius = norm + float(torch.linalg.vector_norm(constant.abs() + alone))
     radius = (radius + rounding + off) * (1 + 1e-12)
     box = float(torch.linalg.vector_norm(1 + shift.abs())) * (1 + 1e-12)
     return Group(start, start + moves.shape[1], shift, max(radius if radius < box else box, _LEAST))

@@ -1,4 +1,4 @@
-"""The local domain: what the network does to a small L2 ball around one input, as affine forms.
+"""The local domain: what the network does to a small ball around one input, as affine forms.
 
 `margins` is what it is for: bounds of the logit differences over the ball, from which local radii follow.
 """
@@ -20,6 +20,7 @@ from lipaudit.domains.zonotope.affine_form import Form, ball
 from lipaudit.domains.zonotope.ball_constraints import Group, ends
 from lipaudit.domains.zonotope.propagator import LocalLedger
 from lipaudit.domains.zonotope.quadratic_constraints import Sectors
+from lipaudit.results.threat import Norm
 from lipaudit.rounding import gamma, up
 
 LARGEST_ROWS_BYTES = 6 * 2**30
@@ -47,7 +48,7 @@ class Logits(Form):
     def of(cls, form: Form, ledger: LocalLedger) -> Logits:
         """A form of the ledger with what the ledger knows."""
         known = (tuple(ledger.groups), ledger.sectors, ledger.roundings)
-        return cls(form.centre, form.rows, form.inputs, form.remainder, form.loose, form.step, form.within, *known)
+        return cls(form.centre, form.rows, form.shared, form.remainder, form.loose, form.step, form.within, *known)
 
 
 def logits_over(
@@ -55,16 +56,17 @@ def logits_over(
     x: torch.Tensor,
     radius: float,
     *,
+    norm: Norm = "l2",
     room_for: int,
     patience: int = sys.maxsize,
     backwards: bool = True,
     together: bool = False,
 ) -> Logits:
-    """The logits, (1, classes), over all inputs within `radius` (L2) of `x`, which has no batch axis.
+    """The logits, (1, classes), over all inputs within `radius` of `x` in the norm; `x` has no batch axis.
 
-    `whole` is the ledger of the network bound. Raises `NotLipschitz` or `UnsupportedOp` for an operation without a
-    local rule, `TooWide` if more than `room_for` rows were needed, or more than `patience` not counting those that
-    stand for roundings.
+    In Linf, over those of them in the domain of the audit. `whole` is the ledger of the network bound. Raises
+    `NotLipschitz` or `UnsupportedOp` for an operation without a local rule, `TooWide` if more than `room_for` rows were
+    needed, or more than `patience` not counting those that stand for roundings.
     """
     ledger = LocalLedger(
         whole.graph,
@@ -76,12 +78,12 @@ def logits_over(
         together=together,
     )
     with torch.no_grad():
-        start = ledger.start(ball(x.to(whole.device)[None], radius))
+        start = ledger.start(ball(x.to(whole.device)[None], radius, norm=norm, domain=whole.domain))
         form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
         return Logits.of(form, ledger)
 
 
-def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
+def seconds_of_a_pass(whole: Ledger, x: torch.Tensor, norm: Norm = "l2") -> float:
     """About how long `logits_over` takes at least, from the time of a few of its rows. Raises what it raises.
 
     `TooWide` means that forms of no radius will do: the bound of the rounding errors alone leaves many signs open.
@@ -90,12 +92,12 @@ def seconds_of_a_pass(whole: Ledger, x: torch.Tensor) -> float:
     ledger = LocalLedger(
         whole.graph, whole.device, whole=whole, room_for=room_in_memory(whole.graph), patience=most, backwards=False
     )
-    few = ball(x.to(whole.device)[None], _TIMED_RADIUS, _TIMED_ROWS)
+    few = ball(x.to(whole.device)[None], _TIMED_RADIUS, _TIMED_ROWS, norm=norm)
     began = time.monotonic()
     with torch.no_grad():
         walk(whole.graph, RULES, ledger.start(few), ledger, ledger.check)
     seconds = time.monotonic() - began
-    return seconds * (x.numel() + ledger.roundings) / (few.inputs + ledger.roundings)
+    return seconds * (x.numel() + ledger.roundings) / (len(few.rows) - 1 + ledger.roundings)
 
 
 def room_in_memory(graph: Graph) -> int:
@@ -107,7 +109,7 @@ def room_in_memory(graph: Graph) -> int:
 def margins(logits: Logits, label: int) -> list[float]:
     """Lower bounds of logit `label` minus each other logit over the ball, rounded down: one linear form for each."""
     gaps = _differences(logits, label)
-    below, _ = ends(gaps.rows[:, 0], logits.inputs, logits.groups)
+    below, _ = ends(gaps.rows[:, 0], logits.shared, logits.groups)
     return (gaps.centre[0] - below - gaps.remainder).tolist()
 
 
@@ -136,4 +138,4 @@ def _differences(logits: Form, label: int) -> Form:
     rows = logits.rows[:, :, label, None] - logits.rows[:, :, others]
     size = float(logits.centre.abs().max() + logits.reach.max())
     remainder = (up(2.0**0.5) * logits.remainder + gamma(8) * size) * (1 + 1e-12)
-    return Form(centre, rows, logits.inputs, remainder)
+    return Form(centre, rows, logits.shared, remainder)

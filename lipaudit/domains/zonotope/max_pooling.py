@@ -48,7 +48,7 @@ def sort(node: Node, form: Form) -> tuple[Form, torch.Tensor, torch.Tensor]:
     numbers = torch.arange(form.centre.numel(), device=form.centre.device).reshape(form.centre.shape)
     order = form.centre.argsort(dim=axis, descending=True, stable=True)
     places = numbers.gather(axis, order).movedim(axis, 0).reshape(length, -1)
-    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.inputs, form.remainder)
+    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.shared, form.remainder)
     low, high = (end[places] for end in flat.range())
     up, down = torch.zeros_like(low), torch.zeros_like(low)
     for k, j in itertools.combinations(range(length), 2):
@@ -66,7 +66,7 @@ def sort(node: Node, form: Form) -> tuple[Form, torch.Tensor, torch.Tensor]:
     chosen = in_place(places).flatten()
     half = in_place((up + down) / 2 * (1 + gamma(2)))
     centre = form.centre.flatten()[chosen].reshape(node.shape) + in_place((up - down) / 2)
-    return Form(centre, form.rows.flatten(1)[:, chosen].reshape(-1, *node.shape), form.inputs), half, chosen
+    return Form(centre, form.rows.flatten(1)[:, chosen].reshape(-1, *node.shape), form.shared), half, chosen
 
 
 Bent = Callable[[Form, Band, tuple[torch.Tensor, torch.Tensor]], tuple[Form, float]]
@@ -84,7 +84,7 @@ def largest(node: Node, form: Form, steepest: float, range_of: Range, bent: Bent
     if bool((taps < 0).all(0).any()):
         raise NotLipschitz(f"expected windows of {node.op} that see the image, got one that lies in the padding")
     rest = steepest * form.remainder * (1 + 1e-12)
-    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.inputs, rest)
+    flat = Form(form.centre.flatten(), form.rows.flatten(1), form.shared, rest)
     outside, size, highest = taps < 0, flat.centre.abs() + flat.reach + rest, flat.range()[1]
     order = flat.centre[taps.clamp_min(0)].masked_fill(outside, -torch.inf).argsort(dim=0, descending=True, stable=True)
     taps, outside = taps.gather(0, order), outside.gather(0, order)
@@ -93,7 +93,7 @@ def largest(node: Node, form: Form, steepest: float, range_of: Range, bent: Bent
         rows, reach = flat.rows[:, places].reshape(-1, *shape), flat.reach[places].reshape(shape)
         whole = size[places].reshape(shape)
         step = Chosen((form.step,), places, tuple(form.centre.shape), torch.zeros_like(reach), whole, whole)
-        return Form(flat.centre[places].reshape(shape), rows, form.inputs, within=reach, step=step)
+        return Form(flat.centre[places].reshape(shape), rows, form.shared, within=reach, step=step)
 
     found, lost = picked(taps[0]), 0.0
     for places, missing in zip(taps[1:], outside[1:], strict=True):
@@ -116,7 +116,7 @@ def _summed(first: Form, second: Form, factor: float, rest: float) -> tuple[Form
     """first + factor second, which may be off by `rest` (L2), and the L2 norm of what rounding lost."""
     count, shape = max(len(first.rows), len(second.rows)), tuple(first.centre.shape)
     rows = first.padded(count) + factor * second.padded(count)
-    form = Form(first.centre + factor * second.centre, rows, first.inputs)
+    form = Form(first.centre + factor * second.centre, rows, first.shared)
     far = first.reach + second.reach
     rounding = gamma(6) * (first.centre.abs() + second.centre.abs() + far) + TINY
     lost = length_up(rounding) * (1 + 1e-6)
@@ -127,7 +127,7 @@ def _summed(first: Form, second: Form, factor: float, rest: float) -> tuple[Form
 def _above(flat: Form, others: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
     """How far the entries `others` may be above the entries `mine`, rounded up."""
     rows = flat.rows[:, others] - flat.rows[:, mine]
-    difference = Form(flat.centre[others] - flat.centre[mine], rows, flat.inputs, 2 * flat.remainder)
+    difference = Form(flat.centre[others] - flat.centre[mine], rows, flat.shared, 2 * flat.remainder)
     # The subtractions round, too: relative to what they subtract.
     sizes = flat.centre[others].abs() + flat.centre[mine].abs() + flat.reach[others] + flat.reach[mine]
     return difference.range()[1] + gamma(4) * sizes

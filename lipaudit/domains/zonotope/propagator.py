@@ -110,7 +110,11 @@ class LocalLedger(Ledger):
     def start(self, form: Form) -> Tracked:
         """The network input, all of the ball."""
         self.rows, self.centres = len(form.rows), {"input": form.centre}
-        self.sectors = Sectors(form.inputs, form.rows.device) if self.together else None
+        if self.together:
+            self.sectors = Sectors(form.inputs, form.rows.device)
+            if len(form.rows) > form.inputs + 1:  # a box
+                half = form.rows[form.inputs + 1 :].flatten(1).sum(1)
+                self.sectors.add_boxed(form.inputs + 1, half, float(half.mean()))
         return Tracked("input", form=form)
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
@@ -231,11 +235,11 @@ class LocalLedger(Ledger):
         loose = (schur_test(linear, self.device) * form.loose + lost) * (1 + 1e-12) + TINY
         # A map of one term per entry scales what each row adds.
         within = moved * (1 + gamma(8) + linear.relative_error) + TINY if linear.terms == 1 else None
-        reach = Form(centre, rows, form.inputs, within=within).reach
+        reach = Form(centre, rows, form.shared, within=within).reach
         reach = (reach + rest.abs()) * (1 + gamma(2)) if last else reach
         far = positive.apply(form.reach + form.loose)
         step = Mapped((form.step,), linear, far, rest.abs() + eta if last else None, reach + loose)
-        return Form(centre, rows, form.inputs, loose=loose, within=reach, step=step)
+        return Form(centre, rows, form.shared, loose=loose, within=reach, step=step)
 
     def _centred(self, node: Node, given: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """The value at the centre, what it is known to be off by, and a bound of what is left."""
@@ -287,7 +291,7 @@ class LocalLedger(Ledger):
         before, centre, first = form, band.slope * form.centre + band.shift, self.rows
         within = (band.slope.abs() * form.reach + band.error) * (1 + gamma(8)) + TINY
         form, small, places = self._with_symbols(
-            Form(centre, form.rows, form.inputs, within=within), band.error, band.slope, tied=relu
+            Form(centre, form.rows, form.shared, within=within), band.error, band.slope, tied=relu
         )
         if relu and len(places):
             if self.sectors is not None:
@@ -368,7 +372,7 @@ class LocalLedger(Ledger):
         count = max(len(form.rows) for form in forms)
         rows, step = JOINS[node.op](node, forms, [form.padded(count) for form in forms])
         rows[forms[0].inputs] += rest
-        form = Form(centre, rows, forms[0].inputs)
+        form = Form(centre, rows, forms[0].shared)
         form = replace(form, within=form.reach)
         # The rows are added with a rounding each, too.
         added = torch.zeros_like(centre) if node.op in EXACT else gamma(6) * reaches(node, forms)

@@ -92,7 +92,7 @@ class Anchored:
 
 @dataclass
 class Sectors:
-    """See Note [Sectors]. `inputs` is the number of rows that share the L2 ball."""
+    """See Note [Sectors]. `inputs` is the number of rows that share the ball, which lies within that of L2."""
 
     inputs: int
     device: torch.device
@@ -106,6 +106,11 @@ class Sectors:
     def __post_init__(self) -> None:
         self.multipliers, self.shift, self.beyond = torch.zeros(3, 0, dtype=torch.float64, device=self.device)
         self._random = torch.Generator().manual_seed(0)
+
+    @property
+    def ball(self) -> float:
+        """What ||d||^2 is at most on the right side; a box has no d."""
+        return 1.0 if self.inputs else 0.0
 
     @property
     def far(self) -> torch.Tensor:
@@ -221,7 +226,7 @@ class Sectors:
         factor = _cholesky(matrix)
         if factor is None:
             return rows.new_full((len(rows),), math.inf)
-        right, sizes = 1.0 + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)
+        right, sizes = self.ball + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)
         for block, part in self._blocks(unknowns):
             each = (block.y.abs() + block.z.abs()) @ far[: block.y.shape[1]]
             sizes += float(t[part] @ each.square())
@@ -271,7 +276,7 @@ class Sectors:
             some = rows
             if sketched:
                 some = torch.randn(_ABREAST, len(rows), dtype=rows.dtype, generator=self._random).to(rows.device) @ rows
-            right = 1.0 + float(t @ beyond)
+            right = self.ball + float(t @ beyond)
             solved = torch.cholesky_solve(some.mT, factor)
             values = (some.mT * solved).sum(0).clamp_min(1e-30) * right
             if enough is not None:

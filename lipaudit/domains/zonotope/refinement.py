@@ -69,7 +69,7 @@ def _narrow(
 
 
 def _by_groups(form: Form, groups: Sequence[Group], places: torch.Tensor) -> torch.Tensor:
-    below, above = ends(form.rows.flatten(1)[:, places], form.inputs, groups)
+    below, above = ends(form.rows.flatten(1)[:, places], form.shared, groups)
     rest = form.remainder * (1 + gamma(4))
     return torch.stack([-below - rest, above + rest])
 

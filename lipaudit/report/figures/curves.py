@@ -1,7 +1,7 @@
-"""Figure 1: at each perturbation size, how many images are proved, broken, or neither.
+"""Figure 1: at each perturbation size, how many images are certified, broken, or neither.
 
-Every vertical cut divides all audited images into four: proved (bottom), not known, broken by an attack, and
-misclassified as they are (top).
+Every vertical cut divides all audited images into four: certified (bottom), unknown, broken by an attack, and
+misclassified (top).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lipaudit.results.formatting import clean, decades, percent
 from lipaudit.results.threat import eps_value
 
 WIDE_GAP = 2.0
-"""Decades between proof and attack from which a linear axis shows nothing, and the gap is named."""
+"""Decades between radius and attack from which a linear axis stands first, and the gap is named."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def _draw(audit: Audit, shown: Band, log: bool, name: str, width: int, height: i
         *reference_lines(plot, references),
         *_labels(place, shown, audit.verdict.integrity == "INVALID"),
     ]
-    return Chart(name, width, height, plot, "Proved, broken and not known", summary(audit), tuple(marks))
+    return Chart(name, width, height, plot, "Certified, broken and unknown", summary(audit), tuple(marks))
 
 
 def _axis_name(audit: Audit, log: bool, wide: bool) -> str:
@@ -214,18 +214,18 @@ def _labels(place: _Place, shown: Band, withdrawn: bool) -> list[Mark]:
     unbroken = place.edge(shown.unbroken) if shown.unbroken else clean_level
     proved = place.edge(shown.proved) if shown.proved else base
     gap = shown.gap is not None and shown.gap > WIDE_GAP
-    unknown = f"{decades(shown.gap or 0)} between proof and attack" if gap else "neither proved nor broken"
+    unknown = f"{decades(shown.gap or 0)} between radius and attack" if gap else "neither certified nor broken"
     if not shown.proved:
-        unknown = "the proofs are withdrawn" if withdrawn else "nothing is proved"
+        unknown = "the certificates are withdrawn" if withdrawn else "nothing is certified"
     regions = [
-        ("proved", "no change of this size alters the answer", proved, base, "label proved"),
-        ("not known", unknown, unbroken, proved, "label unknown"),
+        ("certified", "no change of this size alters the answer", proved, base, "label proved"),
+        ("unknown", unknown, unbroken, proved, "label unknown"),
         ("broken", "an attack alters the answer", clean_level, unbroken, "label broken"),
-        ("wrong", "misclassified as they are", roof, clean_level, "label wrong"),
+        ("misclassified", "without any change", roof, clean_level, "label wrong"),
     ]
     marks: list[Mark] = []
     for head, tail, top, bottom, css in regions:
-        absent = (head == "broken" and not shown.unbroken) or (head == "proved" and not shown.proved)
+        absent = (head == "broken" and not shown.unbroken) or (head == "certified" and not shown.proved)
         marks += [] if absent else _label(place, head, tail, top, bottom, css)
     return marks
 
@@ -245,7 +245,7 @@ def summary(audit: Audit) -> str:
     parts = []
     for eps in audit.threat.eps:
         proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
-        said = [f"{percent(proved.value)} proved"] if proved else []
+        said = [f"{percent(proved.value)} certified"] if proved else []
         said += [f"{percent(unbroken.value)} not broken"] if unbroken else []
         if said:
             parts.append(f"at ε = {clean(eps, 20)} {' and '.join(said)}")

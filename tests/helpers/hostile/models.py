@@ -262,7 +262,7 @@ def equal_classes() -> Act:
         model = Net()
         model.head.weight.data[:] = model.head.weight.data[:1].clone()
         model.head.bias.data[:] = 0
-        assert not certify(model, torch.rand(3, WIDTH), method="global").radius.any()
+        assert not certify(model, torch.rand(3, WIDTH), local="off").radius.any()
 
     return act
 
@@ -274,7 +274,7 @@ def without_spread() -> Act:
         model = Net()
         model.head.weight.data[:] = 0
         assert 0.0 <= bounded(model, (WIDTH,)).value < 1e-250
-        assert (certify(model, torch.rand(3, WIDTH), method="global").radius > 1e200).all()
+        assert (certify(model, torch.rand(3, WIDTH), local="off").radius > 1e200).all()
 
     return act
 

@@ -17,6 +17,7 @@ import torch
 
 from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.arithmetic import negative, plus, times
+from lipaudit.domains.intervals.linear import batch_norm
 from lipaudit.domains.intervals.value import (
     INFINITY,
     NORM_FLOOR,
@@ -29,7 +30,6 @@ from lipaudit.domains.intervals.value import (
     rounded,
     widened,
 )
-from lipaudit.domains.intervals.weighted import batch_norm
 from lipaudit.errors import UnsupportedOp
 from lipaudit.rounding import TINY, gamma
 

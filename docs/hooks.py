@@ -1,0 +1,45 @@
+"""What the pages repeat of the code is written by it when the site is built: mkdocs calls these by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lipaudit.results.json_schema import json_schema
+
+RESULT_FILE = "<!-- generated: result file -->"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The pages with the tables of the result file in place of the mark."""
+    return markdown.replace(RESULT_FILE, _result_file()) if RESULT_FILE in markdown else markdown
+
+
+def _result_file() -> str:
+    schema = json_schema()
+    records = {"Audit": schema, **schema["$defs"]}
+    return "\n\n".join(_table(name, record) for name, record in records.items())
+
+
+def _table(name: str, record: dict[str, Any]) -> str:
+    rows = [
+        f"| `{field}`{'' if field in record.get('required', ()) else ' (optional)'} | {_kind(of)} "
+        f"| {of.get('description', '').replace('|', '&#124;')} |"
+        for field, of in record.get("properties", {}).items()
+    ]
+    return "\n".join(
+        [f"## {name}", "", record.get("description", ""), "", "| field | type | meaning |", "|---|---|---|", *rows]
+    )
+
+
+def _kind(of: dict[str, Any]) -> str:
+    if "$ref" in of:
+        name = of["$ref"].rpartition("/")[2]
+        return f"[{name}](#{name.lower()})"
+    if "anyOf" in of:
+        return " or ".join(_kind(each) for each in of["anyOf"])
+    if "enum" in of:
+        return ", ".join(f"`{value}`" for value in of["enum"])
+    if of.get("type") == "array":
+        return f"list of {_kind(of.get('items', {}))}"
+    kind = of.get("type", "any")
+    return " or ".join(kind) if isinstance(kind, list) else kind
