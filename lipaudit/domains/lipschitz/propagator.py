@@ -56,6 +56,8 @@ BOUNDED: set[str] = set()
 ROOM = 1e-6
 """See Note [Room for rounding]."""
 
+SORTING = Upper(1.0, "pointwise", "sorting")
+
 INPUT = "input"
 """The step that stands for the network input."""
 
@@ -144,13 +146,25 @@ class Ledger:
         # Distinct entries: the rows of the map are orthogonal and of length one.
         return self.pend(node, replace(source, pieces=(*source.pieces, piece)), replace(linear, coisometry=1.0))
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
         """One of several pieces of a sorted tensor, such as all the smaller ones of pairs; see Note [Sorted].
 
-        The tensor `fork` is as far from another as its `inputs`, joined by `law`; the node is its `part` of `parts`.
+        The tensor `fork` is at most `upper` times as far from another as its `inputs`, joined by `law`; the node is its
+        `part` of `parts`. `computed` are the nodes that give the parts, where they round.
         """
         if fork not in self._forks:
-            joined = self.record(replace(node, name=fork), law, inputs, Upper(1.0, "pointwise", "sorting"))
+            grown = [(each.name, 1.0) for each, _ in computed] if computed else None
+            joined = self.record(replace(node, name=fork), law, inputs, upper, parts=computed, grown=grown)
             self._forks[fork] = joined
         whole = self._forks[fork]
         entries = torch.zeros(parts, math.prod(node.shape), dtype=torch.bool, device=self.device)

@@ -30,7 +30,7 @@ import torch
 
 from lipaudit.domains.graph import Node, Ref, call
 from lipaudit.domains.lipschitz.pending import Parts
-from lipaudit.domains.lipschitz.propagator import Ledger, Value, merged, only_moves
+from lipaudit.domains.lipschitz.propagator import SORTING, Ledger, Value, merged, only_moves
 from lipaudit.domains.rounding.extended import precisely
 from lipaudit.domains.rounding.float64 import EXACT, LAWS
 from lipaudit.domains.rounding.float64 import RULES as ROUNDINGS
@@ -202,9 +202,19 @@ class LocalLedger(Ledger):
         if len(moved) != 1 or not bool((off <= close).all()):
             raise RuleError(f"the rule of {node.op} hands on a map that is not what the operation does")
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
-        del fork, part, parts  # a form tells by itself what moves with what
-        return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
+        del fork, part, parts, computed  # a form tells by itself what moves with what
+        return self.record(node, law, inputs, upper)
 
     def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
         del argument, number
