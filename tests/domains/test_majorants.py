@@ -221,7 +221,7 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
         tally.refused[str(error)[:60]] += 1
         return
     network = NetworkBound((), 0.0, pairs, graph.input_shape)
-    composition = Composition(network, graph, ledger, head, nn.Identity())
+    composition = Composition(network, graph, ledger, head, nn.Identity(), pairs, None)
     tally.tested += 1
     tally.violations += [f"{title}: {what}" for what in exceeded(composition, corners(graph.input_shape, 4, seed))]
     tally.by_l2_alone.update(note[:120] for note in bound_in(composition, "l1").notes)
