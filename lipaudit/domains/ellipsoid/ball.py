@@ -42,10 +42,11 @@ from typing import Any
 
 import torch
 
-from lipaudit.rounding import TINY, UNIT, WIDE, gamma, norms_up, up, wide
+from lipaudit.rounding import TINY, UNIT, WIDE, gamma, up, wide
 
 _APART = 2.0**13
 """See `Ball.compress`."""
+_UNDERFLOW = 1e-140
 _LEAST = 0.5
 """delta of Note [Proof of R] has to stay below that."""
 
@@ -299,7 +300,8 @@ class Ball:
 
     def _keep(self, name: str, matrix: torch.Tensor, exponent: int, error: float) -> None:
         """With entries of moderate size: a power of two is exact, but for what underflows."""
-        top = float(matrix.detach().abs().max()) if matrix.numel() else 0.0
+        low, high = torch.aminmax(_parts(matrix.detach())) if matrix.numel() else (0.0, 0.0)
+        top = max(-float(low), float(high))
         if not math.isfinite(top) or not math.isfinite(error):
             raise Unfit("numbers beyond the range of float64")
         shift = math.frexp(top)[1] if top else 0
@@ -336,11 +338,19 @@ def _power(exponent: int) -> float:
 
 
 def largest(x: torch.Tensor) -> float:
-    """Bound of the Frobenius norm, of that of the frequency where it is largest."""
+    """Bound of the Frobenius norm, of that of the frequency where it is largest; raises `Unfit` beyond 1e150."""
     if not x.numel():
         return 0.0
-    real = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-    return float(norms_up(real.detach()).max())
+    real = _parts(x.detach()).flatten(1)
+    # A sum of squares and a root; squares that underflow are below the square of what is added.
+    norm = float(torch.linalg.vector_norm(real, dim=1).max())
+    if not norm < 1e150:
+        raise Unfit("numbers beyond the range of float64")
+    return up(norm * (1 + 2 * gamma(real.shape[1] + 8))) + _UNDERFLOW
+
+
+def _parts(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def lost(count: int, like: torch.Tensor) -> float:
