@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,8 @@ from lipaudit.certification.executed import Affine, Executed
 from lipaudit.certification.local_search import local_radius
 from lipaudit.certification.network_bound import compose
 from lipaudit.domains.graph import evaluate
+from lipaudit.domains.zonotope.backward import ancestors
+from lipaudit.domains.zonotope.logits import logits_over
 from lipaudit.errors import BadThreat
 from lipaudit.results.threat import NORMS, Threat, circumradius
 
@@ -106,6 +110,19 @@ def test_a_box_ends_at_the_pixels() -> None:
     # Below zero x2 would take 3 r away: only with pixels nothing but x1 counts.
     assert 0.1 < radii[None] <= 0.125
     assert 0.4 < radii[0.0, 1.0] <= 0.5
+
+
+def test_a_box_holds_what_inputs_of_the_domain_are_rounded_to() -> None:
+    """0.7 is read as less than 0.7 in float32, and 1.1 as more than 1.1: inputs at the ends leave the domain."""
+    x = torch.full((2,), 0.9, dtype=torch.float64)
+    for dtype in (torch.float32, torch.float64):
+        ledger = compose(nn.Linear(2, 2).to(dtype).eval(), (2,), domain=(0.7, 1.1)).ledger
+        (start,) = (
+            step for step in ancestors(logits_over(ledger, x, 5.0, norm="linf", room_for=10).step) if not step.parents
+        )
+        ends = [Fraction(float(torch.tensor(end, dtype=torch.float64).to(dtype))) for end in (0.7, 1.1)]
+        assert 2 * Fraction(float(start.radius[0, 0])) >= ends[1] - ends[0]
+        assert float(start.radius[0, 0]) <= 0.2 + 1e-7
 
 
 def test_execution_is_measured_in_the_norm() -> None:
