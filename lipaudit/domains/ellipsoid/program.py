@@ -83,7 +83,7 @@ class Program:
     why_not: str = ""
     """What ended it."""
 
-    index: torch.Tensor | None = None
+    index: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     sizes: tuple[int, ...] = ()
     """Of programs on a torus: the frequencies pi index / size."""
     bytes: int = 0

@@ -30,7 +30,7 @@ from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.pending import Link, Parts
-from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, Value, merged, only_moves
+from lipaudit.domains.lipschitz.propagator import INPUT, SORTING, Ledger, Value, merged, only_moves
 from lipaudit.domains.majorant.steps import STEPS, Rule, one_entry
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.zonotope.linear_images import transposed
@@ -195,7 +195,7 @@ class Majorants(Ledger):
             known, rule = {"self": values[0]}, one_entry
         else:
             known = {name: self.settle(self._values[ref]) for name, ref in _operands(node)}
-            rule = STEPS.get(node.op)
+            rule = next((STEPS[op] for op in (node.op,) if op in STEPS), None)
         if rule is not None and rule(node, {name: value.m for name, value in known.items()}, upper.value) is not None:
             return self._entrywise(node, rule, known, length, values, upper)
         return self._by_length(node, length, values, upper, law)
@@ -251,9 +251,19 @@ class Majorants(Ledger):
         self._bent.add(node.name)
         return self._by_length(node, up(upper.value * source.length), [source], upper)
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
-        del fork, part, parts  # entries tell by themselves how far each moves
-        return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
+        del fork, part, parts, computed  # entries tell by themselves how far each moves
+        return self.record(node, law, inputs, upper)
 
     def _new(
         self,
