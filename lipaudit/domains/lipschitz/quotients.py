@@ -164,9 +164,9 @@ def _vector(nodes: Mapping[str, Node], length: Any) -> Ref | None:
     if node.op != "sqrt.default":
         return None
     inner = _read(nodes, node.args["self"])
-    if inner is not None and inner.op == "add.Tensor" and inner.args["alpha"] == 1:
-        if _positive_number(inner.args["other"]) is not None:
-            return _squares(nodes, inner.args["self"])
+    shifted = inner is not None and inner.op == "add.Tensor" and inner.args["alpha"] == 1
+    if inner is not None and shifted and _positive_number(inner.args["other"]) is not None:
+        return _squares(nodes, inner.args["self"])
     return _squares(nodes, node.args["self"])
 
 
