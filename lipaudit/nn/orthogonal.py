@@ -12,6 +12,8 @@ Note [Orthogonal kernels]
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -58,7 +60,7 @@ class OrthogonalConv2d(nn.Conv2d):
         out_channels: int,
         kernel_size: int = 3,
         bias: bool = True,
-        padding_mode: str = "circular",
+        padding_mode: Literal["circular", "zeros"] = "circular",
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"OrthogonalConv2d: expected an odd kernel_size, got {kernel_size}")
@@ -89,10 +91,11 @@ class PotentialConv2d(nn.Module):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"PotentialConv2d: expected an odd kernel_size, got {kernel_size}")
-        self.inner = AOLConv2d(channels, hidden_channels or channels, kernel_size, padding=kernel_size // 2)
+        self.pads = kernel_size // 2
+        self.inner = AOLConv2d(channels, hidden_channels or channels, kernel_size, padding=self.pads)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, padding = self.inner.weight, self.inner.padding
+        weight, padding = self.inner.weight, self.pads
         hidden = torch.relu(functional.conv2d(x, weight, self.inner.bias, padding=padding))
         return x - 2 * functional.conv_transpose2d(hidden, weight, padding=padding)
 

@@ -102,5 +102,5 @@ def test_rounding_of_squares_is_charged_to_the_root() -> None:
     inner = {node.name: node for node in found.graph.nodes}
     (root,) = (name for name, node in inner.items() if node.op == "sqrt.default")
     assert dict(found.ledger.growth()[root])[root] >= (32 + 144) / 32
-    assert bool((lipaudit.certify(network, points, method="global").radius > 0).all())
-    assert "square in float32" in lipaudit.certify(network, points, promise="F").why_not
+    assert bool((lipaudit.certify(network, points, local="off").radius > 0).all())
+    assert "square in float32" in lipaudit.certify(network, points, arithmetic="native").why_not

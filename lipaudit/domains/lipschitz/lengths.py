@@ -121,8 +121,9 @@ def _length(root: Node, ledger: Ledger) -> _Length | None:
         node = ledger.node(name)
         if name in inside:
             continue
-        strange = node is None or name in ledger.graph.complexes or len(inside) > _LARGEST
-        if strange or not (squared(node) or _keeps_sign(node)):
+        if node is None or name in ledger.graph.complexes or len(inside) > _LARGEST:
+            return None
+        if not (squared(node) or _keeps_sign(node)):
             return None
         inside[name] = node
         if squared(node) is None:

@@ -230,13 +230,33 @@ class Ledger:
 
     def settle(self, value: Value) -> Value:
         """The same tensor with every pending map bounded and on the ledger."""
-        key = (value.step, *(node.name for link in value.chain for node, _ in link.parts))
+        key = self._key(value)
         if key not in self._settled:
             step = value.step
             for link in merged(value.chain):
                 step = self._bound_map(step, link)
             self._settled[key] = step
         return Value(self._settled[key], pieces=value.pieces)
+
+    def known_step(self, value: Value) -> str | None:
+        """The step of the value, if its pending maps are bounded already or none needs to be."""
+        if all(only_moves(link) for link in merged(value.chain)):
+            return value.step
+        return self._settled.get(self._key(value))
+
+    def growth_between(self, first: str, last: str) -> Decimal | None:
+        """How far distances grow from one step to another that sees the input only through it; None if unknown.
+
+        By the lines in between alone: `so_far` may be smaller than this, by lines that go past the first step.
+        """
+        found = {first: Decimal(1)}
+        for line in self.lines:
+            if last in found:
+                break
+            if line.step not in found and all(step in found for step in line.inputs):
+                inputs = [found[step] for step in line.inputs]
+                found[line.step] = WIDE.multiply(wide(line.upper.value), _joined(line.law, inputs))
+        return found.get(last)
 
     def record(
         self,
@@ -259,18 +279,7 @@ class Ledger:
         pieces = joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0], pieces=pieces)
-        bounds = [self.so_far[step] for step in steps]
-        if law == "sum":
-            total = bounds[0]
-            for bound in bounds[1:]:
-                total = WIDE.add(total, bound)
-        elif law == "root_sum_squares":
-            total = Decimal(0)
-            for bound in bounds:
-                total = WIDE.add(total, WIDE.multiply(bound, bound))
-            total = wide_sqrt(total)
-        else:
-            total = max(bounds)
+        total = _joined(law, [self.so_far[step] for step in steps])
         kind: Kind = "exact" if exact and law == "scale" else "upper"
         return Value(self._write(node, law, steps, upper, total, kind=kind, parts=parts), pieces=pieces)
 
@@ -306,6 +315,9 @@ class Ledger:
         step = self.settle(value).step
         name = self._write(node, "scale", [step], upper, self.so_far[step], kind="upper", part=True)
         return Value(name, pieces=value.pieces)
+
+    def _key(self, value: Value) -> tuple[str, ...]:
+        return (value.step, *(node.name for link in value.chain for node, _ in link.parts))
 
     def _bound_map(self, step: str, link: Link) -> str:
         if only_moves(link):
@@ -441,6 +453,21 @@ class Ledger:
         self.so_far[step_name], self.parts[step_name] = bound, () if part else parts
         self.progress.advance(0 if part else len(parts), line.name)
         return step_name
+
+
+def _joined(law: Law, bounds: Sequence[Decimal]) -> Decimal:
+    """How far the operands of a step move together, rounded up."""
+    if law == "sum":
+        total = bounds[0]
+        for bound in bounds[1:]:
+            total = WIDE.add(total, bound)
+        return total
+    if law == "root_sum_squares":
+        total = Decimal(0)
+        for bound in bounds:
+            total = WIDE.add(total, WIDE.multiply(bound, bound))
+        return wide_sqrt(total)
+    return max(bounds)
 
 
 def _told(linear: Any) -> list[Any]:

@@ -165,7 +165,7 @@ def _vector(nodes: Mapping[str, Node], length: Any) -> Ref | None:
         return None
     inner = _read(nodes, node.args["self"])
     shifted = inner is not None and inner.op == "add.Tensor" and inner.args["alpha"] == 1
-    if shifted and _positive_number(inner.args["other"]) is not None:
+    if inner is not None and shifted and _positive_number(inner.args["other"]) is not None:
         return _squares(nodes, inner.args["self"])
     return _squares(nodes, node.args["self"])
 
@@ -176,7 +176,8 @@ def _squares(nodes: Mapping[str, Node], total: Any) -> Ref | None:
     if node is None or node.op != "sum.dim_IntList" or not node.args["keepdim"]:
         return None
     square = _read(nodes, node.args["self"])
-    return None if square is None or squared(square) is None else Ref(squared(square))
+    source = None if square is None else squared(square)
+    return None if source is None else Ref(source)
 
 
 def _positive_number(value: Any) -> float | None:

@@ -160,7 +160,8 @@ class LocalLedger(Ledger):
         parts: Parts = (),
         grown: list[tuple[str, float]] | None = None,
     ) -> Value:
-        del exact, parts, grown
+        assert not parts, "blocks of several operations are for ledgers that look back"
+        del exact, grown
         forms = [self.settle(value).form for value in inputs]
         remainder = LAWS[law]([form.remainder for form in forms]) * upper.value
         if node.op in BANDS:
