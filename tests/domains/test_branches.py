@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 import lipaudit
+from lipaudit.domains.lipschitz.branches import _conv_sum
+from lipaudit.norms.linear_maps import Conv, dense
 
 
 class Branches(nn.Module):
@@ -125,3 +127,16 @@ def test_rounding_inside_the_branches_counts() -> None:
     errors = lipaudit.certify(network, points).rounding
     assert errors is not None
     assert errors > 1e-10 * 1e9 * 1e-4
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_kernel_that_pads_nothing_hands_on_no_way_of_padding(order: int) -> None:
+    """A kernel of one tap says "circular" and pads nothing: the sum with one that pads zeros pads zeros."""
+    size, ones, generator = (4, 5), (1, 1), torch.Generator().manual_seed(0)
+    weights = [torch.randn(2, 2, k, k, generator=generator, dtype=torch.float64) for k in (1, 3)]
+    point = Conv(weights[0], size, ones, ((0, 0), (0, 0)), ones, padding_mode="circular")
+    wide = Conv(weights[1], size, ones, ((1, 1), (1, 1)), ones)
+    first, second = (point, wide)[::order]
+    together = _conv_sum(first, second, -0.5)
+    assert together is not None
+    torch.testing.assert_close(dense(together), dense(first) - 0.5 * dense(second), rtol=0, atol=1e-15)
