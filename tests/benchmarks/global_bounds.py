@@ -4,7 +4,8 @@
 
 Networks are trained here on the bundled digits or have random weights; FOLDER may hold trained ResNet-20/56 for
 CIFAR-10 (`resnet20-*.th`, `resnet56-*.th`) and small MNIST networks (`mnist_mlp.pth`, `mnist_convsmall.pth`).
-Seconds are CPU time of the whole bound; "pairs" the median over the class pairs of ellipsoid / product; "below" a slope by ascent.
+Seconds are CPU time of the whole bound; "pairs" is the median over the class pairs of ellipsoid / product; "below" a
+slope by ascent.
 """
 
 from __future__ import annotations
