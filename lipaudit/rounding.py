@@ -126,7 +126,7 @@ def check_arithmetic(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
-    """Without the kernels that no promise covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
+    """Without the kernels that no arithmetic covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

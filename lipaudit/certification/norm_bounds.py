@@ -28,7 +28,7 @@ from lipaudit.domains.majorant.propagator import Majorants, Moving
 from lipaudit.errors import LipauditError
 from lipaudit.results.bounds import Law, LayerBound, NetworkBound, Upper
 from lipaudit.results.threat import Norm, circumradius
-from lipaudit.rounding import WIDE, gamma, log10_up, narrow_up, wide
+from lipaudit.rounding import TINY, WIDE, gamma, log10_up, narrow_up, wide
 
 _FEW_CLASSES = 12
 """Up to so many, each pair of classes goes backwards by itself."""
@@ -50,7 +50,8 @@ def bound_in(composition: Composition, norm: Norm) -> NetworkBound:
 def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
     began, known, ledger = time.perf_counter(), composition.network, composition.ledger
     majorants = Majorants(composition.graph, ledger.device, domain=ledger.domain, whole=ledger)
-    notes, layers, around = known.notes, (), wide(circumradius(norm, math.prod(composition.graph.input_shape)))
+    layers: tuple[LayerBound, ...] = ()
+    notes, around = known.notes, wide(circumradius(norm, math.prod(composition.graph.input_shape)))
     share = around
     classes = len(known.pairwise)
     try:
@@ -59,7 +60,7 @@ def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
         layers = tuple(_lines(majorants, head, norm))
         if norm == "linf":
             share = min(share, _least_share(composition, majorants))
-    except LipauditError as error:
+    except (LipauditError, RuntimeError) as error:  # torch, too, may know no way back through some operation
         logits, entries = math.inf, torch.full((classes, classes), math.inf, dtype=torch.float64)
         notes = (*notes, f"in {norm} bounded by way of L2 alone: {error}")
     # Of the L2 bounds, only the ledger's are proportional to those of single steps.
@@ -118,7 +119,8 @@ def _from_linf(rows: torch.Tensor, off: torch.Tensor, head: Moving) -> tuple[flo
     if len(rows) * rows.numel() <= _MOST_PRODUCTS:
         direct = torch.stack([_dot((rows - row).abs(), m) for row in rows]) * slack
         apart = torch.minimum(apart, direct + (lost[:, None] + lost[None, :]) * (1 + gamma(4)))
-    return float(alone.max()) * (1 + gamma(4)), (apart * (1 + gamma(4))).nan_to_num(nan=math.inf, posinf=math.inf)
+    apart = (apart * (1 + gamma(4)) + TINY).nan_to_num(nan=math.inf, posinf=math.inf)
+    return float(alone.max()) * (1 + gamma(4)) + TINY, apart
 
 
 def _dot(rows: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
@@ -130,7 +132,7 @@ def _from_l1(majorants: Majorants, rows: torch.Tensor, off: torch.Tensor, head: 
 
     def largest(c: torch.Tensor, lost: torch.Tensor) -> torch.Tensor:
         c = c * (1 + gamma(2)) + lost[:, None]  # an entry of a row is off by no more than the row
-        return majorants.largest(head, c.reshape(len(c), *shape))
+        return majorants.largest(head, c.reshape(len(c), *shape)) + TINY
 
     alone = float(largest(rows.abs().amax(0, keepdim=True), off.max()[None]))
     if classes > _SOME_CLASSES:

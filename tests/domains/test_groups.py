@@ -94,6 +94,6 @@ def test_groups_show_what_looking_at_one_neuron_at_a_time_cannot() -> None:
     composition = compose(zoo.load("digits-cnn"), (1, 8, 8))
     x, label = torch.from_numpy(images[0]), int(labels[0])
     logits = zonotope.logits_over(composition.ledger, x, 0.055, room_for=ROOM, backwards=False)
-    alone = type(logits)(logits.centre, logits.rows, logits.inputs, logits.remainder)
+    alone = type(logits)(logits.centre, logits.rows, logits.shared, logits.remainder)
     assert min(zonotope.margins(logits, label)) > 0.0
     assert min(zonotope.margins(alone, label)) < min(zonotope.margins(logits, label))

@@ -83,14 +83,14 @@ class Program:
     why_not: str = ""
     """What ended it."""
 
-    index: torch.Tensor | None = None
+    index: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
     sizes: tuple[int, ...] = ()
     """Of programs on a torus: the frequencies pi index / size."""
     bytes: int = 0
     """Of its matrices, about."""
 
     def flops_of_trial(self) -> float:
-        share = 1.0 if self.index is None else min(1.0, _FREQUENCIES / len(self.index))
+        share = min(1.0, _FREQUENCIES / len(self.index)) if len(self.index) else 1.0
         return self.flops * share * (0.5 if self.flops > _QUICK else 1.0)
 
     def flops_of_proof(self) -> float:
@@ -101,13 +101,12 @@ class Program:
         like, pick = self.like, None
         if self.flops > _QUICK:
             like = like.to(torch.complex64 if like.is_complex() else torch.float32)
-        if self.index is not None and len(self.index) > _FREQUENCIES:
+        if len(self.index) > _FREQUENCIES:
             pick = self._picked
         return Ball(self.start, self.size, like, prove=False, pick=pick)
 
     @cached_property
     def _picked(self) -> torch.Tensor:
-        assert self.index is not None
         generator = torch.Generator().manual_seed(0)
         order = torch.randperm(len(self.index), generator=generator).to(self.index.device)
         # The lowest ones, where norms of trained networks are large, and others.

@@ -56,6 +56,8 @@ BOUNDED: set[str] = set()
 ROOM = 1e-6
 """See Note [Room for rounding]."""
 
+SORTING = Upper(1.0, "pointwise", "sorting")
+
 INPUT = "input"
 """The step that stands for the network input."""
 
@@ -144,13 +146,25 @@ class Ledger:
         # Distinct entries: the rows of the map are orthogonal and of length one.
         return self.pend(node, replace(source, pieces=(*source.pieces, piece)), replace(linear, coisometry=1.0))
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
         """One of several pieces of a sorted tensor, such as all the smaller ones of pairs; see Note [Sorted].
 
-        The tensor `fork` is as far from another as its `inputs`, joined by `law`; the node is its `part` of `parts`.
+        The tensor `fork` is at most `upper` times as far from another as its `inputs`, joined by `law`; the node is its
+        `part` of `parts`. `computed` are the nodes that give the parts, where they round.
         """
         if fork not in self._forks:
-            joined = self.record(replace(node, name=fork), law, inputs, Upper(1.0, "pointwise", "sorting"))
+            grown = [(each.name, 1.0) for each, _ in computed] if computed else None
+            joined = self.record(replace(node, name=fork), law, inputs, upper, parts=computed, grown=grown)
             self._forks[fork] = joined
         whole = self._forks[fork]
         entries = torch.zeros(parts, math.prod(node.shape), dtype=torch.bool, device=self.device)
@@ -244,15 +258,30 @@ class Ledger:
                 found[line.step] = WIDE.multiply(wide(line.upper.value), _joined(line.law, inputs))
         return found.get(last)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line.
+
+        For a whole block that ends in the node, `parts` and `grown` are as `replaced` has them.
+        """
+        if grown is not None:
+            self._grown[node.name] = grown
         steps = [self.settle(value).step for value in inputs]
         pieces = joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0], pieces=pieces)
         total = _joined(law, [self.so_far[step] for step in steps])
         kind: Kind = "exact" if exact and law == "scale" else "upper"
-        return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
+        return Value(self._write(node, law, steps, upper, total, kind=kind, parts=parts), pieces=pieces)
 
     def replaced(
         self,

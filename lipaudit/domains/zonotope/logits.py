@@ -78,9 +78,17 @@ def logits_over(
         together=together,
     )
     with torch.no_grad():
-        start = ledger.start(ball(x.to(whole.device)[None], radius, norm=norm, domain=whole.domain))
+        start = ledger.start(ball(x.to(whole.device)[None], radius, norm=norm, domain=_as_read(whole)))
         form = ledger.settle(walk(whole.graph, RULES, start, ledger, ledger.check)).form
         return Logits.of(form, ledger)
+
+
+def _as_read(whole: Ledger) -> tuple[float, float] | None:
+    """The domain, with what its ends become in the network's own dtype: rounding keeps the order of numbers."""
+    if whole.domain is None:
+        return None
+    low, high = (float(torch.tensor(end, dtype=torch.float64).to(whole.graph.dtype)) for end in whole.domain)
+    return min(whole.domain[0], low), max(whole.domain[1], high)
 
 
 def seconds_of_a_pass(whole: Ledger, x: torch.Tensor, norm: Norm = "l2") -> float:
