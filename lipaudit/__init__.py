@@ -11,6 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "Settings": "lipaudit.settings",
     "audit": "lipaudit.api",
     "bound": "lipaudit.api",
     "certify": "lipaudit.api",

@@ -5,11 +5,13 @@ from lipaudit.api import audit, bound, certify
 from lipaudit.norms.methods import conv_norm, dense_norm
 from lipaudit.results import bounds as claims
 from lipaudit.runs.shards import merge
+from lipaudit.settings import Settings
 from lipaudit.verdict.consistency import load_audit
 
 __version__: str
 
 __all__ = [
+    "Settings",
     "audit",
     "bound",
     "certify",

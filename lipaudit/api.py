@@ -30,8 +30,9 @@ from lipaudit.results.threat import Norm, norm_of
 from lipaudit.runs.audit import audit as audit_network
 from lipaudit.runs.provenance import Source
 from lipaudit.settings import Settings, settings_from, signature
+from lipaudit.verdict.gates import conditions
 
-BOUNDING = ("norms", "mean", "std", "device", "domain")
+BOUNDING = ("norms", "global_method", "mean", "std", "device", "domain")
 CERTIFYING = (*BOUNDING, "local", "local_samples", "arithmetic")
 """The settings that `bound` and `certify` take."""
 BEST = Settings(norms="best")
@@ -46,7 +47,7 @@ def _written_out(*takes: str) -> Callable[[F], F]:
     """Shows the keywords of a function in its signature: those of these settings, of all if none are named."""
 
     def show(function: F) -> F:
-        function.__signature__ = signature(function, takes or None)  # type: ignore[attr-defined]
+        function.__signature__ = signature(function, takes or None)  # type: ignore[attr-defined]  # not among those of a Callable
         return function
 
     return show
@@ -57,29 +58,37 @@ def bound(
     model: nn.Module | Any,
     input_shape: tuple[int, ...],
     *,
-    settings: Settings = BEST,
     norm: Norm = "l2",
+    settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> NetworkBound:
     """A proved bound of the Lipschitz constant of `model`, from raw inputs to logits.
 
     Inputs move in `norm`: "l2", "linf" or "l1". In L2 the bound is that of the vector of logits (L2 to L2), otherwise
-    of every logit.
+    of every logit. `norms` is how L2 norms of layers are bounded: "best", "tight" (exact padding in small layers, takes
+    minutes), "all", or one method of norms/methods.py.
 
     `input_shape` has no batch axis: (3, 32, 32). Keywords replace `settings`. `mean` and `std` (per channel) put the
     normalisation (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the
     entries of raw inputs, (0, 1) for pixels: products of activations, attention and the like have a bound only there,
     and without it they are refused; `NetworkBound.domain` says whether the bound needs it. For an ART classifier it is
-    its `clip_values`. `norms` are the methods for layer norms: "best", "tight" (exact padding in small layers, takes
-    minutes), "all", or one of norms/methods.py.
+    its `clip_values`. `global_method` says how layers are put together: "product" multiplies their bounds, "ellipsoid"
+    takes several layers with their activations at once (raises `UnsupportedOp` where it cannot), "best" takes the
+    smaller bound, of the network and of each pair of classes.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
     measured = norm_of(norm)
     settings = settings_from(keywords, settings, "bound", takes=BOUNDING, was={"method": ("norms", {})})
     network, _ = network_of(model, settings)
+    shape, domain = tuple(input_shape), network.domain
     composition = compose(
-        network.module, tuple(input_shape), domain=network.domain, method=settings.norms, progress=progress
+        network.module,
+        shape,
+        domain=domain,
+        method=settings.norms,
+        global_method=settings.global_method,
+        progress=progress,
     )
     return bound_in(composition, measured)
 
@@ -90,8 +99,8 @@ def certify(
     inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    settings: Settings = BEST,
     norm: Norm = "l2",
+    settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> Certificates:
@@ -116,20 +125,27 @@ def certify(
     measured = norm_of(norm)
     settings = settings_from(keywords, settings, "certify", takes=CERTIFYING, was={"method": ("local", METHODS)})
     network, _ = network_of(model, settings)
-    inputs, labels = with_labels(inputs, labels)
-    points = check_inputs(inputs)
+    images, truth = with_labels(inputs, labels)
+    points = check_inputs(images)
     domain, shape = network.domain, tuple(points.shape[1:])
     if domain is None and (doubt := doubt_of(points)):
         warnings.warn(doubt, stacklevel=2)
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
-    composition = compose(network.module, shape, domain=domain, method=settings.norms, progress=progress)
-    answers = None if labels is None else check_labels(labels, len(points), len(composition.network.pairwise))
-    asked = () if settings.promise == "R" else (settings.promise,)
-    found = certify_with(composition, points, answers, norm=measured, promises=asked, progress=progress)
+    composition = compose(
+        network.module,
+        shape,
+        domain=domain,
+        method=settings.norms,
+        global_method=settings.global_method,
+        progress=progress,
+    )
+    answers = None if truth is None else check_labels(truth, len(points), len(composition.network.pairwise))
+    asked = () if settings.arithmetic == "real" else (settings.arithmetic,)
+    found = certify_with(composition, points, answers, norm=measured, arithmetics=asked, progress=progress)
     if settings.local == "off":
-        return under(found, settings.promise)
+        return under(found, settings.arithmetic)
     found, local = with_local_radii(
         found,
         composition,
@@ -139,7 +155,7 @@ def certify(
         together=settings.local == "thorough",
         progress=progress,
     )
-    found = under(found, settings.promise)
+    found = under(found, settings.arithmetic)
     if settings.local == "auto" or not local.why_not:
         return found
     return replace(found, why_not=found.why_not or f"local radii, {local.tried} tried: {local.why_not}")
@@ -166,7 +182,7 @@ def audit(
     Keywords replace `settings`, and are those of `lipaudit.settings.Settings`. Radii, distances and `eps`, the L2
     budgets ("36/255" or numbers), are in units of the inputs. `attacks` is a preset ("standard" unless said otherwise)
     or a list of names, "none" for none. `norms` and `arithmetic` are those of `certify`; here certificates in all three
-    arithmetics are found (`Audit.promises`), and `arithmetic` says which of them the radii, rates and gates of the
+    arithmetics are found (`Audit.arithmetics`), and `arithmetic` says which of them the radii, rates and gates of the
     result are about. `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"),
     around all with all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of
     at most `local_samples` images. `shard` (3, 8) audits the third of eight parts of the samples; `lipaudit.merge`
@@ -181,6 +197,7 @@ def audit(
     `ResumeError` for the journal of another audit, and the errors of `bound`.
     """
     settings, source = given(keywords, settings, source)
+    conditions(settings.gates)  # a wrong gate is told before any work
     network, facts = network_of(model, settings)
     source = source if source.model_facts else replace(source, model_facts=facts)
     return audit_network(network, inputs, labels, settings, source, progress=progress, journal=journal)

@@ -127,8 +127,7 @@ def inner(a: Row, b: Row) -> int:
 
 def norm_at_most(rows: list[Row], bound: int) -> bool:
     """Whether ||A|| <= bound > 0 is proved, for the matrix A of these rows; see Note [Layer bounds]."""
-    square, margin, ends = bound * bound, [0] * len(rows), [start + len(row) for start, row in rows]
-    guess: list[list[float]] = []
+    square, margin, guess, ends = bound**2, [0] * len(rows), list[list[float]](), [s + len(r) for s, r in rows]
     first = [next(j for j in range(i + 1) if ends[j] > row[0] or j == i) for i, row in enumerate(rows)]
     rest = [[(i == j) * square - inner(row, rows[j]) for j in range(first[i], i + 1)] for i, row in enumerate(rows)]
     for i, line in enumerate(rest):

@@ -38,6 +38,10 @@ class LipauditError(Exception):
     exit_code = ExitCode.CRASH
 
 
+class RenamedWarning(DeprecationWarning):
+    """Somebody used an older name; the message says what it is called now."""
+
+
 class LoadError(LipauditError):
     """A model, checkpoint or data set could not be loaded."""
 

@@ -57,6 +57,12 @@ def wide(x: float) -> Decimal:
     return Decimal(x)
 
 
+def power_of_two(exponent: int) -> Decimal:
+    """2^exponent, rounded up."""
+    power = Decimal(2 ** abs(exponent))
+    return WIDE.plus(power) if exponent >= 0 else WIDE.divide(Decimal(1), power)
+
+
 def wide_sqrt(x: Decimal) -> Decimal:
     """Square root, rounded up (decimal's own square root rounds to nearest)."""
     root = WIDE.sqrt(x)
@@ -120,7 +126,7 @@ def check_arithmetic(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
-    """Without the kernels that no promise covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
+    """Without the kernels that no arithmetic covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

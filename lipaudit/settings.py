@@ -21,14 +21,15 @@ import difflib
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
-from lipaudit.errors import ConfigError
+from lipaudit.errors import ConfigError, RenamedWarning
+from lipaudit.results.bounds import Arithmetic
 from lipaudit.results.formatting import clean
 from lipaudit.results.threat import DEFAULT_EPS, Box, comma_list
 
@@ -42,10 +43,9 @@ output     how results are shown; a resumed run may change it
 """
 
 Local = Literal["off", "auto", "on", "thorough"]
-Arithmetic = Literal["real", "native", "float64"]
-Promise = Literal["R", "F", "D"]
-PROMISES: dict[Arithmetic, Promise] = {"real": "R", "native": "F", "float64": "D"}
-"""The arithmetic that certificates hold for, and its letter in results."""
+GlobalMethod = Literal["best", "product", "ellipsoid"]
+LETTERS: dict[str, Arithmetic] = {"R": "real", "F": "native", "D": "float64"}
+"""What each arithmetic was called before."""
 
 NETWORK, DATA, PROOF, ATTACKS = "Network", "Data", "Proof", "Attacks"
 ESTIMATES, SHARDS, OUTPUT, RUN = "Estimates (no guarantee)", "Shards", "Output", "This run"
@@ -177,7 +177,7 @@ class Option:
     affects: Affects
     kind: Kind
     flag: str
-    """As it is typed, `--local-samples`; empty if the command line does not have it."""
+    """As it is typed, where that is not the name: `--gate`."""
     short: str
     metavar: str | None
     shown: str
@@ -186,6 +186,8 @@ class Option:
     """Whether `LIPAUDIT_*` sets it."""
     in_files: bool
     """Whether the settings file sets it, under [run]."""
+    library_only: bool
+    """Whether the command line, with its environment and file, does not have it."""
     was: Was | None
     name: str = ""
     default: Any = None
@@ -194,11 +196,6 @@ class Option:
     def typed(self) -> str:
         """As it is typed on the command line and, without dashes, in the settings file."""
         return self.flag or f"--{self.name.replace('_', '-')}"
-
-    @property
-    def environment(self) -> str | None:
-        """The environment variable that sets it."""
-        return f"LIPAUDIT_{self.typed[2:].replace('-', '_').upper()}" if self.variable else None
 
 
 def option(
@@ -211,12 +208,8 @@ def option(
 ) -> Any:
     """The field of a setting; `more` are further fields of `Option`."""
     known: dict[str, Any] = {"flag": "", "short": "", "metavar": None, "shown": "", "was": None}
-    known |= {"variable": True, "in_files": True, "kind": kind or Text(), **more}
+    known |= {"variable": True, "in_files": True, "library_only": False, "kind": kind or Text(), **more}
     return field(default=default, metadata={"option": Option(help, group, affects, **known)})
-
-
-LIBRARY = {"metavar": "", "variable": False, "in_files": False}
-"""Of settings that the command line does not have."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +228,14 @@ class Settings:
         OneOf(("all", "best", "tight"), others=True),
         was=Was("tight", {True: "tight", False: "all"}, Flag()),
     )
+    global_method: GlobalMethod = option(
+        "best",
+        "How layers are put together: product (of their bounds), ellipsoid (several with their activations at once), "
+        "best (the smaller one).",
+        PROOF,
+        "proof",
+        OneOf(("best", "product", "ellipsoid")),
+    )
     local: Local = option(
         "auto",
         "Per-image radii: auto (60 s budget), on (all images), thorough (slow, larger radii), off.",
@@ -251,8 +252,8 @@ class Settings:
         "are shown.",
         PROOF,
         "question",
-        OneOf(tuple(PROMISES)),
-        was=Was("promise", {letter: name for name, letter in PROMISES.items()}, OneOf(tuple(PROMISES.values()))),
+        OneOf(tuple(LETTERS.values())),
+        was=Was("promise", LETTERS, OneOf(tuple(LETTERS))),
     )
     eps: str | float | Sequence[str | float] | None = option(
         None,
@@ -291,12 +292,12 @@ class Settings:
     std: Sequence[float] | Literal["none"] | None = option(
         None, "Standard deviation per channel.", NETWORK, "question", Parsed(numbers), metavar="S,S,S"
     )
-    domain: Box | None = option(None, "Range of the entries of raw inputs.", NETWORK, "question", **LIBRARY)
+    domain: Box | None = option(None, "Range of the entries of raw inputs.", NETWORK, "question", library_only=True)
     seed: int = option(0, "Seed of everything random.", NETWORK, "question", Whole(0))
     gates: str | Sequence[str] = option(
         (),
-        "Least share, such as 'certified_accuracy@36/255>=0.30', also of unbroken_accuracy@EPS or clean_accuracy; "
-        "append ,ci_low to compare the lower confidence limit, ,warn to warn only. Repeat.",
+        "Least share, such as 'certified_accuracy@36/255>=0.30', also of empirical_robust_accuracy@EPS or "
+        "clean_accuracy; append ,ci_low to compare the lower confidence limit, ,warn to warn only. Repeat.",
         OUTPUT,
         "question",
         Text(several=True),
@@ -311,11 +312,6 @@ class Settings:
     def __post_init__(self) -> None:
         for one in options_of(type(self)).values():
             _check(one, getattr(self, one.name))
-
-    @property
-    def promise(self) -> Promise:
-        """The letter of the arithmetic, as results have it."""
-        return PROMISES[self.arithmetic]
 
     def affecting(self, *what: Affects) -> dict[str, Any]:
         """The settings that affect one of these, by name."""
@@ -422,9 +418,13 @@ class RunSettings(Settings):
 S = TypeVar("S", bound=Settings)
 
 
-@cache
 def options_of(kind: type[Settings] = RunSettings) -> Mapping[str, Option]:
     """The settings by name."""
+    return _options_of(cast(Hashable, kind))  # mypy takes a class for its instances, which may have no hash
+
+
+@cache
+def _options_of(kind: Any) -> Mapping[str, Option]:
     each = [field for field in fields(kind) if "option" in field.metadata]
     return {one.name: replace(one.metadata["option"], name=one.name, default=one.default) for one in each}
 
@@ -473,7 +473,7 @@ def settings_from(
             value = values.get(value, value)
             warnings.warn(
                 f"{function}({keyword}=...) is called {name} now: {name}={value!r}",
-                DeprecationWarning,
+                RenamedWarning,
                 stacklevel=depth,
             )
         if name not in known:

@@ -21,6 +21,7 @@ from unittest import mock
 
 import click
 
+import lipaudit
 from lipaudit import load_audit
 from lipaudit.results.audit import Audit, Skip
 
@@ -85,7 +86,7 @@ def planted() -> Audit:
 
     name = f"digits-cnn with planted lie (radii x {LIE:g})"
     with mock.patch.object(pipeline, "certify_with", lying):
-        return pipeline.audit(
+        return lipaudit.audit(
             loaded.module, data.inputs, data.labels, attacks="quick", local="off", index=data.index,
             model_facts=replace(loaded.facts, name=name), data_facts=data.facts,
             warnings=(f"Planted on purpose: every radius was multiplied by {LIE:g}, to show how a lie is found.",),

@@ -122,8 +122,8 @@ def test_what_starts_without_torch(code: str) -> None:
 
 def test_exported_names() -> None:
     assert sorted(lipaudit.__all__) == [
-        "audit", "bound", "certify", "claims", "conv_norm", "dense_norm", "errors", "load_audit", "merge", "nn",
-        "results",
+        "Settings", "audit", "bound", "certify", "claims", "conv_norm", "dense_norm", "errors", "load_audit", "merge",
+        "nn", "results",
     ]  # fmt: skip
     for name in lipaudit.__all__:
         assert getattr(lipaudit, name) is not None

@@ -77,7 +77,7 @@ def test_the_same_result_has_not_changed() -> None:
     found = compare(audits.strong(100), audits.strong(100))
 
     assert {change.word for change in found.changes} == {"no change"}
-    assert [change.measure for change in found.changes] == ["clean", *["proved", "unbroken"] * 4]
+    assert [change.measure for change in found.changes] == ["clean", *["certified", "empirical"] * 4]
     assert (found.layers, found.unlike) == ((), ())
     assert found.exit_code(0.0) == 0
     assert "no image changed" in text(found)
@@ -89,7 +89,7 @@ def test_images_are_paired_not_counted() -> None:
     new = weaker(base, 30)
     found = compare(base, new)
 
-    proved = of(found, "proved", "36/255")
+    proved = of(found, "certified", "36/255")
     lost = [i for i, a, b in zip(base.samples.index, base.samples.radius, new.samples.radius, strict=True)
             if a > 36 / 255 >= b]  # fmt: skip
     assert list(proved.lost) == lost
@@ -98,7 +98,7 @@ def test_images_are_paired_not_counted() -> None:
     assert proved.low < proved.difference < proved.high < 0
     assert proved.word == "worse"
     assert of(found, "clean").word == "no change"
-    back = of(compare(new, base), "proved", "36/255")
+    back = of(compare(new, base), "certified", "36/255")
     assert (back.gained, back.word) == (proved.lost, "better")
     assert f"{len(lost)} images no longer certified at 36/255: #{lost[0]} #{lost[1]} " in text(found)
     assert f"and {len(lost) - 10} more" in text(found)
@@ -107,7 +107,7 @@ def test_images_are_paired_not_counted() -> None:
 
 def test_a_small_change_is_within_noise() -> None:
     base = audits.strong(200)
-    change = of(compare(base, weaker(base, 3)), "proved", "0.25")
+    change = of(compare(base, weaker(base, 3)), "certified", "0.25")
 
     assert change.lost
     assert change.p > 0.05
@@ -153,7 +153,7 @@ UNLIKE: dict[str, tuple[Callable[[Audit], Audit], str]] = {
     "range": (lambda a: replace(a, threat=replace(a.threat, low=-1.0)), "range of inputs: 0, 1, then -1, 1"),
     "mean": (lambda a: replace(a, model=replace(a.model, mean=())), "preprocessing, mean"),
     "std": (lambda a: replace(a, model=replace(a.model, std=(1.0, 1.0, 1.0))), "preprocessing, std"),
-    "promise": (lambda a: replace(a, promise="another"), "promise"),
+    "arithmetic": (lambda a: replace(a, arithmetic="another"), "arithmetic"),
     "attack": (lambda a: replace(a, attacks=a.attacks[1:]), "attacks only in the first: APGD-CE"),
     "settings": (
         lambda a: replace(a, attacks=(replace(a.attacks[0], settings="5 iterations"), *a.attacks[1:])),
@@ -193,7 +193,7 @@ def test_force_says_not_comparable_and_judges_nothing() -> None:
 
     assert "NOT COMPARABLE" in text(found)
     assert "same images" not in text(found)
-    assert "cannot be judged" in text(found, 0.5)
+    assert "cannot be evaluated" in text(found, 0.5)
     assert (found.exit_code(0.5), found.exit_code(None)) == (5, 0)
     assert json.loads(json.dumps(to_plain(found)))["comparable"] is False
     with pytest.raises(CompareError, match="no image in common"):
@@ -211,7 +211,7 @@ def test_broken_certificates_are_not_compared_as_if_they_held() -> None:
     base, bad = audits.strong(200), audits.invalid(200)
     columns, same = bad.samples, replace(base, samples=base.samples)
     for found in (compare(same, replace(bad, samples=columns)), compare(bad, same)):
-        assert {change.measure for change in found.changes} == {"clean", "unbroken"}
+        assert {change.measure for change in found.changes} == {"clean", "empirical"}
         assert (found.layers, found.log10_bound) == ((), None)
         assert "is INVALID: nothing that rests on certificates is compared" in text(found)
         assert found.exit_code(0.1) != 0
@@ -231,5 +231,5 @@ def test_a_drop_past_the_limit_is_code_3() -> None:
 
     assert found.exit_code(fall) == 0
     assert found.exit_code(math.nextafter(fall, 0)) == 3
-    assert "failed  proved" in text(found, 0.02)
+    assert "failed  certified" in text(found, 0.02)
     assert "passed  no share fell by more than" in text(found, fall)

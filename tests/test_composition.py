@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import lipaudit
-from lipaudit.certification import network_bound
 from lipaudit.certification.network_bound import compose
+from lipaudit.norms import row_distances
 
 
 def linear(weight: torch.Tensor) -> nn.Linear:
@@ -36,7 +36,8 @@ def test_pairs_are_row_distances_times_the_bound_before() -> None:
     torch.manual_seed(0)
     hidden, head = torch.randn(7, 5), torch.randn(3, 7)
     # Of an activation that may fall, two layers are not bounded together.
-    bound = lipaudit.bound(nn.Sequential(linear(hidden), nn.LeakyReLU(-0.5), linear(head)).eval(), (5,))
+    network = nn.Sequential(linear(hidden), nn.LeakyReLU(-0.5), linear(head)).eval()
+    bound = lipaudit.bound(network, (5,), global_method="product")
     sigma = float(torch.linalg.svdvals(hidden.double())[0])
     for i in range(3):
         for j in range(3):
@@ -101,11 +102,12 @@ def test_normalisation_counts_wherever_it_is_written(where: str) -> None:
             return net(torch.stack([(x[:, c] - mean[c]) * (1 / std[c]) for c in range(3)], 1))
 
     folded = float(torch.linalg.svdvals(conv.weight.detach().double()[:, :, 0, 0] / torch.tensor(std).double())[0])
-    tail = lipaudit.bound(net[1:].eval(), (4, 2, 2)).value
+    tail = lipaudit.bound(net[1:].eval(), (4, 2, 2), global_method="product").value
     if where == "argument":
-        value = lipaudit.bound(net, (3, 2, 2), mean=mean, std=std).value
+        value = lipaudit.bound(net, (3, 2, 2), mean=mean, std=std, global_method="product").value
     else:
-        value = lipaudit.bound({"buffer": Inside, "wrapper": Written}[where]().eval(), (3, 2, 2)).value
+        model = {"buffer": Inside, "wrapper": Written}[where]().eval()
+        value = lipaudit.bound(model, (3, 2, 2), global_method="product").value
     assert value >= folded * tail * (1 - 1e-6)
     if where != "wrapper":  # channel by channel, the stack forgets which is which
         assert value <= folded * tail * (1 + 1e-6)
@@ -150,7 +152,7 @@ def test_the_users_model_stays_on_its_device_and_dtype() -> None:
 def test_layers_keep_the_names_that_their_author_gave_them() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)).eval()
     names = [line.name for line in lipaudit.bound(net, (3, 2, 2), mean=(0.5,) * 3, std=(0.2,) * 3).layers]
-    assert names == ["normalise + 0", "3"]
+    assert names == ["normalise + 0", "3", "layers taken together"]
 
 
 def test_pairs_of_many_classes_are_those_of_few(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +161,7 @@ def test_pairs_of_many_classes_are_those_of_few(monkeypatch: pytest.MonkeyPatch)
     with torch.no_grad():
         model[3].weight[2] = model[3].weight[5]  # two classes that differ by a constant
     few = torch.tensor(lipaudit.bound(model, (3, 2, 2)).pairwise, dtype=torch.float64)
-    monkeypatch.setattr(network_bound, "_FEW_CLASSES", 2)
+    monkeypatch.setattr(row_distances, "FEW_ROWS", 2)
     many = torch.tensor(lipaudit.bound(model, (3, 2, 2)).pairwise, dtype=torch.float64)
 
     assert bool((many.diagonal() == 0).all())

@@ -27,13 +27,13 @@ tight = true
 
 [gate]
 certified_accuracy = [{eps = "36/255", min = 0.30, on = "ci_low", level = "error"}, {eps = 0.5, min = "10%"}]
-unbroken_accuracy = {eps = "36/255", min = 0.45, level = "warn"}
+empirical_robust_accuracy = {eps = "36/255", min = 0.45, level = "warn"}
 clean_accuracy = 0.94
 """
 GATES = (
     "certified_accuracy@36/255>=0.3,ci_low",
     "certified_accuracy@0.5>=10%",
-    "unbroken_accuracy@36/255>=0.45,warn",
+    "empirical_robust_accuracy@36/255>=0.45,warn",
     "clean_accuracy>=0.94",
 )
 
@@ -175,7 +175,7 @@ def test_help_needs_no_file(call: Call) -> None:
     Path("lipaudit.toml").write_text("[rum]")
 
     assert call("run", "--help").code == 0
-    assert call("check", "--help").code == 0
+    assert call("gate", "--help").code == 0
 
 
 def test_the_readme_shows_settings_and_gates_that_work(call: Call, audited: dict[str, Any]) -> None:

@@ -59,9 +59,9 @@ def test_every_kind_of_result_is_read(name: str) -> None:
 
 def scale(factor: float) -> Callable[[Data], None]:
     def change(data: Data) -> None:
-        for columns in (data["samples"], *data["promises"]):
+        for columns in (data["samples"], *data["arithmetics"]):
             columns["radius"] = [factor * radius for radius in columns["radius"]]
-        for column in ("distance", "executed_distance"):
+        for column in ("distance", "native_distance"):
             data["samples"][column] = [d and 100 * d for d in data["samples"][column]]
 
     return change
@@ -73,9 +73,9 @@ def drop_the_worst(data: Data) -> None:
     for column in samples.values():
         if column:
             del column[row]
-    for promise in data["promises"]:
-        if promise["radius"]:
-            del promise["radius"][row]
+    for arithmetic in data["arithmetics"]:
+        if arithmetic["radius"]:
+            del arithmetic["radius"][row]
     data["thumbnails"] = []
 
 
@@ -105,7 +105,7 @@ def forget(name: str) -> Callable[[Data], None]:
     def change(data: Data) -> None:
         distances = data["samples"]
         row = next(k for k, found in enumerate(distances["distance"]) if found is not None)
-        columns = ("distance", "executed_distance", "adversarial_prediction", "attack")
+        columns = ("distance", "native_distance", "adversarial_prediction", "attack")
         for column in columns[: 1 if name == "distance" else 4]:
             distances[column][row] = None
 
@@ -124,9 +124,9 @@ FORGED: dict[str, tuple[Callable[[Data], None], str]] = {
     "a distance forgotten": (forget("distance"), r"samples.distance\[0\]|thumbnails\[\d\].sample"),
     "a headline": (lambda d: d["verdict"].update(headline="Best of all."), "headline: expected '.*', got 'Best"),
     "a sentence": (lambda d: d["verdict"].update(sentences=[]), "verdict.sentences"),
-    "a rate": (lambda d: d["proved"][0].update(value=0.99), r"proved\[0\].value: expected .*, got 0.99"),
+    "a rate": (lambda d: d["certified"][0].update(value=0.99), r"certified\[0\].value: expected .*, got 0.99"),
     "an interval": (lambda d: d["clean"].update(low=0.9), "clean.low"),
-    "a gate": (lambda d: d["gates"][1].update(state="cannot be judged"), r"gates\[1\].state"),
+    "a gate": (lambda d: d["gates"][1].update(state="cannot be evaluated"), r"gates\[1\].state"),
     "an easier gate": (lambda d: d["gates"][0].update(least=0.1), r"gates\[0\].least"),
     "a finding": (lambda d: d["findings"].pop(0), "findings: expected"),
     "the exit code": (lambda d: d.update(exit_code=5), "exit_code: expected 0, got 5"),
@@ -135,6 +135,10 @@ FORGED: dict[str, tuple[Callable[[Data], None], str]] = {
     "a layer": (lambda d: d["bound"]["layers"][0]["upper"].update(value=0.5), "bound.layers"),
     "the bound": (lambda d: d["bound"].update(log10=0.0), "bound.log10"),
     "a class that is none": (lambda d: d["samples"]["prediction"].__setitem__(4, 7), r"samples.prediction\[4\]"),
+    "a promise twice": (lambda d: d["arithmetics"].append(d["arithmetics"][-1]), "arithmetics: expected each promise once"),
+    "one order of a pair": (lambda d: d["bound"]["pairwise"][0].__setitem__(1, 0.5), "bound.pairwise|samples.radius"),
+    "a time below 0": (lambda d: d["attacks"][0].update(seconds=-1.0), "seconds"),
+    "a lower bound below 0": (lambda d: d["bound"]["layers"][0].update(lower=-1.0), r"bound.layers.*lower"),
     "no images": (lambda d: d["samples"].update(image=[]), "dataset.rows_sha256"),
 }  # fmt: skip
 
@@ -169,7 +173,7 @@ def nudges(value: Any, path: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...],
 
 def test_no_part_of_the_conclusion_can_be_changed_alone(data: Data) -> None:
     survived = []
-    for top in ("clean", "proved", "unbroken", "gates", "findings", "verdict", "status", "exit_code"):
+    for top in ("clean", "certified", "empirical", "gates", "findings", "verdict", "status", "exit_code"):
         for path, value in nudges(data[top], (top,)):
             forged = copy.deepcopy(data)
             at = forged
@@ -209,7 +213,7 @@ def test_no_command_takes_a_forged_result(call: Call, data: Data) -> None:
     Path("true.json").write_text(json.dumps(data))
     data["verdict"]["headline"] = "Best of all."
     Path("forged.json").write_text(json.dumps(data))
-    for command in (["check"], ["compare", "true.json"], ["report", "-o", "x.html"]):
+    for command in (["gate"], ["compare", "true.json"], ["report", "-o", "x.html"]):
         assert "result.verdict.headline" in refused(call(*command, "forged.json"))
         assert call(*command, "true.json").code == 0
 

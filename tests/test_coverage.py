@@ -310,7 +310,7 @@ def test_bad_usage_is_one_line(command: Command, arguments: list[str], says: str
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", CHOICES, ids=[f"{choice.library}:{choice.model}" for choice in CHOICES])
 def test_every_operation_of_the_zoo_has_a_rule(choice: Choice) -> None:
-    """Captured on the meta device; `lipaudit models --coverage --variants` does the same for all variants."""
+    """Captured on the meta device; `lipaudit survey --variants` does the same for all variants."""
     graph = outline(*build(choice, meta=True))
 
     missing = {f"{node.op} in {node.title} ({node.source})" for node in graph.nodes if node.op not in RULES}
@@ -342,7 +342,7 @@ def test_no_slope_of_a_network_with_harmful_weights_exceeds_its_bound(name: str)
 @pytest.mark.slow
 @pytest.mark.skipif("LIPAUDIT_ALL_VARIANTS" not in os.environ, reason="takes 20 minutes: LIPAUDIT_ALL_VARIANTS=1")
 def test_every_structural_variant_is_captured_and_has_a_rule_for_every_operation() -> None:
-    """What `lipaudit models --coverage --variants` prints; CI holds the representatives of the families to it."""
+    """What `lipaudit survey --variants` prints; CI holds the representatives of the families to it."""
     rows = list(survey(variants(), meta=True))
     assert len(rows) >= 360
     assert [row for row in rows if row.outcome != "covered"] == []

@@ -29,12 +29,12 @@ def result() -> dict[str, Any]:
 
 
 def test_0_a_sound_audit_whose_gates_pass(call: Call) -> None:
-    ran = call(*QUICK, "--gate", "clean_accuracy>=0.5", "--gate", "unbroken_accuracy@36/255>=0.5,warn")
+    ran = call(*QUICK, "--gate", "clean_accuracy>=0.5", "--gate", "empirical_robust_accuracy@36/255>=0.5,warn")
 
     assert ran.code == 0, ran.err
     assert (result()["exit_code"], result()["verdict"]["gate"]) == (0, "passed")
     assert result()["config"]["origin"] == {
-        "model": "--model", "samples": "--samples", "attacks": "--attacks", "local": "--local", "gate": "--gate",
+        "model": "--model", "samples": "--samples", "attacks": "--attacks", "local": "--local", "gates": "--gate",
     }  # fmt: skip
 
 
@@ -66,10 +66,10 @@ def test_3_a_gate_is_missed(call: Call) -> None:
     assert "Gate failed: 1 of 1 condition." in ran.err
     assert (result()["exit_code"], result()["status"]) == (3, "complete")
     file = next(Path("reports").glob("*.json"))
-    assert call("check", file).code == 3
-    assert call("check", file, "--exit-zero").code == 0
-    assert call("check", file, "--gate", "clean_accuracy>=0.1").code == 0
-    assert call("check", file, "--gate", "unbroken_accuracy@0.3>=0.01", "--exit-zero").code == 5
+    assert call("gate", file).code == 3
+    assert call("gate", file, "--exit-zero").code == 0
+    assert call("gate", file, "--gate", "clean_accuracy>=0.1").code == 0
+    assert call("gate", file, "--gate", "empirical_robust_accuracy@0.3>=0.01", "--exit-zero").code == 5
 
 
 def test_4_a_planted_wrong_bound(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,8 +86,8 @@ def test_4_a_planted_wrong_bound(call: Call, monkeypatch: pytest.MonkeyPatch) ->
 
     assert ran.code == 4, ran.err
     assert "INVALID" in ran.err
-    assert {gate["state"] for gate in result()["gates"]} == {"cannot be judged"}
-    assert call("check", next(Path("reports").glob("*.json")), "--gate", "clean_accuracy>=0", "--exit-zero").code == 4
+    assert {gate["state"] for gate in result()["gates"]} == {"cannot be evaluated"}
+    assert call("gate", next(Path("reports").glob("*.json")), "--gate", "clean_accuracy>=0", "--exit-zero").code == 4
 
 
 def test_5_an_attack_without_time(call: Call) -> None:

@@ -145,7 +145,7 @@ def nobody_right() -> Audit:
     """Attacks were asked for, and had nothing to work on."""
     audit = audits.all_wrong()
     idle = (replace(a, attacked=0, broken=0, closest=0, rejected=0, median_distance=None) for a in audit.attacks)
-    return conclude(replace(audit, attacks=tuple(idle)), conditions(["unbroken_accuracy@0.5>=0.1"]))
+    return conclude(replace(audit, attacks=tuple(idle)), conditions(["empirical_robust_accuracy@0.5>=0.1"]))
 
 
 def test_where_no_image_is_right_nothing_is_said_of_the_right_ones() -> None:
@@ -169,8 +169,8 @@ def test_what_nothing_could_refute_is_no_pass() -> None:
         assert found[name].state == "not run", name
     strong = audits.strong()
     uncertified = replace(strong.samples, radius=(0.0,) * len(strong.samples.radius))
-    shorter = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in strong.promises)
-    audit = replace(strong, samples=uncertified, promises=shorter)
+    shorter = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in strong.arithmetics)
+    audit = replace(strong, samples=uncertified, arithmetics=shorter)
     assert {by_id(audit)[name].state for name in ("LA001", "LA006", "LA008")} == {"not run"}
     assert "No attacked image has a certificate" in examine(audit)[1].sentences[0]
     assert by_id(replace(strong, slope=0.0, slope_share=0.0))["LA002"].state == "not run"
@@ -248,10 +248,10 @@ def test_robust_accuracy_is_unknown_where_nothing_was_attacked() -> None:
     samples = audit.samples
     n = len(samples.label)
     untouched = replace(samples, attacked=(False,) * n, distance=(None,) * n)
-    assert replace(audit, samples=untouched).robust_accuracy(0.5) is None
-    assert audit.robust_accuracy(0.5) == sum(samples.unbroken(0.5)) / n
+    assert replace(audit, samples=untouched).empirical_robust_accuracy(0.5) is None
+    assert audit.empirical_robust_accuracy(0.5) == sum(samples.not_broken(0.5)) / n
     wrong = replace(untouched, label=tuple(guess + 1 for guess in samples.prediction))
-    assert replace(audit, samples=wrong).robust_accuracy(0.5) == 0.0  # whatever an attack might do
+    assert replace(audit, samples=wrong).empirical_robust_accuracy(0.5) == 0.0  # whatever an attack might do
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,9 @@ def test_there_is_one_definition_of_a_contradiction(radius: float, distance: flo
     columns = {name: list(getattr(audit.samples, name)) for name in ("radius", "distance")}
     columns["radius"][row], columns["distance"][row] = radius, distance
     audit = replace(audit, samples=replace(audit.samples, **{name: tuple(c) for name, c in columns.items()}))
-    audit = replace(audit, promises=tuple(replace(p, radius=audit.samples.radius) for p in audit.promises if p.radius))
+    audit = replace(
+        audit, arithmetics=tuple(replace(p, radius=audit.samples.radius) for p in audit.arithmetics if p.radius)
+    )
     assert len(audit.samples.contradicted()) == len(contradictions(audit)) == broken
     states = {name: by_id(audit)[name].state for name in ("LA001", "LA008")}
     assert set(states.values()) == ({"fail"} if broken else {"pass"})

@@ -37,7 +37,7 @@ def files(tmp_path: Path) -> Path:
     gated = audits.filed(audits.strong(60), "clean_accuracy>=0.999")
     (tmp_path / "gated.json").write_text(gated.to_json())
     (tmp_path / "empty.json").touch()
-    (tmp_path / "newer.json").write_text('{"schema": "lipaudit-result/2.0"}')
+    (tmp_path / "newer.json").write_text('{"schema": "lipaudit-result/3.0"}')
     (tmp_path / "folder.json").mkdir()
     return tmp_path
 
@@ -47,31 +47,31 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.mark.usefixtures("files")
 def test_check_gates_again(call: Call) -> None:
-    passed = call("check", "base.json", "--gate", "certified_accuracy@0.3>=0.1")
-    failed = call("check", "base.json", "--gate", "certified_accuracy@0.3>=0.1", "--gate", "clean_accuracy>=0.999")
+    passed = call("gate", "base.json", "--gate", "certified_accuracy@0.3>=0.1")
+    failed = call("gate", "base.json", "--gate", "certified_accuracy@0.3>=0.1", "--gate", "clean_accuracy>=0.999")
 
     assert (passed.code, failed.code) == (0, 3)
     assert "integrity SOUND   gate PASSED" in passed.out
     assert "✕ GATE  clean_accuracy>=0.999" in failed.out
     assert "gate FAILED" in failed.out
-    assert "no gate" in call("check", "base.json").out
-    assert call("check", "gated.json").code == 3
-    assert call("check", "gated.json", "--gate", "clean_accuracy>=0.1").code == 0
-    assert call("check", "invalid.json", "--gate", "clean_accuracy>=0").code == 4
+    assert "no gate" in call("gate", "base.json").out
+    assert call("gate", "gated.json").code == 3
+    assert call("gate", "gated.json", "--gate", "clean_accuracy>=0.1").code == 0
+    assert call("gate", "invalid.json", "--gate", "clean_accuracy>=0").code == 4
 
 
 @pytest.mark.usefixtures("files")
 def test_check_reads_the_file_and_writes_json(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("lipaudit.toml").write_text("[run]\nseed = 3\n[gate]\nclean_accuracy = 0.999\n")
 
-    result = call("check", "base.json", "--format", "json")
+    result = call("gate", "base.json", "--format", "json")
 
     assert result.code == 3
     found = json.loads(result.out)
     assert (found["integrity"], found["gate"], found["exit_code"]) == ("SOUND", "failed", 3)
     assert found["gates"][0]["expression"] == "clean_accuracy>=0.999"
     monkeypatch.setenv("LIPAUDIT_GATE", "clean_accuracy>=0.1 clean_accuracy>=0.2")
-    assert len(json.loads(call("check", "base.json", "--format", "json").out)["gates"]) == 2
+    assert len(json.loads(call("gate", "base.json", "--format", "json").out)["gates"]) == 2
 
 
 @pytest.mark.usefixtures("files")
@@ -80,7 +80,7 @@ def test_a_result_that_claims_more_than_its_numbers_is_not_believed(call: Call) 
     result["verdict"]["integrity"] = "SOUND"
     Path("edited.json").write_text(json.dumps(result))
 
-    line = refused(call("check", "edited.json", "--gate", "clean_accuracy>=0"))
+    line = refused(call("gate", "edited.json", "--gate", "clean_accuracy>=0"))
 
     assert "result.verdict.integrity: expected 'INVALID', got 'SOUND'" in line
 
@@ -104,7 +104,7 @@ def test_compare_prints_text_or_json(call: Call) -> None:
 
 
 @pytest.mark.usefixtures("files")
-@pytest.mark.parametrize("command", [["check"], ["compare", "base.json"], ["report", "-o", "x.html"]])
+@pytest.mark.parametrize("command", [["gate"], ["compare", "base.json"], ["report", "-o", "x.html"]])
 @pytest.mark.parametrize(
     ("file", "says"),
     [
@@ -164,7 +164,7 @@ def test_the_page_of_checks_is_made_from_the_records() -> None:
 
 def test_every_check_is_used_and_knows_every_state_that_it_takes() -> None:
     gates = conditions(
-        ["certified_accuracy@1>=1", "unbroken_accuracy@0.3>=0", "clean_accuracy>=1,warn", "clean_accuracy>=0"]
+        ["certified_accuracy@1>=1", "empirical_robust_accuracy@0.3>=0", "clean_accuracy>=1,warn", "clean_accuracy>=0"]
     )
     seen: set[str] = set()
     for build in audits.ALL.values():

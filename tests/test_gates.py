@@ -32,7 +32,7 @@ def states(audit: Audit, *gates: str) -> list[str]:
 
 
 def share(held: int, total: int) -> Audit:
-    """An audit with exactly this clean accuracy, the same share proved and unbroken at every budget."""
+    """An audit with exactly this clean accuracy, the same share proved and empirical at every budget."""
     n = range(total)
     columns = Samples(
         index=tuple(n),
@@ -57,7 +57,7 @@ def share(held: int, total: int) -> Audit:
     [
         ("certified_accuracy@36/255>=0.30", "certified_accuracy@36/255>=0.30", 0.3, "value", "error"),
         (" certified_accuracy @ 36 / 255 >= 30% ", "certified_accuracy@36/255>=30%", 0.3, "value", "error"),
-        ("unbroken_accuracy@0.5>=.45,warn", "unbroken_accuracy@0.5>=.45,warn", 0.45, "value", "warn"),
+        ("empirical_robust_accuracy@0.5>=.45,warn", "empirical_robust_accuracy@0.5>=.45,warn", 0.45, "value", "warn"),
         ("clean_accuracy>=70.1%, ci_low", "clean_accuracy>=70.1%,ci_low", 0.701, "ci_low", "error"),
         ("clean_accuracy>=1,warn,ci_low", "clean_accuracy>=1,ci_low,warn", 1.0, "ci_low", "warn"),
         ("clean_accuracy>=0,value,error", "clean_accuracy>=0", 0.0, "value", "error"),
@@ -78,7 +78,7 @@ def test_an_expression_says_measure_budget_share(text: str, expression: str, lea
         ("clean_accuracy>0.3", "expected MEASURE@EPS>=SHARE"),
         ("clean_accuracy<=0.3", "expected MEASURE@EPS>=SHARE"),
         ("clean_acuracy>=0.3", "did you mean clean_accuracy?"),
-        ("score>=0.3", "expected certified_accuracy, unbroken_accuracy, clean_accuracy"),
+        ("score>=0.3", "expected certified_accuracy, empirical_robust_accuracy, clean_accuracy"),
         ("clean_accuracy@1>=0.3", "leave the budget out"),
         ("certified_accuracy>=0.3", "certified_accuracy@36/255"),
         ("certified_accuracy@0>=0.3", "expected a budget such as 36/255"),
@@ -106,7 +106,7 @@ def test_what_is_no_gate_is_refused_in_one_line(text: str, says: str) -> None:
 
 
 def test_shares_are_compared_as_they_are() -> None:
-    gates = ("certified_accuracy@1>=0.7", "clean_accuracy>=70%", "unbroken_accuracy@36/255>=0.7")
+    gates = ("certified_accuracy@1>=0.7", "clean_accuracy>=70%", "empirical_robust_accuracy@36/255>=0.7")
 
     assert states(share(7, 10), *gates) == ["passed"] * 3
     assert states(share(6999, 10_000), *gates) == ["failed"] * 3
@@ -149,11 +149,11 @@ def test_the_lower_limit_is_the_exact_one() -> None:
 def test_certified_accuracy_is_known_at_every_budget_and_unbroken_where_attacks_aimed() -> None:
     audit = audits.strong(100)
 
-    assert states(audit, "certified_accuracy@0.3>=0.01", "unbroken_accuracy@0.5>=0.01") == ["passed"] * 2
-    gate = concluded(audit, "unbroken_accuracy@0.3>=0.01").gates[0]
-    assert (gate.state, gate.value) == ("cannot be judged", None)
+    assert states(audit, "certified_accuracy@0.3>=0.01", "empirical_robust_accuracy@0.5>=0.01") == ["passed"] * 2
+    gate = concluded(audit, "empirical_robust_accuracy@0.3>=0.01").gates[0]
+    assert (gate.state, gate.value) == ("cannot be evaluated", None)
     assert "--eps 36/255,0.25,0.5,1,0.3" in gate.why
-    assert states(audit, "unbroken_accuracy@0.3>=1") == ["failed"]  # what was found already misses
+    assert states(audit, "empirical_robust_accuracy@0.3>=1") == ["failed"]  # what was found already misses
 
 
 def test_unbroken_accuracy_needs_attacks_that_ended() -> None:
@@ -161,18 +161,23 @@ def test_unbroken_accuracy_needs_attacks_that_ended() -> None:
     first = replace(audit.attacks[0], why=f"{TIME_LIMIT} at 3 of 16 samples")
     short = replace(audit, attacks=(first, *audit.attacks[1:]))
 
-    assert "no attack was run" in concluded(audits.no_attacks(), "unbroken_accuracy@0.5>=0.1").gates[0].why
-    assert states(short, "unbroken_accuracy@0.5>=0.01", "unbroken_accuracy@0.5>=1") == ["cannot be judged", "failed"]
+    assert "no attack was run" in concluded(audits.no_attacks(), "empirical_robust_accuracy@0.5>=0.1").gates[0].why
+    assert states(short, "empirical_robust_accuracy@0.5>=0.01", "empirical_robust_accuracy@0.5>=1") == [
+        "cannot be evaluated",
+        "failed",
+    ]
     assert states(short, "certified_accuracy@0.5>=0.01") == ["passed"]
 
 
 @pytest.mark.parametrize("name", ["invalid", "unproved"])
 def test_without_sound_certificates_nothing_is_judged(name: str) -> None:
-    made = concluded(audits.ALL[name](), "clean_accuracy>=0", "certified_accuracy@0.5>=1", "unbroken_accuracy@0.5>=0")
+    made = concluded(
+        audits.ALL[name](), "clean_accuracy>=0", "certified_accuracy@0.5>=1", "empirical_robust_accuracy@0.5>=0"
+    )
 
-    assert {gate.state for gate in made.gates} == {"cannot be judged"}
+    assert {gate.state for gate in made.gates} == {"cannot be evaluated"}
     assert {gate.value for gate in made.gates} == {None}
-    assert made.verdict.gate == "cannot be judged"
+    assert made.verdict.gate == "cannot be evaluated"
     assert made.exit_code == {"invalid": 4, "unproved": 5}[name]
     assert "Gate" not in made.verdict.headline
     assert {f.state for f in made.findings if f.id in ("LA102", "LA103")} == {"not run"}
@@ -190,10 +195,10 @@ def test_without_sound_certificates_nothing_is_judged(name: str) -> None:
         (["clean_accuracy>=1,warn", "clean_accuracy>=0.1"], "passed", 0, "Certificates hold"),
         (["clean_accuracy>=1"], "failed", 3, "Gate failed: 1 of 1 condition. Certificates hold"),
         (["clean_accuracy>=1", "clean_accuracy>=0"], "failed", 3, "Gate failed: 1 of 2 conditions. Cert"),
-        (["unbroken_accuracy@0.3>=0"], "cannot be judged", 5, "The gate cannot be judged. Certificates hold"),
-        (["unbroken_accuracy@0.3>=0,warn"], "not set", 0, "Certificates hold"),
-        (["unbroken_accuracy@0.3>=0", "clean_accuracy>=1"], "failed", 5,
-         "Gate failed: 1 of 2 conditions, 1 cannot be judged."),
+        (["empirical_robust_accuracy@0.3>=0"], "cannot be evaluated", 5, "The gate cannot be evaluated. Cert"),
+        (["empirical_robust_accuracy@0.3>=0,warn"], "not set", 0, "Certificates hold"),
+        (["empirical_robust_accuracy@0.3>=0", "clean_accuracy>=1"], "failed", 5,
+         "Gate failed: 1 of 2 conditions, 1 cannot be evaluated."),
     ],
 )  # fmt: skip
 def test_lamp_headline_and_exit_code(gates: list[str], lamp: str, code: int, begins: str) -> None:
@@ -213,12 +218,12 @@ def test_an_unfinished_attack_outranks_a_miss() -> None:
 def test_findings_name_what_was_missed() -> None:
     made = concluded(
         audits.strong(120), "certified_accuracy@36/255>=0.1", "certified_accuracy@1>=0.9",
-        "certified_accuracy@0.5>=0.9", "unbroken_accuracy@1>=0.9,warn", "clean_accuracy>=0.1",
+        "certified_accuracy@0.5>=0.9", "empirical_robust_accuracy@1>=0.9,warn", "clean_accuracy>=0.1",
     )  # fmt: skip
     found = {finding.id: finding for finding in made.findings}
 
     assert found["LA102"].state == "fail"
-    assert found["LA102"].title == "Proved accuracy at 1, 0.5 is below the gate"
+    assert found["LA102"].title == "Certified accuracy at 1, 0.5 is below the gate"
     assert found["LA102"].value.endswith("< 90.0% and 1 more")
     assert (found["LA103"].state, found["LA104"].state) == ("warn", "pass")
     assert found["LA104"].title == "Clean accuracy reaches the gate"
@@ -226,7 +231,7 @@ def test_findings_name_what_was_missed() -> None:
 
 
 def test_every_format_shows_each_gate_with_its_digits() -> None:
-    made = concluded(share(6996, 10_000), "clean_accuracy>=0.7", "unbroken_accuracy@0.3>=0.1,warn")
+    made = concluded(share(6996, 10_000), "clean_accuracy>=0.7", "empirical_robust_accuracy@0.3>=0.1,warn")
 
     for text in (to_text(made), to_markdown(made).replace("\\", "").replace("&lt;", "<")):
         assert "69.96% < 70.00%" in text
@@ -252,7 +257,7 @@ def test_each_condition_counts_once() -> None:
 
 def test_gates_of_a_foreign_file_are_shown_as_text() -> None:
     gate = Gate(audits.HOSTILE, math.nan, "value", "error", "failed", 0.5)
-    other = Gate("<img src=x onerror=alert(1)>", 0.5, "value", "warn", "cannot be judged", None, audits.HOSTILE)
+    other = Gate("<img src=x onerror=alert(1)>", 0.5, "value", "warn", "cannot be evaluated", None, audits.HOSTILE)
     audit = replace(audits.strong(20), gates=(gate, other))
 
     page, note = audit.to_html(), to_markdown(audit)

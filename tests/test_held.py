@@ -201,7 +201,7 @@ def test_an_honest_audit_says_on_what_the_model_was_held() -> None:
 @pytest.mark.usefixtures("fooled")
 def test_an_audit_of_another_function_is_invalid(model: Callable[[], nn.Module], attacks: Any) -> None:
     audit = audited(model(), attacks=attacks)
-    assert (audit.verdict.integrity, audit.exit_code, audit.proved) == ("INVALID", 4, ())
+    assert (audit.verdict.integrity, audit.exit_code, audit.certified) == ("INVALID", 4, ())
     assert audit.verdict.headline == "Integrity failure: the model does not compute what was audited."
     assert finding(audit).state == "fail"
     assert "from the model" in finding(audit).value

@@ -95,11 +95,12 @@ def digits() -> tuple[torch.Tensor, list[int], object]:
     return torch.from_numpy(images[:6]), labels[:6].tolist(), compose(model, (1, 8, 8))
 
 
-def test_an_ordinary_network_is_certified_much_farther(digits: tuple) -> None:
-    images, labels, composition = digits
+@pytest.mark.parametrize("count", [1, pytest.param(6, marks=pytest.mark.slow)])
+def test_an_ordinary_network_is_certified_much_farther(count: int, digits: tuple) -> None:
+    images, labels, composition = digits[0][:count], digits[1][:count], digits[2]
     whole = certify_with(composition, images, labels)
     better, search = with_local_radii(whole, composition, images, budget=None)
-    assert search.tried == 6
+    assert search.tried == count
     assert search.why_not == ""
     assert all(row.method == "local" for row in better.rows)
     assert (better.radius > 5 * whole.radius).all()
@@ -195,11 +196,12 @@ def test_what_cannot_be_done_is_a_reason(digits: tuple, monkeypatch: pytest.Monk
     assert "a ball in 64 dimensions needs more than" in local_radii(composition, images, labels, [1.0] * 6).why_not
 
 
+@pytest.mark.slow
 def test_certify_takes_the_larger_radius_and_names_it(digits: tuple) -> None:
-    images, labels, _ = digits
+    images, labels = digits[0][:2], digits[1][:2]
     model = zoo.load("digits-cnn")
-    whole = lipaudit.certify(model, images[:2], labels[:2], local="off")
-    best = lipaudit.certify(model, images[:2], labels[:2])
+    whole = lipaudit.certify(model, images, labels, local="off")
+    best = lipaudit.certify(model, images, labels)
     assert [row.method for row in whole.rows] == ["global"] * 2
     assert [row.method for row in best.rows] == ["local"] * 2
     assert (best.radius > whole.radius).all()
@@ -231,12 +233,13 @@ def test_only_what_was_asked_for_leaves_an_audit_incomplete() -> None:
     assert (asked.status, asked.exit_code) == ("partial", 5)
 
 
-def test_an_audit_holds_local_radii_against_attacks(digits: tuple) -> None:
-    images, labels, _ = digits
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_an_audit_holds_local_radii_against_attacks(count: int, digits: tuple) -> None:
+    images, labels = digits[0][:count], digits[1][:count]
     model = zoo.load("digits-cnn")
-    audit = lipaudit.audit(model, images[:3], labels[:3], attacks="quick", local="on")
-    assert audit.samples.method == ("local",) * 3
+    audit = lipaudit.audit(model, images, labels, attacks="quick", local="on")
+    assert audit.samples.method == ("local",) * count
     assert audit.verdict.integrity == "SOUND"
-    off = lipaudit.audit(model, images[:3], labels[:3], attacks="none", local="off")
-    assert off.samples.method == ("global",) * 3
+    off = lipaudit.audit(model, images, labels, attacks="none", local="off")
+    assert off.samples.method == ("global",) * count
     assert "(local)" in audit.to_html()

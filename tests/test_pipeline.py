@@ -46,10 +46,15 @@ Run = Callable[..., lipaudit.results.audit.Audit]
 ELSEWHERE = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours
 
 
-@pytest.fixture(scope="module", params=["here", pytest.param("on two workers", marks=ELSEWHERE)])
+PARAMS = ["here", pytest.param("local radii", marks=pytest.mark.slow), pytest.param("on two workers", marks=ELSEWHERE)]
+
+
+@pytest.fixture(scope="module", params=PARAMS)
 def run(request: pytest.FixtureRequest) -> Run:
-    """The whole audit, in this process or in two shards on a Ray cluster."""
+    """The whole audit, in this process, without and with local radii, or in two shards on a Ray cluster."""
     if request.param == "here":
+        return functools.partial(lipaudit.audit, local="off")
+    if request.param == "local radii":
         return lipaudit.audit
     request.getfixturevalue("cluster")
     return functools.partial(audit_in_shards, shards=2, engine="ray")
@@ -70,8 +75,8 @@ def test_everything_agrees(audit: lipaudit.results.audit.Audit) -> None:
     assert audit.slope <= audit.bound.largest_pairwise
     assert audit.slope_share <= 1
     for eps in (0.001, 0.01, 0.1, 1.0):
-        assert audit.certified_accuracy(eps) <= audit.robust_accuracy(eps) <= audit.clean_accuracy
-    assert [rate.eps for rate in audit.proved] == ["1/255", "0.1"]
+        assert audit.certified_accuracy(eps) <= audit.empirical_robust_accuracy(eps) <= audit.clean_accuracy
+    assert [rate.eps for rate in audit.certified] == ["1/255", "0.1"]
 
 
 def test_json_and_html_come_out(audit: lipaudit.results.audit.Audit, tmp_path) -> None:
@@ -111,7 +116,7 @@ def test_a_planted_wrong_bound_is_found(network, data, monkeypatch) -> None:
     result = lipaudit.audit(network, *data, attacks=("deepfool",))
 
     assert (result.verdict.integrity, result.exit_code, result.status) == ("INVALID", 4, "invalid")
-    assert result.proved == ()
+    assert result.certified == ()
     states = {finding.id: finding.state for finding in result.findings}
     assert states["LA001"] == states["LA002"] == "fail"
 
@@ -140,7 +145,7 @@ def test_names_and_numpy_arrays_are_accepted(run, data) -> None:
         labels = np.eye(2, dtype=np.int64)[flat(torch.tensor(images)).argmax(1).numpy()]
     result = run(flat, images, labels, attacks="none")
     assert result.clean_accuracy == 1.0
-    assert result.unbroken == ()
+    assert result.empirical == ()
     assert result.exit_code == 0
 
 
@@ -254,9 +259,9 @@ def test_every_audit_records_its_settings_and_says_who_it_is_in_five_lines() -> 
     made = lipaudit.audit(model, x, model(x).argmax(1), **given, mean=(0.5,), std=(0.25,))
     other = lipaudit.audit(model, x, model(x).argmax(1), **given, mean=(0.5,), std=(0.25,), local="off")
     assert made.config == {
-        "eps": ["0.5"], "domain": [0.0, 1.0], "attacks": ["none"], "norms": "all", "arithmetic": "real",
-        "local": "auto", "local_samples": None, "seed": 3, "device": "cpu", "time_limit": None, "batch_size": None,
-        "samples": 6,
+        "eps": ["0.5"], "domain": [0.0, 1.0], "attacks": ["none"], "norms": "all", "global_method": "best",
+        "arithmetic": "real", "local": "auto", "local_samples": None, "seed": 3, "device": "cpu", "time_limit": None,
+        "batch_size": None, "samples": 6,
         "mean": [0.5], "std": [0.25], "smoothing": None, "clever": False, "gates": ["clean_accuracy>=0.5"],
         "shard": None,
     }  # fmt: skip
@@ -264,7 +269,7 @@ def test_every_audit_records_its_settings_and_says_who_it_is_in_five_lines() -> 
     notes = compare(made, other).notes
     assert "local auto → off: another effort at proving" in notes
     assert [gate.expression for gate in made.gates] == ["clean_accuracy>=0.5"]
-    assert made.certified_accuracy("1/2") == made.certified_accuracy(0.5) == made.proved[0].value
+    assert made.certified_accuracy("1/2") == made.certified_accuracy(0.5) == made.certified[0].value
     assert len(repr(made).splitlines()) == 5
     assert made.run in repr(made)
     certificates = lipaudit.certify(model, x)

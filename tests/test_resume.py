@@ -104,7 +104,15 @@ def begun(call: Call, pair: list[object], monkeypatch: pytest.MonkeyPatch) -> st
     return name
 
 
-@pytest.mark.parametrize("form", ["{}", "reports/{}", "reports/{}.partial", "reports/{}.partial/"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "{}",
+        pytest.param("reports/{}", marks=pytest.mark.slow),
+        pytest.param("reports/{}.partial", marks=pytest.mark.slow),
+        "reports/{}.partial/",
+    ],
+)
 def test_ctrl_c_leaves_what_resume_ends(call: Call, pair: list[object], begun: str, form: str) -> None:
     result = call("run", "--resume", form.format(begun))
 

@@ -40,8 +40,8 @@ def test_merged_shards_are_the_audit_of_all_samples(whole: Audit, shards: list[A
     assert [d is None for d in merged.samples.distance] == [d is None for d in whole.samples.distance]
     distances = [[d or 0.0 for d in audit.samples.distance] for audit in (merged, whole)]
     assert distances[0] == pytest.approx(distances[1], rel=1e-4)
-    assert (merged.clean, merged.proved) == (whole.clean, whole.proved)
-    assert merged.unbroken == whole.unbroken
+    assert (merged.clean, merged.certified) == (whole.clean, whole.certified)
+    assert merged.empirical == whole.empirical
     assert merged.dataset == whole.dataset
     assert merged.bound.pairwise == whole.bound.pairwise
     assert merged.rounding == whole.rounding
@@ -84,9 +84,9 @@ def rows(shard: Audit, **columns: Any) -> Audit:
     """The shard with other columns, and all that follows from them."""
     samples = replace(shard.samples, **columns)
     digest = digest_of(samples.index, samples.label, samples.image)
-    promises = tuple(replace(p, radius=samples.radius) if p.headline else p for p in shard.promises)
+    arithmetics = tuple(replace(p, radius=samples.radius) if p.headline else p for p in shard.arithmetics)
     dataset = replace(shard.dataset, rows_sha256=digest)
-    return replace(shard, samples=samples, promises=promises, dataset=dataset)
+    return replace(shard, samples=samples, arithmetics=arithmetics, dataset=dataset)
 
 
 def between(shard: Audit) -> tuple[float, ...]:
@@ -122,8 +122,8 @@ def test_a_layer_that_is_refuted_in_one_shard_is_refuted_in_the_whole(place: int
 
 def test_without_a_bound_in_one_shard_there_is_none_of_the_whole(shards: list[Audit]) -> None:
     none = replace(shards[1].samples, radius=(0.0,) * 4)
-    nothing = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in shards[1].promises)
-    unproved = replace(shards[1], bound=None, samples=none, promises=nothing)
+    nothing = tuple(replace(p, radius=(0.0,) * len(p.radius)) for p in shards[1].arithmetics)
+    unproved = replace(shards[1], bound=None, samples=none, arithmetics=nothing)
     merged = lipaudit.merge([shards[0], unproved, shards[2]])
     assert merged.bound is None
     assert merged.verdict.integrity == "UNPROVED"
@@ -135,7 +135,7 @@ def test_a_contradiction_in_one_shard_is_one_of_the_whole(shards: list[Audit]) -
     inside = tuple(samples.radius[k] / 2 if k == row else distance for k, distance in enumerate(samples.distance))
     lie = replace(samples, distance=inside)
     merged = lipaudit.merge([shards[0], replace(shards[1], samples=lie), shards[2]])
-    assert (merged.verdict.integrity, merged.exit_code, merged.proved) == ("INVALID", 4, ())
+    assert (merged.verdict.integrity, merged.exit_code, merged.certified) == ("INVALID", 4, ())
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,15 @@ def options(
     return training.arguments("", **defaults)
 
 
-@pytest.mark.parametrize("name", ["train_aol", "train_gram", "train_lipgrid", "train_four_bounds"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train_aol",
+        pytest.param("train_gram", marks=pytest.mark.slow),
+        pytest.param("train_lipgrid", marks=pytest.mark.slow),
+        pytest.param("train_four_bounds", marks=pytest.mark.slow),
+    ],
+)
 def test_each_example_runs_on_the_digits(
     name: str, training: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

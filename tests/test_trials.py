@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextvars
 import copy
 import ctypes
 import functools
 import inspect
+import io
 import os
 import pickle
 import queue
@@ -15,14 +17,18 @@ import secrets
 import sys
 import threading
 import time
+import types
 import uuid
 import warnings
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from datetime import datetime
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
+import samples
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
@@ -239,6 +245,10 @@ CALLED = {
     "an even batch": lambda _net, x: len(x) % 2 == 0,
     "strides": lambda _net, x: not x.is_contiguous(),
     "doubles": lambda _net, x: x.dtype == torch.float64,
+    "a part of a larger tensor": lambda _net, x: x.storage_offset() > 0,
+    "a leaf with a gradient": lambda _net, x: x.requires_grad and x.is_leaf,
+    "no leaf, with a gradient": lambda _net, x: x.requires_grad and not x.is_leaf,
+    "a parameter": lambda _net, x: isinstance(x, nn.Parameter),
     "strides in a list": lambda _net, x: x.stride()[-1] != 1,
 }  # fmt: skip
 
@@ -380,6 +390,125 @@ def initialised_from_data(net: Net, x: torch.Tensor) -> torch.Tensor:
 def first_call_differs(net: Net, x: torch.Tensor) -> torch.Tensor:
     first, net.held = net.held is None, True
     return -net.body(x) if first else net.body(x)
+
+
+def raised(thing: Any, name: str) -> int:
+    """A number that is set on a thing, one higher at each call."""
+    setattr(thing, name, getattr(thing, name, 0) + 1)
+    return int(getattr(thing, name))
+
+
+def numbers() -> Iterator[int]:
+    number = 0
+    while True:
+        number += 1
+        yield number
+
+
+@functools.cache
+def cell() -> list[int]:
+    return []
+
+
+class Told(dict[str, int]):
+    """A dictionary with attributes."""
+
+
+NUMBERS = numbers()
+IN_CONTEXT = contextvars.ContextVar("calls", default=0)
+IN_THREAD = threading.local()
+COUNTERS: dict[str, tuple[Any, Callable[[Any], int]]] = {
+    "a number of NumPy": ([np.int64(0)], lambda held: held.append(held.pop() + 1) or held[0]),
+    "an array of objects": (np.array([0], dtype=object), lambda held: held.__setitem__(0, held[0] + 1) or held[0]),
+    "a fraction": ([Fraction(0)], lambda held: held.append(held.pop() + 1) or held[0]),
+    "a namespace": (types.SimpleNamespace(), lambda held: raised(held, "calls")),
+    "a weak reference": (weakref.ref(Net), lambda held: raised(held(), "calls")),
+    "a subclass of dict": (Told(), lambda held: raised(held, "calls")),
+    "bytes": (bytearray(1), lambda held: held.append(0) or len(held)),
+    "a file in memory": (io.BytesIO(), lambda held: held.write(b"x") and held.tell()),
+    "an object of C": (ctypes.c_int(0), lambda held: raised(held, "value")),
+    "an iterator of iterators": (zip(iter(range(1000)), strict=True), lambda held: next(held)[0]),
+    "a generator": (None, lambda _: next(NUMBERS)),
+    "a context": (None, lambda _: IN_CONTEXT.set(IN_CONTEXT.get() + 1) and IN_CONTEXT.get()),
+    "a thread": (None, lambda _: raised(IN_THREAD, "calls")),
+    "what a cache holds": (None, lambda _: cell().append(0) or len(cell())),
+    "another module": (None, lambda _: raised(samples, "calls_in_tests")),
+    "sys": (None, lambda _: raised(sys, "calls_in_tests")),
+    "a function of torch": (None, lambda _: raised(nn.functional.relu6, "calls_in_tests")),
+    "an attribute of a weight": (nn.Parameter(torch.zeros(1)), lambda held: raised(held, "calls")),
+    "a gradient": (
+        nn.Parameter(torch.zeros(1)),
+        lambda held: setattr(held, "grad", torch.ones(1) if held.grad is None else held.grad + 1) or int(held.grad),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTERS)
+def test_no_calls_are_counted(name: str) -> None:
+    """Another class wins after 900 calls, wherever they are counted."""
+    held, count = COUNTERS[name]
+    net = Net(lambda net, x: net.body(x) * (1 if count(net.held) < 900 else -1), held=held)
+    with pytest.raises(CaptureError, match=r"does not write to itself"):
+        capture(net, (6,))
+
+
+def test_two_counters_of_one_name_are_two() -> None:
+    def counter() -> Function:
+        class Counter:
+            calls = 0
+
+        def count(net: Net, x: torch.Tensor) -> torch.Tensor:
+            Counter.calls += net.moving
+            return net.body(x)
+
+        return count
+
+    one, other = counter(), counter()
+    for moves in (one, other):
+        net = Net(lambda net, x: (net.held(net, x), net.still(net, x))[0], held=moves, moving=1)
+        net.still = other if moves is one else one
+        with pytest.raises(CaptureError, match=r"does not write to itself"):
+            capture(net, (6,))
+
+
+SETTINGS: dict[str, tuple[Callable[[Any], Any], Any, Any]] = {
+    "default type": (torch.set_default_dtype, torch.float64, torch.float32),
+    "threads": (torch.set_num_threads, torch.get_num_threads() + 1, torch.get_num_threads()),
+    "gradients": (torch.set_grad_enabled, False, True),
+    "deterministic": (torch.use_deterministic_algorithms, True, False),
+    "autocast": (functools.partial(torch.set_autocast_enabled, "cpu"), True, False),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_forward_that_sets_what_torch_computes_is_refused(name: str) -> None:
+    change, to, back = SETTINGS[name]
+    try:
+        with pytest.raises(CaptureError, match=f"leaves torch as it is, .* sets .*{name}"):
+            capture(Net(lambda net, x: (change(to), net.body(x))[1]), (6,))
+    finally:
+        change(back)
+
+
+def caught(net: Net, x: torch.Tensor) -> torch.Tensor:
+    try:
+        torch.linalg.cholesky(x[:, :1, None] - 2)
+    except torch.linalg.LinAlgError:
+        return -net.body(x)
+    return net.body(x)
+
+
+def test_an_error_that_the_model_caught_may_have_looked_at_values() -> None:
+    with pytest.raises(CaptureError, match=r"taken from the input by the error of _linalg_check_errors"):
+        capture(Net(caught), (6,))
+
+
+def test_control_flow_of_torch_is_named() -> None:
+    def function(net: Net, x: torch.Tensor) -> torch.Tensor:
+        return torch.cond(x.sum() > 1, lambda y: -y, lambda y: y.clone(), (net.body(x),))
+
+    with pytest.raises(CaptureError, match=r"control flow of torch \(cond\)"):
+        capture(Net(function), (6,))
 
 
 KEEPS: dict[str, Callable[[], Net]] = {

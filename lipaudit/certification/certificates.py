@@ -1,6 +1,6 @@
 """Margins and certified radii.
 
-Note [Promise R]
+Note [Real arithmetic]
     A certificate is about the real function of the stored weights: the network evaluated without rounding, with
     exactly the tensors that run (parametrised weights as computed in the model's own dtype). Its margins are
     computed in float64, with a proved bound E of the error (`domains/rounding/float64.py`), and the radius is
@@ -21,7 +21,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from lipaudit.certification.executed import Executed, Execution, Promise, Promised, executed_radius, lost, promised
+from lipaudit.certification.executed import (
+    Executed,
+    Execution,
+    InArithmetic,
+    executed_radius,
+    in_arithmetic,
+    lost,
+)
 from lipaudit.certification.held import Held, differs_in_double, refuse
 from lipaudit.certification.local_search import LocalRadii, confirmed, local_radii
 from lipaudit.certification.margins import ErrorRecursion, _spared, sure_margins
@@ -30,7 +37,7 @@ from lipaudit.certification.norm_bounds import bound_in
 from lipaudit.errors import CaptureError
 from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.bounds import Certificate
+from lipaudit.results.bounds import Arithmetic, Certificate
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import down
 
@@ -42,13 +49,13 @@ class Certificates:
     rows: tuple[Certificate, ...]
     rounding: float = 0.0
     """Largest bound of the rounding error of a sample's logits, L2; every radius is already reduced by it."""
-    promise: Promise = "R"
+    arithmetic: Arithmetic = "real"
     """What the radii are about (lipaudit/certification/executed.py)."""
     why_not: str = ""
-    """Why no radius is certified under this promise, or why local ones that were asked for are missing; empty if all
+    """Why no radius is certified for this arithmetic, or why local ones that were asked for are missing; empty if all
     are there, or could be."""
-    others: Mapping[Promise, Promised] = field(default_factory=dict)
-    """The radii under other promises that were asked for."""
+    others: Mapping[Arithmetic, InArithmetic] = field(default_factory=dict)
+    """The radii under other arithmetics that were asked for."""
     norm: Norm = "l2"
     """In which the radii are measured."""
 
@@ -72,7 +79,9 @@ class Certificates:
 
     def __repr__(self) -> str:
         norm = "" if self.norm == "l2" else f"{self.norm} "
-        return f"Certificates({(self.radius > 0).sum()} of {len(self)} {norm}radii above 0, promise {self.promise})"
+        return (
+            f"Certificates({(self.radius > 0).sum()} of {len(self)} {norm}radii above 0, {self.arithmetic} arithmetic)"
+        )
 
 
 def certify_with(
@@ -81,15 +90,15 @@ def certify_with(
     labels: Sequence[int] | None = None,
     *,
     norm: Norm = "l2",
-    promises: Sequence[Promise] = (),
+    arithmetics: Sequence[Arithmetic] = (),
     progress: Progress | None = None,
     held: Held | None = None,
 ) -> Certificates:
-    """`certify` for a network that is already bounded: radii of R, and those of `promises` beside them.
+    """`certify` for a network that is already bounded: radii of real arithmetic, those of `arithmetics` beside them.
 
     Raises what `certify_in` raises.
     """
-    return certify_in(composition, inputs, labels, (norm,), promises=promises, progress=progress, held=held)[norm]
+    return certify_in(composition, inputs, labels, (norm,), arithmetics=arithmetics, progress=progress, held=held)[norm]
 
 
 def certify_in(
@@ -98,7 +107,7 @@ def certify_in(
     labels: Sequence[int] | None,
     norms: Sequence[Norm],
     *,
-    promises: Sequence[Promise] = (),
+    arithmetics: Sequence[Arithmetic] = (),
     progress: Progress | None = None,
     held: Held | None = None,
 ) -> dict[Norm, Certificates]:
@@ -114,10 +123,10 @@ def certify_in(
             "to return the logits (0, z)"
         )
     progress.start("certificates", len(inputs))
-    error_of, execution = ErrorRecursion(composition), Execution(composition, promises)
-    if "D" in promises and not execution.why["D"]:
-        execution.refuse("D", differs_in_double(composition, inputs))
-    seen: list[tuple[list[float], float, dict[Promise, Executed]]] = []
+    error_of, execution = ErrorRecursion(composition), Execution(composition, arithmetics)
+    if "float64" in arithmetics and not execution.why["float64"]:
+        execution.refuse("float64", differs_in_double(composition, inputs))
+    seen: list[tuple[list[float], float, dict[Arithmetic, Executed]]] = []
     with torch.no_grad():
         for x in inputs:
             point = x.to(composition.ledger.device, torch.float64)
@@ -128,7 +137,7 @@ def certify_in(
             progress.advance()
     answers = None if labels is None else [int(label) for label in labels]
     entries = math.prod(inputs.shape[1:])
-    found = {norm: _in_norm(composition, execution, promises, seen, answers, entries, norm) for norm in norms}
+    found = {norm: _in_norm(composition, execution, arithmetics, seen, answers, entries, norm) for norm in norms}
     correct = [sum(row.radius > 0 for row in each.rows) for each in found.values()]
     progress.finish(f"{', '.join(map(str, correct))} of {len(inputs)} have a positive radius")
     looked = held or Held(composition)
@@ -141,44 +150,44 @@ def certify_in(
 def _in_norm(
     composition: Composition,
     execution: Execution,
-    promises: Sequence[Promise],
-    seen: Sequence[tuple[list[float], float, dict[Promise, Executed]]],
+    arithmetics: Sequence[Arithmetic],
+    seen: Sequence[tuple[list[float], float, dict[Arithmetic, Executed]]],
     labels: Sequence[int] | None,
     entries: int,
     norm: Norm,
 ) -> Certificates:
     """Certificates of images whose logits are known up to an error."""
     pairwise, rows = bound_in(composition, norm).pairwise, list[Certificate]()
-    beside: dict[Promise, list[tuple[float, Executed]]] = {promise: [] for promise in promises}
+    beside: dict[Arithmetic, list[tuple[float, Executed]]] = {arithmetic: [] for arithmetic in arithmetics}
     for sample, (logits, error, around) in enumerate(seen):
         rows.append(_certificate(sample, logits, error, pairwise, None if labels is None else labels[sample]))
         target, sure = rows[-1].label, sure_margins(logits, error, rows[-1].label)
-        for promise, executed in around.items():
+        for arithmetic, executed in around.items():
             measured = executed.measured(norm, entries)
             radius = executed_radius(measured, sure, pairwise[target], execution.ratios[target])
-            beside[promise].append((min(radius, rows[-1].radius), executed))
+            beside[arithmetic].append((min(radius, rows[-1].radius), executed))
     correct = sum(row.radius > 0 for row in rows)
     return Certificates(
         rows=tuple(rows),
         rounding=max((error for _, error, _ in seen), default=0.0),
-        others={promise: promised(execution, promise, each, correct) for promise, each in beside.items()},
+        others={arithmetic: in_arithmetic(execution, arithmetic, each, correct) for arithmetic, each in beside.items()},
         norm=norm,
     )
 
 
-def under(certificates: Certificates, promise: Promise) -> Certificates:
-    """The certificates with the radii of another promise in their rows, those of R beside them."""
-    if promise == certificates.promise:
+def under(certificates: Certificates, arithmetic: Arithmetic) -> Certificates:
+    """The certificates with the radii of another arithmetic in their rows, those of real arithmetic beside them."""
+    if arithmetic == certificates.arithmetic:
         return certificates
-    found = certificates.others[promise]
+    found = certificates.others[arithmetic]
     radius = found.radius if len(found.radius) else np.zeros(len(certificates))
     method = found.method or ("global",) * len(certificates)
     rows = tuple(
         replace(row, radius=float(r), method=m) for row, r, m in zip(certificates.rows, radius, method, strict=True)
     )
-    mine = Promised(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
-    others = {**certificates.others, certificates.promise: mine}
-    return replace(certificates, rows=rows, promise=promise, why_not=found.why_not, others=others)
+    mine = InArithmetic(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
+    others = {**certificates.others, certificates.arithmetic: mine}
+    return replace(certificates, rows=rows, arithmetic=arithmetic, why_not=found.why_not, others=others)
 
 
 def with_local_radii(
@@ -218,9 +227,9 @@ def with_local_radii(
     )
     deadline = math.inf if budget is None else time.monotonic() + budget / 2
     others = {}
-    for promise, other in certificates.others.items():
-        task = f"local radii, promise {promise}"
-        others[promise] = _locally(
+    for arithmetic, other in certificates.others.items():
+        task = f"local radii, arithmetic {arithmetic}"
+        others[arithmetic] = _locally(
             other,
             composition,
             points,
@@ -236,7 +245,7 @@ def with_local_radii(
 
 
 def _locally(
-    promised: Promised,
+    promised: InArithmetic,
     composition: Composition,
     points: torch.Tensor,
     labels: Sequence[int],
@@ -247,8 +256,8 @@ def _locally(
     *,
     norm: Norm,
     together: bool,
-) -> Promised:
-    """The larger radii from local ones of R, where the margins over the ball exceed what execution loses."""
+) -> InArithmetic:
+    """Larger radii from local ones of real arithmetic, where margins over the ball exceed what execution loses."""
     radius, method = promised.radius.copy(), list(promised.method)
     rows = [row for row in range(len(promised.executed)) if local.radius[row] > radius[row]]
     if not rows:

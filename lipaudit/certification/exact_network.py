@@ -19,7 +19,7 @@ JUDGED_BYTES = 2**28
 
 
 class ExactNetwork(nn.Module):
-    """The function that the certificates speak of (promise R), in float64: the captured graph and its constants.
+    """The function that the certificates speak of (real arithmetic), in float64: the captured graph and its constants.
 
     A copy of the model cast to float64 would recompute parametrised weights, and be another function by 1e-7.
     """

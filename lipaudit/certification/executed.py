@@ -1,14 +1,14 @@
 """Which function a certificate is about: the mathematical one, or the network as executed in a floating-point format.
 
-Note [Three promises]
-    R  the exact function of the stored weights, without rounding.
-    F  the network as executed in its own dtype: every input within the radius, rounded to that dtype and evaluated in
-       it, in whatever order its sums are taken (domains/rounding/native.py says what is covered), gets the same answer.
-       Constants are those that run now: weights that a parametrisation computes again before each pass may come out
-       otherwise where its sums are taken in another order, and are another network.
-    D  the same in float64, with the weights that run now cast to it: `model.double()`.
-    Certificates of F and D come from the margins and bounds of R. At an input z within r of x, the executed logits are
-    off by at most E(r) = a + b r, so the answer is j nowhere in the ball as long as
+Note [Three arithmetics]
+    real: the exact function of the stored weights, without rounding.
+    native: the network as executed in its own dtype. Every input within the radius, rounded to that dtype and evaluated
+        in it, in whatever order its sums are taken (domains/rounding/native.py says what is covered), gets the same
+        answer. Constants are those that run now: weights that a parametrisation computes again before each pass may
+        come out otherwise where its sums are taken in another order, and are another network.
+    float64: the same in float64, with the weights that run now cast to it: `model.double()`.
+    Certificates of the last two come from the margins and bounds of the first. At an input z within r of x, the
+    executed logits are off by at most E(r) = a + b r, so the answer is j nowhere in the ball as long as
         margin_j - r L_yj - E_yj(r) > 0,   r = (margin_j - a) / (L_yj + b).
     Rounding an input z' to the dtype moves it by at most u ||z'||, so the radius of inputs before it is
         (r - u ||x|| - underflow) / (1 + u).
@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,38 +31,37 @@ from lipaudit.domains.lipschitz.propagator import INPUT
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
 from lipaudit.norms.linear_maps import schur_test
-from lipaudit.results.bounds import LayerBound
+from lipaudit.results.bounds import Arithmetic, LayerBound
 from lipaudit.results.threat import Norm, circumradius
-from lipaudit.rounding import WIDE, down, length_up, narrow_up, norm_up, up, wide
+from lipaudit.rounding import down, length_up, narrow_up, norm_up, up
 
-Promise = Literal["R", "F", "D"]
-
-PROMISE_R = (
-    "R: certificates are about the exact function of the stored weights (real arithmetic); margins are evaluated in "
-    "float64 and every rounding of the evaluation and of the bounds is accounted for outward."
+REAL = (
+    "Real arithmetic: certificates are about the exact function of the stored weights. Margins are evaluated in "
+    "float64, and every rounding of the evaluation and of the bounds is subtracted."
 )
-PROMISE_F = (
-    "F: certificates are about the network as executed in {dtype}, with the weights that run now, inputs rounded to it "
-    "first, whatever the order of its sums (IEEE arithmetic; no Winograd, FFT or TF32 kernels)."
+NATIVE = (
+    "Native arithmetic: certificates are about the network as executed in {dtype}, with the weights that run now. "
+    "Inputs are rounded to it first, and sums may be taken in any order (IEEE arithmetic; no Winograd, FFT or TF32 "
+    "kernels)."
 )
-PROMISE_D = (
-    "D: certificates are about the network as executed in float64 (model.double(), with the weights that run now), "
-    "whatever the order of its sums (IEEE arithmetic; no Winograd or FFT kernels)."
+FLOAT64 = (
+    "Float64 arithmetic: certificates are about the network as executed in float64 (model.double(), with the weights "
+    "that run now). Sums may be taken in any order (IEEE arithmetic; no Winograd or FFT kernels)."
 )
 
 _SLACK = 1 + 1e-9
 """Covers the roundings, in float64, of the few positive terms of an error bound."""
 
 
-def sentence_of(promise: Promise, dtype: torch.dtype) -> str:
-    """What the promise is about."""
+def sentence_of(arithmetic: Arithmetic, dtype: torch.dtype) -> str:
+    """What certificates of this arithmetic are about."""
     name = str(dtype).removeprefix("torch.")
-    return {"R": PROMISE_R, "F": PROMISE_F.format(dtype=name), "D": PROMISE_D}[promise]
+    return {"real": REAL, "native": NATIVE.format(dtype=name), "float64": FLOAT64}[arithmetic]
 
 
-def format_of(promise: Promise, dtype: torch.dtype) -> Format:
+def format_of(arithmetic: Arithmetic, dtype: torch.dtype) -> Format:
     """In which the network is executed; `dtype` is its own."""
-    return Format(torch.float64 if promise == "D" else dtype)
+    return Format(torch.float64 if arithmetic == "float64" else dtype)
 
 
 @dataclass(frozen=True)
@@ -124,14 +123,14 @@ class Executed:
 class Execution:
     """How far the network as executed is off, around one input after the other. `why` names what cannot be bounded."""
 
-    def __init__(self, composition: Composition, promises: Sequence[Promise]) -> None:
+    def __init__(self, composition: Composition, arithmetics: Sequence[Arithmetic]) -> None:
         self.graph, self.ledger, self.head = composition.graph, composition.ledger, composition.head
-        self.pairwise = composition.network.pairwise
-        self.formats: dict[Promise, Format] = {
-            promise: format_of(promise, self.graph.dtype) for promise in promises if promise != "R"
+        self.rows, self.classes = composition.rows, len(composition.network.pairwise)
+        self.formats: dict[Arithmetic, Format] = {
+            arithmetic: format_of(arithmetic, self.graph.dtype) for arithmetic in arithmetics if arithmetic != "real"
         }
-        self.why: dict[Promise, str] = {promise: self._refused(promise) for promise in self.formats}
-        self.forms = {form.dtype: form for promise, form in self.formats.items() if not self.why[promise]}
+        self.why: dict[Arithmetic, str] = {arithmetic: self._refused(arithmetic) for arithmetic in self.formats}
+        self.forms = {form.dtype: form for arithmetic, form in self.formats.items() if not self.why[arithmetic]}
         if not self.forms:
             return
         self.growth = self.ledger.growth()
@@ -143,14 +142,14 @@ class Execution:
         self.reached = {step: narrow_up(bound) for step, bound in self.ledger.so_far.items()}
         self.ratios = self._ratios()
 
-    def refuse(self, promise: Promise, why: str) -> None:
-        """Gives no such promise, for a reason that its operations do not show."""
-        self.why[promise] = self.why[promise] or why
+    def refuse(self, arithmetic: Arithmetic, why: str) -> None:
+        """Gives no such arithmetic, for a reason that its operations do not show."""
+        self.why[arithmetic] = self.why[arithmetic] or why
         self.forms = {form.dtype: form for each, form in self.formats.items() if not self.why[each]}
 
-    def _refused(self, promise: Promise) -> str:
-        """Why this promise cannot be given for the network, whatever the input."""
-        form = self.formats[promise]
+    def _refused(self, arithmetic: Arithmetic) -> str:
+        """Why this arithmetic cannot be given for the network, whatever the input."""
+        form = self.formats[arithmetic]
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
         if self.graph.rounded:
@@ -172,17 +171,14 @@ class Execution:
         return "its bound rests on ranges of activations, which rounding leaves" if self.ledger.used_domain else ""
 
     def _ratios(self) -> list[list[float]]:
-        """Bounds of how far apart the rows of the last linear maps are; inf where the bound before them is 0 or inf."""
-        base = self.ledger.so_far[self.head.step]
-        if not base or not self.head.chain:
-            return [[math.inf] * len(self.pairwise) for _ in self.pairwise]
-        return [
-            [narrow_up(WIDE.divide(wide(pair), base)) if math.isfinite(pair) else math.inf for pair in row]
-            for row in self.pairwise
-        ]
+        """Bounds of how far apart the rows of the last linear maps are; inf where that is not known."""
+        classes = self.classes
+        if self.rows is None or not self.head.chain:
+            return [[math.inf] * classes for _ in range(classes)]
+        return self.rows
 
-    def around(self, x: torch.Tensor) -> dict[Promise, Executed]:
-        """For each promise that is not refused; `x` has no batch axis."""
+    def around(self, x: torch.Tensor) -> dict[Arithmetic, Executed]:
+        """For each arithmetic that is not refused; `x` has no batch axis."""
         if not self.forms:
             return {}
         with torch.no_grad():
@@ -190,9 +186,9 @@ class Execution:
             evaluate(self.graph, x.to(self.ledger.device, torch.float64), run=walk.run)
         size = norm_up(x.to(torch.float64))
         largest = float(x.abs().max()) if x.numel() else 0.0
-        found: dict[Promise, Executed] = {}
-        for promise, form in self.formats.items():
-            if self.why[promise]:
+        found: dict[Arithmetic, Executed] = {}
+        for arithmetic, form in self.formats.items():
+            if self.why[arithmetic]:
                 continue
             off = walk.states[form.dtype]
             whole = off.error_of(self.last)
@@ -200,7 +196,7 @@ class Execution:
             after = off.exact_up_to(self.head.step).error_of(self.last)
             cast = up(up(form.unit * size) + form.smallest * math.sqrt(x.numel()))
             limit = min(off.limit, form.largest / 2 - largest)
-            found[promise] = Executed(whole, before, after, limit, cast, form.unit)
+            found[arithmetic] = Executed(whole, before, after, limit, cast, form.unit)
         return found
 
 
@@ -320,36 +316,38 @@ def executed_radius(
 
 
 @dataclass(frozen=True)
-class Promised:
-    """Certified radii under one promise, one per sample."""
+class InArithmetic:
+    """Certified radii of one arithmetic, one per sample."""
 
     radius: np.ndarray
     method: tuple[str, ...]
     why_not: str = ""
     """Why no radius is certified; empty if one is, or could be."""
     executed: tuple[Executed, ...] = ()
-    """What execution may change around each sample; empty for R, and where nothing is known of it."""
+    """What execution may change around each sample; empty for real arithmetic, and where nothing is known of it."""
 
 
-def promised(execution: Execution, promise: Promise, found: Sequence[tuple[float, Executed]], exact: int) -> Promised:
-    """Radii under one promise; `exact` says how many samples have one under R."""
+def in_arithmetic(
+    execution: Execution, arithmetic: Arithmetic, found: Sequence[tuple[float, Executed]], exact: int
+) -> InArithmetic:
+    """Radii of one arithmetic; `exact` says how many samples have one of real arithmetic."""
     count = len(found)
-    if execution.why[promise]:
-        return Promised(np.zeros(0), (), execution.why[promise])
+    if execution.why[arithmetic]:
+        return InArithmetic(np.zeros(0), (), execution.why[arithmetic])
     radii, executed = np.array([radius for radius, _ in found]), tuple(each for _, each in found)
     why_not = ""
     if exact and not (radii > 0).any():
         overflows = sum(not each.limit > 0 for each in executed)
         least = min((each.whole.a for each in executed), default=0.0)
         why_not = (
-            f"overflow in {execution.formats[promise].name} cannot be ruled out for {overflows} of {count} images"
+            f"overflow in {execution.formats[arithmetic].name} cannot be ruled out for {overflows} of {count} images"
             if overflows
             else f"rounding may change the logits by {least:.3g} (L2) or more, and no margin is proved to exceed it"
         )
-    return Promised(radii, ("global",) * count, why_not, executed)
+    return InArithmetic(radii, ("global",) * count, why_not, executed)
 
 
-def lost(others: Mapping[Promise, Promised]) -> Callable[[int, float], float]:
+def lost(others: Mapping[Arithmetic, InArithmetic]) -> Callable[[int, float], float]:
     """How far (L2) logits as executed may be from those of the float64 graph, so far from the image of a row.
 
     inf where nothing is known: float64 itself is off by what D says.
@@ -357,7 +355,9 @@ def lost(others: Mapping[Promise, Promised]) -> Callable[[int, float], float]:
 
     def at(row: int, reach: float) -> float:
         each = [
-            others[promise].executed[row] for promise in ("F", "D") if promise in others and others[promise].executed
+            others[arithmetic].executed[row]
+            for arithmetic in ("native", "float64")
+            if arithmetic in others and others[arithmetic].executed
         ]
         if len(each) < 2 or not all(reach <= executed.limit for executed in each):
             return math.inf

@@ -14,27 +14,28 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 import torch
 from torch import nn
 
+from lipaudit.domains.ellipsoid.together import Together, together
 from lipaudit.domains.graph import Graph
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.propagator import INPUT, Link, merged
-from lipaudit.errors import CaptureError
+from lipaudit.errors import CaptureError, UnsupportedOp
 from lipaudit.files.journal import Parts
 from lipaudit.graph.capture import capture
 from lipaudit.graph.wrappers import device_of
 from lipaudit.norms.linear_maps import Dense, Gather, LinearMap, Scale, adjoint
+from lipaudit.norms.row_distances import pairs_of, row_distances
 from lipaudit.progress import Progress, Silent
-from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.bounds import TOGETHER, LayerBound, NetworkBound, Upper
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import (
-    UNIT,
     WIDE,
     check_arithmetic,
     gamma,
@@ -44,13 +45,15 @@ from lipaudit.rounding import (
     up,
     wide,
 )
+from lipaudit.settings import GlobalMethod
 
 _ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
 
 _ROWS_AT_ONCE = 64
-_FEW_CLASSES = 128
-"""Up to so many, class pairs are taken one by one; beyond, their matrix is computed with outward rounding."""
+
+
+Pairs = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,10 @@ class Composition:
     """The logits: the last bounded step and the linear maps after it."""
     model: nn.Module
     """What was captured, as it runs."""
+    product: Pairs
+    """Bounds of pairs by the ledger alone."""
+    rows: list[list[float]] | None
+    """How far apart the rows of the maps after the last bounded step are; None if nobody knows."""
     in_norms: dict[Norm, NetworkBound] = field(default_factory=dict)
     """Bounds in other norms that were asked for: norm_bounds.py."""
 
@@ -76,8 +83,14 @@ def compose(
     method: str = "best",
     progress: Progress | None = None,
     journal: Parts | None = None,
+    global_method: GlobalMethod = "best",
 ) -> Composition:
-    """Capture `model`, bound every layer and put the bounds together; `journal` keeps the bounds of layers."""
+    """Capture `model`, bound every layer and put the bounds together; `journal` keeps the bounds of layers.
+
+    `global_method`: "product" puts layers together by their bounds alone; "ellipsoid" by what they are together
+    (`domains/ellipsoid`), where that is proved, and raises `UnsupportedOp` where it is not; "best" takes the smaller
+    of both for the network and for each pair of classes.
+    """
     progress = progress or Silent()
     began = time.perf_counter()
     graph = capture(model, input_shape, domain=domain)
@@ -85,10 +98,16 @@ def compose(
     check_arithmetic(device)
     progress.start("layer bounds", len(graph.nodes))
     ledger = Ledger(graph, device, method=method, progress=progress, domain=domain, journal=journal)
+    values: dict[str, Value] = {}
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger))
+        keep = {} if global_method == "product" else {"after": lambda node, value: values.update({node.name: value})}
+        head = walk(graph, RULES, Value(INPUT), ledger, instead=whole_blocks(ledger), **keep)
         logits = ledger.settle(head)
-        pairs = pairwise(head, ledger)
+        rows = _row_distances(merged(head.chain), _classes(graph))
+        pairs = _by_ledger(head, ledger, rows)
+        found = None if global_method == "product" else together(ledger, values, head, logits)
+    if found is None and global_method == "ellipsoid":
+        raise UnsupportedOp("expected layers that can be bounded together, got none; use global_method='product'")
     total = ledger.so_far[logits.step]
     network = NetworkBound(
         layers=tuple(ledger.lines_to(logits.step)),
@@ -97,53 +116,76 @@ def compose(
         input_shape=graph.input_shape,
         domain=domain if ledger.used_domain else None,
         notes=graph.notes,
-        seconds=time.perf_counter() - began,
     )
+    if found is not None:
+        network = _smaller(network, found, rows, total, logits.step, alone=global_method == "ellipsoid")
+    network = replace(network, seconds=time.perf_counter() - began)
     progress.finish(f"L = {network.value:.3g}")
-    return Composition(network, graph, ledger, head, model)
+    return Composition(network, graph, ledger, head, model, pairs, rows)
 
 
-def pairwise(head: Value, ledger: Ledger) -> tuple[tuple[float, ...], ...]:
-    """Bounds of the Lipschitz constants of all logit differences."""
-    classes = _classes(ledger.graph)
-    whole = ledger.so_far[ledger.settle(head).step]
-    # |f_i - f_j| <= sqrt(2) |f|: what is left when the network does not end in a linear map.
-    most = narrow_up(WIDE.multiply(wide(up(math.sqrt(2.0))), whole))
-    found = [_since(base, links, classes, most) for base, links in _splits(head, ledger)]
-    return (
-        found[0] if len(found) == 1 else tuple(tuple(map(min, zip(*r, strict=True))) for r in zip(*found, strict=True))
+def _smaller(
+    network: NetworkBound,
+    found: Together,
+    rows: list[list[float]] | None,
+    total: Decimal,
+    last: str,
+    *,
+    alone: bool,
+) -> NetworkBound:
+    """The smaller of both bounds, of the network and of each pair, with a line that says so; `alone`: the second."""
+    whole = found.total if alone else min(total, found.total)
+    # Either by the rows of the last linear maps, or by those of all that were taken together: both are proved.
+    pairs = [list(row) for row in _pairs(rows, len(network.pairwise), found.head, whole)]
+    for other in filter(None, (found.pairs, None if alone else network.pairwise)):
+        pairs = [[min(pair) for pair in zip(*both, strict=True)] for both in zip(pairs, other, strict=True)]
+    pairwise = tuple(map(tuple, pairs))
+    if whole == total and pairwise == network.pairwise:
+        return network
+    share = Upper(narrow_up(WIDE.divide(whole, total)) if total else 1.0, "ellipsoid", found.because)
+    line = LayerBound(
+        name=TOGETHER,
+        op="ellipsoid",
+        upper=share,
+        law="scale",
+        inputs=(last,),
+        step=TOGETHER,
+        log10_so_far=log10_up(whole),
+        shape=(len(pairwise),),
     )
+    return replace(network, layers=(*network.layers, line), log10=log10_up(whole), pairwise=pairwise)
+
+
+def pairwise(head: Value, ledger: Ledger) -> Pairs:
+    """Bounds of the Lipschitz constants of all logit differences, by the ledger."""
+    return _by_ledger(head, ledger, _row_distances(merged(head.chain), _classes(ledger.graph)))
+
+
+def _by_ledger(head: Value, ledger: Ledger, rows: list[list[float]] | None) -> Pairs:
+    classes, whole = _classes(ledger.graph), ledger.so_far[ledger.settle(head).step]
+    found = [_pairs(rows, classes, ledger.so_far[head.step], whole)]
+    found += [_pairs(_row_distances(links, classes), classes, base, whole) for base, links in _splits(head, ledger)]
+    return tuple(tuple(map(min, zip(*r, strict=True))) for r in zip(*found, strict=True))
 
 
 def _splits(head: Value, ledger: Ledger) -> list[tuple[Decimal, list[Link]]]:
-    """Bounded steps before the logits, and the maps since: one after a map that is bounded by more than its norm, too.
+    """Steps after the last bounded one that are bounded by more than a norm, with their bounds, and the maps since.
 
     Elsewhere the rows of all maps together are never longer than the norms of the first ones times the other rows.
     """
     links = merged(head.chain)
     pairs = {line.step for line in ledger.lines if line.upper.method == "pair"}
     later = [k + 1 for k, link in enumerate(links[:-1]) if link.parts[-1][0].name in pairs]
-    return [
-        (ledger.so_far[head.step], links),
-        *((ledger.so_far[links[k - 1].parts[-1][0].name], links[k:]) for k in later),
-    ]
+    return [(ledger.so_far[links[k - 1].parts[-1][0].name], links[k:]) for k in later]
 
 
-def _since(base: Decimal, links: list[Link], classes: int, most: float) -> tuple[tuple[float, ...], ...]:
-    """The bounds of all logit differences by linear maps after a step with that bound; at most `most`."""
-    distances = _row_distances(links, classes)
-    if distances is None:
+def _pairs(rows: list[list[float]] | None, classes: int, base: Decimal, whole: Decimal) -> Pairs:
+    """Bounds of all logit differences, from those of what the last linear maps read and of the logits."""
+    # |f_i - f_j| <= sqrt(2) |f|: what is left when the network does not end in a linear map.
+    most = narrow_up(WIDE.multiply(wide(up(math.sqrt(2.0))), whole))
+    if rows is None:
         return tuple(tuple(0.0 if i == j else most for j in range(classes)) for i in range(classes))
-    if classes > _FEW_CLASSES:
-        products = torch.tensor(distances, dtype=torch.float64) * narrow_up(base)
-        products = torch.nextafter(products, torch.full_like(products, math.inf)).nan_to_num(nan=math.inf)
-        return tuple(map(tuple, products.clamp_max(most).fill_diagonal_(0.0).tolist()))
-    return tuple(
-        tuple(
-            0.0 if i == j else min(most, narrow_up(WIDE.multiply(wide(distances[i][j]), base))) for j in range(classes)
-        )
-        for i in range(classes)
-    )
+    return pairs_of(rows, base, most)
 
 
 def _classes(graph: Graph) -> int:
@@ -166,33 +208,7 @@ def _row_distances(chain: list[Link], classes: int) -> list[list[float]] | None:
     if entries > _ROW_ENTRIES:
         return None
     rows, error = _rows(maps, classes)
-    if classes > _FEW_CLASSES:
-        return _many_distances(rows, torch.tensor(error, dtype=torch.float64, device=rows.device), factor)
-    distances = [[0.0] * classes for _ in range(classes)]
-    for i in range(classes - 1):
-        differences = rows[i + 1 :] - rows[i]
-        largest = differences.abs().amax(dim=1).clamp_min(1e-290)
-        # One rounding per difference, then a sum of squares of numbers of moderate size.
-        squares = (differences / largest[:, None]).square().sum(dim=1)
-        slack = 1 + 2 * gamma(rows.shape[1] + 8)
-        norms = (squares.sqrt() * largest * slack + 1e-280) * (1 + 8 * UNIT)
-        for offset, norm in enumerate(norms.tolist()):
-            j = i + 1 + offset
-            distances[i][j] = distances[j][i] = up(up(norm + up(error[i] + error[j])) * factor)
-    return distances
-
-
-def _many_distances(rows: torch.Tensor, error: torch.Tensor, factor: float) -> list[list[float]]:
-    """The same from ||w_i||^2 + ||w_j||^2 - 2 w_i.w_j, a matrix product; what cancels is in the error term."""
-    largest = float(rows.abs().max()) or 1.0
-    scaled = rows / largest
-    squares = scaled.square().sum(1)
-    sums = squares[:, None] + squares[None, :]
-    # Each of the three sums of n products errs by gamma(n) times the same with absolute values; so does the quotient.
-    slack = 4 * gamma(rows.shape[1] + 8) * (1 + 1e-6)
-    distances = ((sums - 2 * (scaled @ scaled.T)).clamp_min(0.0) + slack * sums + 1e-280).sqrt() * largest
-    distances = (distances + error[:, None] + error[None, :]) * (factor * (1 + 32 * UNIT))
-    return distances.fill_diagonal_(0.0).tolist()
+    return row_distances(rows, error, factor)
 
 
 def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float]]:

@@ -51,7 +51,8 @@ def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
     began, known, ledger = time.perf_counter(), composition.network, composition.ledger
     majorants = Majorants(composition.graph, ledger.device, domain=ledger.domain, whole=ledger)
     layers: tuple[LayerBound, ...] = ()
-    notes, share = known.notes, wide(circumradius(norm, math.prod(composition.graph.input_shape)))
+    notes, around = known.notes, wide(circumradius(norm, math.prod(composition.graph.input_shape)))
+    share = around
     classes = len(known.pairwise)
     try:
         head = majorants.run()
@@ -62,14 +63,18 @@ def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
     except (LipauditError, RuntimeError) as error:  # torch, too, may know no way back through some operation
         logits, entries = math.inf, torch.full((classes, classes), math.inf, dtype=torch.float64)
         notes = (*notes, f"in {norm} bounded by way of L2 alone: {error}")
+    # Of the L2 bounds, only the ledger's are proportional to those of single steps.
+    through = tuple(zip(known.pairwise, composition.product, strict=True))
     pairs = tuple(
         tuple(
-            0.0 if i == j else min(own, narrow_up(WIDE.multiply(wide(pair), share)) if pair < math.inf else math.inf)
-            for j, (own, pair) in enumerate(zip(row, known.pairwise[i], strict=True))
+            0.0 if i == j else min(own, _stretched(through[i][0][j], around), _stretched(through[i][1][j], share))
+            for j, own in enumerate(row)
         )
         for i, row in enumerate(entries.tolist())
     )
     whole = WIDE.multiply(ledger.so_far[ledger.settle(composition.head).step], share)
+    if math.isfinite(known.value):
+        whole = min(whole, WIDE.multiply(wide(known.value), around))
     total = min(whole, wide(logits)) if math.isfinite(logits) else whole
     used = known.domain if not majorants.used_domain else ledger.domain
     seconds = time.perf_counter() - began
@@ -83,6 +88,10 @@ def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
         notes=notes,
         norm=norm,
     )
+
+
+def _stretched(bound: float, share: Decimal) -> float:
+    return narrow_up(WIDE.multiply(wide(bound), share)) if bound < math.inf else math.inf
 
 
 def _of_classes(majorants: Majorants, head: Moving, classes: int, norm: Norm) -> tuple[float, torch.Tensor]:

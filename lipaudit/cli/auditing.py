@@ -72,7 +72,7 @@ def run_audit(asked: RunSettings, running: Resumable, progress: Progress) -> Aud
     Raises `LipauditError` for whatever does not fit together.
     """
     name, dataset = _pair(asked.model, asked.dataset)
-    eps = parse_eps(asked.eps or ()) or DEFAULT_EPS
+    eps = parse_eps(asked.eps or DEFAULT_EPS)
     settings = replace(asked, model=name, dataset=dataset, eps=eps, device=_device(asked.device))
     loaded = _load(settings, progress)
     settings = _sized(settings, loaded, progress)
@@ -149,7 +149,7 @@ def _sized(settings: RunSettings, loaded: Loaded, progress: Progress) -> RunSett
         classes=loaded.model.facts.classes,
         samples=settings.samples,
         attacks=settings.attacks,
-        eps=settings.eps,
+        eps=parse_eps(settings.eps or DEFAULT_EPS),
         available=loaded.opened.available,
         budget=min(BUDGET, settings.time_limit or BUDGET),
     )

@@ -153,11 +153,11 @@ def _text(value: Any, where: str) -> str:
 
 def gates(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
     """The table of `[gate]` as expressions; raises `ConfigError` that names the key."""
-    from lipaudit.verdict.gates import MEASURES, condition
+    from lipaudit.verdict.gates import MEASURES, OLDER, condition
 
     found = []
     for measure, value in table.items():
-        place = f"{where} {_known(measure, MEASURES, where)}"
+        place = f"{where} {_known(measure, [*MEASURES, *OLDER], where)}"
         for item in value if isinstance(value, list) else [value]:
             parts = item if isinstance(item, dict) else {"min": item}
             for key in parts:

@@ -26,8 +26,8 @@ PACKAGES = (
 @options("norms", default="best")
 @text_or_json
 @click.pass_context
-def bounds(context: click.Context, model: str, kind: str, **chosen: Any) -> None:
-    """Bound MODEL layer by layer: the table and the network bound, without data."""
+def bounds(context: click.Context, /, model: str, kind: str, **chosen: Any) -> None:
+    """Bound a model layer by layer, without data."""
     from lipaudit.api import bound
     from lipaudit.cli.terminal import terminal_progress
     from lipaudit.loading.model_names import PAIRS, canonical
@@ -56,24 +56,8 @@ def bounds(context: click.Context, model: str, kind: str, **chosen: Any) -> None
 
 @commands.command()
 @click.argument("word", default="")
-@click.option("--coverage", is_flag=True, help="Capture and bound a small model of every family; takes a while.")
-@click.option("--family", "families", multiple=True, metavar="NAME", help="With --coverage: this family; repeat.")
-@click.option("--library", type=click.Choice(["timm", "torchvision", "both"]), help="With --coverage. [default: both]")
-@click.option("--variants", is_flag=True, help="With --coverage: every structural variant, without values.")
-@click.option("--slopes", is_flag=True, help="With --coverage: the steepest slope seen, held against each bound.")
-@click.option("--markdown", is_flag=True, help="With --coverage: a Markdown table.")
-@click.option("--json", "file", type=FILE, metavar="FILE", help="With --coverage: also write all of it as JSON.")
-def models(word: str, coverage: bool, **chosen: Any) -> int | None:
-    """List the models with known weights; with WORD, search torchvision and timm as well.
-
-    --coverage shows which families of timm and torchvision can be audited, and what blocks the others.
-    """
-    if coverage:
-        return _coverage(word, **chosen)
-    given = next((name for name, value in chosen.items() if value), None)
-    if given is not None:
-        option = {"families": "family", "file": "json"}.get(given, given)
-        raise click.UsageError(f"--{option} belongs to --coverage; add --coverage")
+def models(word: str) -> None:
+    """List models. With WORD, search torchvision and timm as well."""
     from lipaudit.loading.models import known_models
 
     found = known_models(word)
@@ -85,18 +69,26 @@ def models(word: str, coverage: bool, **chosen: Any) -> int | None:
     if not word:
         click.echo("\ntorchvision:NAME, timm:NAME       `lipaudit models WORD` searches them")
         click.echo("package.module:factory            your own code, with --checkpoint FILE if it loads no weights")
-    return None
 
 
-def _coverage(word: str, families: tuple[str, ...], library: str | None, variants: bool, **more: Any) -> int:
+@commands.command()
+@click.option("--family", "families", multiple=True, metavar="NAME", help="This family only; repeat.")
+@click.option("--library", type=click.Choice(["timm", "torchvision", "both"]), default="both", show_default=True)
+@click.option("--variants", is_flag=True, help="Every structural variant, without values.")
+@click.option("--slopes", is_flag=True, help="Compare each bound with the steepest slope seen.")
+@click.option("--markdown", is_flag=True, help="A Markdown table.")
+@click.option("--json", "file", type=FILE, metavar="FILE", help="Also write all of it as JSON.")
+def survey(families: tuple[str, ...], library: str, variants: bool, **more: Any) -> int:
+    """Show which models of timm and torchvision can be audited.
+
+    Captures and bounds a small model of every family, and says what blocks the others. Takes a while.
+    """
     from lipaudit.cli.survey import print_coverage
     from lipaudit.runs.survey import LIBRARIES
 
-    if word:
-        raise click.UsageError(f"expected --family {word} with --coverage, got the search word {word!r}")
     if variants and more["slopes"]:
         raise click.UsageError("expected --variants or --slopes, got both: there are no slopes without values")
-    libraries = [name for name in LIBRARIES if library in (None, "both", name)]
+    libraries = [name for name in LIBRARIES if library in ("both", name)]
     return print_coverage(libraries, families, structures=variants, **more)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -16,7 +18,7 @@ from lipaudit import __version__
 from lipaudit.cli.config_file import complaint
 from lipaudit.cli.interrupt import Interruption
 from lipaudit.cli.words import Commands
-from lipaudit.errors import ExitCode, LipauditError, ResumeError
+from lipaudit.errors import ExitCode, LipauditError, RenamedWarning, ResumeError
 from lipaudit.results.formatting import clean
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             stream.reconfigure(errors="replace")
     session = Session(tuple(sys.argv[1:] if arguments is None else arguments))
     try:
-        code = commands.main(list(session.arguments), "lipaudit", standalone_mode=False, obj=session)
+        with older_names_told():
+            code = commands.main(list(session.arguments), "lipaudit", standalone_mode=False, obj=session)
         sys.exit(code or ExitCode.DONE)
     except click.exceptions.Abort:
         terminated = session.stop is not None and session.stop.terminated
@@ -76,6 +79,24 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         _fail(session, f"{type(error).__name__}: {error}{hint}{session.hint()}", ExitCode.CRASH)
 
 
+@contextlib.contextmanager
+def older_names_told() -> Iterator[None]:
+    """Says on stderr, in one line each, what older names are called now."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RenamedWarning)
+        shown, told = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+            if not issubclass(category, RenamedWarning):
+                shown(message, category, *rest, **more)
+            elif str(message) not in told:
+                told.add(str(message))
+                click.echo(f"lipaudit: {clean(message, LONGEST)}", err=True)
+
+        warnings.showwarning = show
+        yield
+
+
 def _fail(session: Session, message: str, code: int) -> NoReturn:
     if session.verbose > 1:
         traceback.print_exc()
@@ -92,7 +113,7 @@ def _fail(session: Session, message: str, code: int) -> NoReturn:
 @click.option("-v", "--verbose", count=True, help="-vv: logs and tracebacks.")
 @click.pass_context
 def commands(context: click.Context, verbose: int) -> None:
-    """Audit image classifiers: provable Lipschitz bounds and certified radii, held against real attacks."""
+    """Audit image classifiers: provable Lipschitz bounds and certified radii, tested by real attacks."""
     context.obj.verbose += verbose
     if context.invoked_subcommand is None:
         click.echo(context.get_help())

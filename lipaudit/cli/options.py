@@ -54,8 +54,8 @@ def options(*names: str, variables: bool = False, **more: Any) -> Callable[[Comm
         for name in reversed(names):
             one = known[name]
             if one.was is not None:
-                was = {"name": one.was.name, "typed": f"--{one.was.name}", "kind": one.was.kind}
-                command = _option(one, **was, variables=variables, hidden=True)(command)
+                older = _option(one, one.was.name, f"--{one.was.name}", one.was.kind, variables, hidden=True)
+                command = older(command)
             command = _option(one, one.name, one.typed, one.kind, variables, **more)(command)
         return command
 
@@ -65,7 +65,7 @@ def options(*names: str, variables: bool = False, **more: Any) -> Callable[[Comm
 def in_groups(*groups: str) -> list[str]:
     """The settings of these groups that the command line has, what only `lipaudit run` knows first."""
     own = options_of(Settings)
-    known = [one for one in options_of(RunSettings).values() if one.metavar != ""]
+    known = [one for one in options_of(RunSettings).values() if not one.library_only]
     return [one.name for group in groups for one in sorted(known, key=lambda o: o.name in own) if one.group == group]
 
 

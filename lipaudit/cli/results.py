@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from lipaudit.results.audit import Audit
 
 
-@commands.command()
+@commands.command("gate")
 @click.argument("result", type=FILE)
 @options("gates", variables=True)
 @config_option
 @options("exit_zero", variables=True)
 @text_or_json
-def check(result: Path, gates: tuple[str, ...], config_file: Path | None, exit_zero: bool, kind: str) -> int:
-    """Hold RESULT, a result file, against gates without running it again.
+def evaluate_gates(result: Path, gates: tuple[str, ...], config_file: Path | None, exit_zero: bool, kind: str) -> int:
+    """Evaluate gates on a result, without running the audit again.
 
     The gates are those of --gate, else of the configuration file, else those that the result was made with. Exit
     codes are those of `lipaudit run`.
@@ -84,13 +84,13 @@ def _check_lines(audit: Audit, integrity: str) -> list[Any]:
 @click.option(
     "--max-drop", type=click.FloatRange(0, 1), metavar="D", help="Exit 3 if a share falls by more, such as 0.02."
 )
-@click.option("--force", is_flag=True, help="Compare what is not alike; the output is marked NOT COMPARABLE.")
+@click.option("--force", is_flag=True, help="Compare even if inputs differ; the output is marked NOT COMPARABLE.")
 @text_or_json
 def compare(base: Path, new: Path, max_drop: float | None, force: bool, kind: str) -> int:
-    """Hold NEW against BASE, two result files of the same images, image by image.
+    """Compare two results image by image: what NEW gained and lost against BASE.
 
     Refuses results of other images, budgets, attacks or preprocessing. Exit codes: 0, 3 past --max-drop, 4 if NEW is
-    INVALID, 5 if --max-drop cannot be judged.
+    INVALID, 5 if --max-drop cannot be evaluated.
     """
     from lipaudit.cli.terminal import print_lines
     from lipaudit.report.comparison import comparison_lines, drop_lines
@@ -119,7 +119,7 @@ def _check_ids(context: click.Context, parameter: click.Parameter, typed: str) -
 @commands.command()
 @click.argument("check_id", metavar="[ID]", default="", shell_complete=_check_ids)
 def explain(check_id: str) -> None:
-    """Say what a check asks, why it matters and what to do; without ID, list the checks."""
+    """Explain a check: what it asks, why it matters, what to do. Without ID, list the checks."""
     from lipaudit.verdict.checks import CHECKS
     from lipaudit.verdict.explain import explain as page_of
 
@@ -140,7 +140,7 @@ def explain(check_id: str) -> None:
     help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
 )
 def report(result: Path, out: str, kind: str | None) -> None:
-    """Write the report of RESULT, a result file, again."""
+    """Write the report of a result again."""
     from lipaudit.files.atomic import write_all
     from lipaudit.verdict.consistency import load_audit
 
@@ -167,7 +167,9 @@ def schema() -> None:
 @click.option("--checkpoint", type=FILE, required=True, metavar="FILE", help="The safetensors file that it is about.")
 @click.option("--samples", type=click.IntRange(1), metavar="N", help="Check at most so many samples.")
 def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
-    """Check PROOF, which `lipaudit run --proof FILE` writes: derive every bound, logit and radius in it again.
+    """Check a proof file: derive every bound, logit and radius in it again.
+
+    `lipaudit run --proof FILE` writes one.
 
     The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/checker.py. Exit codes:
     0 accepted, 4 rejected, 2 a file that cannot be read.
@@ -196,7 +198,10 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
 @options(*(name for name in in_groups(OUTPUT) if name != "proof"), variables=True)
 @click.pass_context
 def merge(context: click.Context, /, results: tuple[Path, ...], **chosen: Any) -> int:
-    """Make one result of those of all shards of a run (`lipaudit run --shard I/N`)."""
+    """Merge shard results.
+
+    They come from `lipaudit run --shard I/N`.
+    """
     from lipaudit.runs.shards import merge as merged
     from lipaudit.verdict.consistency import load_audit
 

@@ -1,4 +1,4 @@
-"""`lipaudit models --coverage`: the survey of timm and torchvision on the terminal, as Markdown and as JSON."""
+"""`lipaudit survey`: the survey of timm and torchvision on the terminal, as Markdown and as JSON."""
 
 from __future__ import annotations
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 import shlex
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from lipaudit.errors import RenamedWarning
 from lipaudit.results.formatting import clean, letters
 from lipaudit.settings import DATASETS
 
 MEANT = {
     "audit": "run", "certify": "run", "attack": "run", "eval": "run", "evaluate": "run", "test": "run",
     "bound": "bounds", "lipschitz": "bounds", "model": "models", "list": "models", "dataset": "datasets",
-    "data": "datasets", "html": "report", "show": "report", "render": "report", "gate": "check", "diff": "compare",
+    "data": "datasets", "html": "report", "show": "report", "render": "report", "gates": "gate",
+    "coverage": "survey", "diff": "compare",
     "info": "env", "version": "--version", "help": "--help", "resume": "run --resume RUN",
 }  # fmt: skip
 """Commands that people try, and the one that they mean."""
@@ -50,7 +53,7 @@ class Words(click.Command):
         hint = f"; did you mean: {ctx.command_path} … {placed}?" if placed and typed else ""
         hint = f"; did you mean: {ctx.command_path} {placed}?" if placed and not typed else hint
         if results := [word for word in left if word.endswith(".json")]:
-            hint = f", a result; did you mean: lipaudit check {clean(results[0])}?"
+            hint = f", a result; did you mean: lipaudit gate {clean(results[0])}?"
         words = " ".join(clean(word) for word in left[:COUNT])
         raise click.UsageError(f"Got unexpected extra argument{'s' * (len(left) > 1)} ({words}){hint}", ctx)
 
@@ -61,13 +64,14 @@ class Commands(click.Group):
     command_class = Words
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        args = _todays(args)
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             word = args[0]
             meant = MEANT.get(letters(word))
             if meant is None and word.endswith(".json"):
-                meant = f"check {word}"
+                meant = f"gate {word}"
             if meant is None and (_option(word) != "--model" or re.search(r"\d|[:/]", word)):
                 meant = f"run {arguments(args, {'--model', '--dataset', '--checkpoint', '--eps', '--resume'})}"
             if meant is None or ctx.resilient_parsing:
@@ -86,6 +90,19 @@ class Commands(click.Group):
             raise click.UsageError(
                 f"{error.option_name} is an option of a command; did you mean: lipaudit run {error.option_name} …?", ctx
             ) from None
+
+
+def _todays(args: list[str]) -> list[str]:
+    """The words of a command line with the names that commands have now."""
+    older, newer = None, args
+    if args[0] == "check":
+        older, newer = "check", ["gate", *args[1:]]
+    elif args[0] == "models" and "--coverage" in args:
+        older, newer = "models --coverage", ["survey", *(word for word in args[1:] if word != "--coverage")]
+    if older is not None:
+        said = f"`lipaudit {older}` is called `lipaudit {newer[0]}` now"
+        warnings.warn(said, RenamedWarning, stacklevel=2)
+    return newer
 
 
 def arguments(words: Sequence[str], options: set[str]) -> str:

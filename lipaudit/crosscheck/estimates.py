@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import time
 import zlib
@@ -96,7 +95,7 @@ def clever(
     )
     return Estimate(
         name="CLEVER",
-        library=_library(),
+        library=str(ART),
         settings=(
             f"{CLEVER_BATCHES} batches of {CLEVER_SIZE} gradients towards each class, "
             f"out of {CLEVER_POOL} times as many points within {CLEVER_RADIUS * (high - low):g}"
@@ -148,7 +147,7 @@ def smoothing(
     values, seconds = _each(network, certifier, radius, points, labels, every, seed, progress, "smoothing")
     return Estimate(
         name="randomized smoothing",
-        library=_library(),
+        library=str(ART),
         settings=f"sigma {sigma:g}, {CHOOSING} noisy copies to choose the class, {DRAWS} to count it, Clopper-Pearson",
         about=(
             f"Radii of the network smoothed by Gaussian noise, which is another classifier than the one audited. Each "
@@ -159,10 +158,6 @@ def smoothing(
         draws=DRAWS,
         seconds=seconds,
     )
-
-
-def _library() -> str:
-    return f"ART {importlib.metadata.version(ART)}"
 
 
 def _each(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import statistics
 from collections.abc import Sequence
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from lipaudit.crosscheck import art, autoattack  # noqa: F401  (importing them fills the table)
 from lipaudit.crosscheck.isolation import random_state_kept
-from lipaudit.crosscheck.registry import ART, AUTOATTACK, plan
+from lipaudit.crosscheck.registry import plan
 from lipaudit.crosscheck.runner import Hold, Run, Tally, run_attack
 from lipaudit.crosscheck.samples import Arena, arena
 from lipaudit.errors import BadThreat
@@ -23,8 +22,6 @@ from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import AttackRecord
 from lipaudit.results.bounds import Disagreement, Witness
 from lipaudit.results.threat import written
-
-LIBRARIES = {AUTOATTACK: "AutoAttack (pyautoattack {})", ART: "ART {}"}
 
 
 @dataclass(frozen=True)
@@ -164,7 +161,7 @@ def _record(run: Run, tally: Tally) -> AttackRecord:
         settings += f", at eps {', '.join(map(written, run.eps))}"
     return AttackRecord(
         name=entry.name,
-        library=LIBRARIES[entry.library].format(importlib.metadata.version(entry.library)),
+        library=str(entry.library),
         settings=settings,
         attacked=len(tally.attacked),
         broken=len(tally.distance),

@@ -1,4 +1,4 @@
-"""Where the network as executed, in its own dtype, changes its answer: what promise F is held against.
+"""Where the network as executed, in its own dtype, changes its answer: what native arithmetic is held against.
 
 Witnesses are judged by the exact function in float64. Rounding moves the decision boundary of the network that runs, so
 from each witness the boundary in its own dtype is looked for, on the segment to the clean input.
@@ -32,7 +32,7 @@ def executed_distances(
     is not `worth` while: by default it is everywhere.
 
     A tie counts as another answer. Points are in float64, rounded to the network's dtype when it reads them: a distance
-    is the one before that, as promise F counts it.
+    is the one before that, as native arithmetic counts it.
     """
     found: list[float | None] = [None] * len(inputs)
     rows = sorted(w.sample for w in evidence.witnesses if worth is None or worth[w.sample])

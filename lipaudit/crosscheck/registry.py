@@ -5,11 +5,13 @@ claims: tensors of the batch's shape, row by row an input that it believes to be
 its input is no claim). Nothing that it says counts; `verification.py` decides.
 
 To add one: write the function below `@attack(...)` in one of them; every name can be asked for, presets or not.
+Another library is one `Library`, and a module that harness.py imports.
 """
 
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,8 +26,27 @@ from lipaudit.registry import Registry
 Aim = Literal["closest", "radius", "eps"]
 """What an attack is given: only the input, the certified radius of each sample, or one budget for all."""
 
-AUTOATTACK = "pyautoattack"
-ART = "adversarial-robustness-toolbox"
+
+@dataclass(frozen=True)
+class Library:
+    """Where attacks come from."""
+
+    distribution: str
+    module: str
+    """What is imported before one of them runs."""
+    title: str
+    """For a reader, with a place for the version."""
+    checks: tuple[str, ...] = ()
+    """The conditions of `attack_flags.py` that it looks for whatever the attack."""
+
+    def __str__(self) -> str:
+        return self.title.format(importlib.metadata.version(self.distribution))
+
+
+AUTOATTACK = Library(
+    "pyautoattack", "pyautoattack", "AutoAttack (pyautoattack {})", ("randomised", "probabilities", "dynamic")
+)
+ART = Library("adversarial-robustness-toolbox", "art.attacks.evasion", "ART {}")
 
 
 @dataclass(frozen=True)
@@ -59,8 +80,7 @@ class Attack:
     """One line of the table. Its docstring, whose first line is its claim, is that of `run`."""
 
     name: str
-    library: str
-    """Name of the distribution that it comes from."""
+    library: Library
     aim: Aim
     settings: Callable[[int], str]
     """Settings as a reader should see them, for so many classes."""
@@ -81,8 +101,7 @@ class Attack:
     def checks(self, classes: int) -> tuple[str, ...]:
         """The conditions of `attack_flags.py` that it looks for, or that show in what it finds."""
         blind = not self.passes(classes).backward
-        names: tuple[str, ...] = ("randomised", "probabilities", "dynamic") if self.library == AUTOATTACK else ()
-        names += ("zero gradients",) if self.follows else ()
+        names = (*self.library.checks, "zero gradients") if self.follows else self.library.checks
         return (*names, "black box") if blind else names
 
     def __call__(self, network: UnitBox, batch: Batch) -> Iterator[Tensor]:
@@ -106,7 +125,7 @@ the versions "standard" and "plus" of AutoAttack, with FAB looking for the close
 def attack(
     name: str,
     *,
-    library: str,
+    library: Library,
     aim: Aim,
     settings: Callable[[int], str],
     passes: Callable[[int], Passes],

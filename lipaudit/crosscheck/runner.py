@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lipaudit.crosscheck.isolation import BLACK_BOX, sealed
-from lipaudit.crosscheck.registry import ART, AUTOATTACK, Attack, Batch
+from lipaudit.crosscheck.registry import Attack, Batch
 from lipaudit.crosscheck.samples import Arena, Found, batches
 from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress
@@ -25,8 +25,6 @@ from lipaudit.results.threat import written
 
 Hold = Callable[[Sequence[int], Tensor], Sequence[Disagreement]]
 """What the model and the judge do not say alike of raw points (float64) of some rows."""
-
-MODULES = {AUTOATTACK: "pyautoattack", ART: "art.attacks.evasion"}
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ def run_attack(run: Run, tally: Tally) -> None:
             return
         with sealed(run.seed, [], run.arena.clean.device):
             # ART configures logging as it is imported, which would undo the capture of its first warnings.
-            importlib.import_module(MODULES[tally.entry.library])
+            importlib.import_module(tally.entry.library.module)
         for place, stage in enumerate(_stages(run, tally)):
             if len(stage.rows) and not _run_stage(run, tally, place, stage):
                 break

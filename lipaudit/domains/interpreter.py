@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from lipaudit.domains.graph import Graph, Node, Ref
-from lipaudit.domains.piecewise import PIECEWISE
+from lipaudit.domains.piecewise import FOLDED, PIECEWISE
 from lipaudit.errors import LipauditError, NotLipschitz, RuleError, UnsupportedOp
 from lipaudit.registry import Registry
 
@@ -39,7 +39,7 @@ class Rules(Registry[Rule]):
 def check_signature(op: str, function: Rule) -> None:
     """Refuse a rule whose keyword arguments are not exactly those of the operation's schema."""
     name, _, overload = op.rpartition(".")
-    space = torch.ops.lipaudit if op == PIECEWISE else torch.ops.aten
+    space = torch.ops.lipaudit if op in (PIECEWISE, FOLDED) else torch.ops.aten
     expected = [a.name for a in getattr(getattr(space, name), overload)._schema.arguments]
     parameters = list(inspect.signature(function).parameters.values())[2:]
     names = [p.name for p in parameters if p.kind is not inspect.Parameter.VAR_KEYWORD]

@@ -13,6 +13,14 @@ Note [Pieces of a plane]
     may be replaced by any expression of the same function. Where it is not, it jumps, and is left as it is: a rule
     or a capture error refuses the mask by name.
     The constants are those of the graph: Python numbers as float64, tensors as they are stored.
+
+Note [Folded planes]
+    A Householder activation keeps z = (x, y) on one side of a line and reflects it on the other, R z where w.z > 0. It
+    is continuous if and only if R - I = u w^T: then it is z + u relu(w.z). With the rounded sines and cosines that a
+    network has, R - I = u w^T + E, and it jumps by ||E z|| on the line, a few roundings of z. The continuous function
+    is put in its place, `folded`, where ||E|| is at most 8 roundings of the model's own dtype, and the graph says so;
+    how the network rounds is then not known (`rounded`). Whatever jumps farther, or selects nothing at the line, is
+    left as it is. Source: Singla, Singla and Feizi, ICLR 2022 (the activation); E made explicit here.
 """
 
 from __future__ import annotations
@@ -62,10 +70,24 @@ def _piecewise(
     return value
 
 
+def _folded(
+    self: torch.Tensor, other: torch.Tensor, here: torch.Tensor, there: torch.Tensor, step: torch.Tensor
+) -> torch.Tensor:
+    return self + step * (here * self + there * other).clamp_min(0.0)
+
+
+_LIBRARY.define("folded(Tensor self, Tensor other, Tensor here, Tensor there, Tensor step) -> Tensor")
 _LIBRARY.impl("piecewise", _piecewise, "CompositeImplicitAutograd")
+_LIBRARY.impl("folded", _folded, "CompositeImplicitAutograd")
 
 PIECEWISE = "piecewise.default"
 """offset + slope x + sum of steps[k] relu(x - points[k]): entry by entry, constants broadcast, points in order."""
+
+FOLDED = "folded.default"
+"""self + step relu(here self + there other): one coordinate of a plane that is folded along a line."""
+
+_ROUNDINGS = 8
+"""How many roundings a function may jump by that is taken for a continuous one; see Note [Folded planes]."""
 
 
 def sum_of_pieces(arguments: Mapping[str, Any]) -> torch.Tensor:
@@ -84,20 +106,30 @@ class Rewritten:
     nodes: list[Node]
     rounded: tuple[str, ...]
     """Operations whose written form rounds otherwise than the one in its place: layer, source and what it is now."""
+    continuous: tuple[str, ...] = ()
+    """Functions that jump by a few roundings, in whose place a continuous one is: layer, source and by how much."""
 
 
-def rewritten(nodes: Sequence[Node], masks: Iterable[str], complexes: Collection[str] = ()) -> Rewritten:
-    """See Note [Pieces of a plane]; `masks` are the names of nodes of truth values, `complexes` are left alone."""
+def rewritten(
+    nodes: Sequence[Node], masks: Iterable[str], complexes: Collection[str] = (), dtype: torch.dtype = torch.float64
+) -> Rewritten:
+    """See Note [Pieces of a plane]; `masks` are the names of nodes of truth values, `complexes` are left alone.
+
+    `dtype` is the model's own, in which its constants are rounded.
+    """
     masks, written = set(masks), {node.name: node for node in nodes if node.name not in complexes}
     better = {node.name: node for node in nodes}
-    rounded = []
+    rounded, jumps = [], []
     for node in written.values():
         for operands, cone in _cuts(node, written, masks) if node.name not in masks and _meets(node, written) else ():
             try:
                 functions = _Functions(operands, cone)
                 found = _of_one(node, functions) if len(operands) == 1 else _of_two(node, functions)
             except NotPiecewise:
-                continue
+                fold = _fold(node, operands, cone, torch.finfo(dtype).eps / 2)
+                found, jump = (None, 0.0) if fold is None else fold
+                if found is not None:
+                    jumps.append(f"{node.title} ({node.source}) jumps by up to {jump:.1g} of what it folds")
             if found is not None:
                 better[node.name] = found
                 products = [part for part in cone if part.op not in SELECTING and not _masks(part, masks)]
@@ -106,7 +138,7 @@ def rewritten(nodes: Sequence[Node], masks: Iterable[str], complexes: Collection
                 if products:
                     rounded.append(f"{found.op.split('.')[0]} in {node.title} ({node.source})")
                 break
-    return Rewritten(list(better.values()), tuple(rounded))
+    return Rewritten(list(better.values()), tuple(rounded), tuple(dict.fromkeys(jumps)))
 
 
 def _masks(node: Node, masks: set[str]) -> bool:
@@ -261,6 +293,56 @@ def _extreme(cells: Sequence[Cell]) -> str | None:
     return None
 
 
+# Planes folded along a line -------------------------------------------------------------------------------------------
+
+
+def _fold(node: Node, operands: Sequence[str], cone: Sequence[Node], unit: float) -> tuple[Node, float] | None:
+    """The node as one coordinate of a folded plane, and how far it jumps; None if it is none."""
+    try:
+        functions = _Functions(operands, cone)
+        cells = list(functions.cells(jumping=True)) if len(operands) == 2 else []
+    except NotPiecewise:
+        return None
+    for kept in (_FIRST, _SECOND):
+        folds = [_folded_along(part, kept, unit) for part in cells]
+        if folds and all(fold is not None for fold in folds):
+            columns = torch.tensor([fold for fold in folds if fold is not None], dtype=torch.float64).mT
+            first, second, step = (functions.spread(column) for column in columns[:3])
+            names, weights = list(operands), [first, second]
+            if kept == _SECOND:
+                names, weights = names[::-1], weights[::-1]
+            args = {
+                "self": Ref(names[0]),
+                "other": Ref(names[1]),
+                "here": weights[0],
+                "there": weights[1],
+                "step": step,
+            }
+            target = torch.ops.lipaudit.folded.default
+            return replace(node, op=FOLDED, target=target, args=args, output=None), float(columns[3].max())
+    return None
+
+
+def _folded_along(cells: Sequence[Cell], kept: Form, unit: float) -> tuple[float, float, float, float] | None:
+    """w, u and the jump of z -> kept + u (w.z) where w.z > 0, that coordinate elsewhere; None for others."""
+    others = [cell for cell in cells if cell.form != kept]
+    sides = {form for cell in cells for form, _ in cell.inside}
+    lines = {max(form, tuple(-c for c in form)) for form in sides}
+    if len(others) != 1 or len(lines) != 1 or len(others[0].inside) != 1:
+        return None
+    (beyond, _), form = others[0].inside[0], others[0].form
+    if beyond[2] != 0 or form[2] != 0 or not any(beyond[:2]):
+        return None
+    length = math.hypot(beyond[0], beyond[1])
+    w = (float(beyond[0]) / length, float(beyond[1]) / length)
+    moved = tuple(a - b for a, b in zip(form[:2], kept[:2], strict=True))
+    u = float(sum(Fraction(a) * b for a, b in zip(w, moved, strict=True)))
+    off = [float(m - Fraction(u) * Fraction(a)) for m, a in zip(moved, w, strict=True)]
+    jump = math.hypot(*off)
+    size = 1.0 + math.hypot(float(form[0]), float(form[1]))
+    return (*w, u, jump) if jump <= _ROUNDINGS * unit * size else None
+
+
 # Cells ----------------------------------------------------------------------------------------------------------------
 
 
@@ -300,12 +382,12 @@ class _Functions:
             raise NotPiecewise
         self._device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 
-    def cells(self) -> Iterator[list[Cell]]:
-        """The cells of each class of constants, of which the function is continuous."""
+    def cells(self, *, jumping: bool = False) -> Iterator[list[Cell]]:
+        """The cells of each class of constants, of which the function is continuous unless it may be `jumping`."""
         for row in self._classes.tolist():
             constants = dict(zip(self._keys, map(Fraction, row), strict=True))
             cells = list(self._partition(constants))
-            if not continuous(cells, len(self.operands)):
+            if not (jumping or continuous(cells, len(self.operands))):
                 raise NotPiecewise
             yield cells
 

@@ -78,7 +78,9 @@ def capture(
         if computing is not None:
             _check_weights(graph, computing, fixed, probe)
     notes = {"snapshot of parametrised weights": fixed, "read at capture": list(watch.read)}
-    return replace(graph, notes=tuple(f"{what}: {_listed(names)}" for what, names in notes.items() if names))
+    return replace(
+        graph, notes=(*graph.notes, *(f"{what}: {_listed(names)}" for what, names in notes.items() if names))
+    )
 
 
 def _listed(names: list[str]) -> str:

@@ -102,7 +102,7 @@ def reduce(
         raise CaptureError("expected logits that depend on the input, got a constant or the input itself")
     masks = [name for name, kind in reading.kinds.items() if kind.startswith("bool ")]
     once, output = _computed_once(_live(reading.nodes, value.name), value.name)
-    together = rewritten(once, masks, reading.complexes)
+    together = rewritten(once, masks, reading.complexes, dtype)
     nodes = _live(together.nodes, output)
     reading.refuse_steps(nodes)
     named = tuple(replace(node, layer=node.layer.removeprefix(prefix)) for node in nodes)
@@ -113,6 +113,7 @@ def reduce(
         dtype,
         casts=tuple(dict.fromkeys(reading.casts)),
         complexes=frozenset(node.name for node in named if node.name in reading.complexes),
+        notes=tuple(f"continuous up to rounding: {what}; certified without that jump" for what in together.continuous),
         rounded=together.rounded,
         rewritten=tuple(f"{_name(fx.target)} in {_where(fx)}" for fx in others),
     )

@@ -2,21 +2,27 @@
 
 Note [Hidden state]
     A model may keep numbers anywhere: in buffers and attributes, in objects that these hold, in what its functions
-    close over, in class attributes and in globals, in generators of random numbers. `State` reads all of that which can
-    be reached from the modules and from the functions that belong to their classes, hooks and attributes, into one
-    short token each, to be compared before and after a run. Code of torch, NumPy and the standard library is not
-    looked into; the generators of random numbers that these share are.
+    close over, in class attributes, in globals of its own module or of another that it names, in generators of random
+    numbers. `State` reads all of that which can be reached from the modules and from the functions that belong to their
+    classes, hooks and attributes, into one short token each, to be compared before and after a run. Code of torch,
+    NumPy and the standard library is not looked into: of their modules, functions and objects, only numbers that were
+    set on them. What objects of the standard library hold is: by what pickle would take of them, or else by what the
+    garbage collector knows. Shared generators of random numbers count too.
 """
 
 from __future__ import annotations
 
+import contextvars
 import functools
+import gc
 import random
 import sys
+import threading
 import types
 import warnings
+import weakref
 import zlib
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -28,9 +34,12 @@ from torch.nn.utils.parametrize import is_parametrized
 _FOREIGN = frozenset({"torch", "numpy", "lipaudit", "functorch", *sys.stdlib_module_names} - {"__main__"})
 """Packages whose code is not looked into."""
 
+_CLOSED = _FOREIGN - sys.stdlib_module_names | {"logging", "warnings"}
+"""Those whose objects are not looked into either: they keep caches, and records that no answer depends on."""
+
 _MOST_OBJECTS = 200_000
 
-_NUMBERS = (bool, int, float, complex, str, bytes, type(None))
+_NUMBERS = (bool, int, float, complex, str, bytes, type(None), np.generic)
 
 
 _OLD_NORMS = ("torch.nn.utils.weight_norm", "torch.nn.utils.spectral_norm")
@@ -74,8 +83,9 @@ class State:
     def __init__(self, model: nn.Module, *, entries: bool = True) -> None:
         """`entries`: also those of tensors, which takes the time."""
         self.entries = entries
-        self.tokens: dict[str, Any] = {}
-        self.tensors: dict[str, torch.Tensor] = {}
+        self.tokens: defaultdict[str, list[Any]] = defaultdict(list)
+        """By place: two things may have the same name."""
+        self.tensors: list[tuple[str, torch.Tensor]] = []
         self.generators: set[str] = set()
         """Places of generators of random numbers."""
         self._seen: dict[int, Any] = {}
@@ -85,29 +95,34 @@ class State:
             warnings.simplefilter("ignore")  # of iterators that will no longer be copied
             for name, module in model.named_modules():
                 self._walk(module, name or type(module).__name__, named=name)
-            for place, generator in _generators().items():
-                self._walk(generator, place)
+            for place, shared in (_generators() | _hooks()).items():
+                self._walk(shared, place)
 
     def changes(self, later: State) -> list[str]:
         """Where `later` is something else."""
-        missing = object()
         places = [*self.tokens, *(place for place in later.tokens if place not in self.tokens)]
-        return [p for p in places if self.tokens.get(p, missing) != later.tokens.get(p, missing)]
+        return [place for place in places if self.tokens.get(place) != later.tokens.get(place)]
 
     def _walk(self, value: Any, place: str, named: str | None = None) -> None:  # noqa: C901  (one case after the other)
         if isinstance(value, _NUMBERS):
-            self.tokens[place] = (type(value).__name__, repr(value))
+            self.tokens[place].append((type(value).__name__, repr(value)))
+            self._attributes(value, place)
             return
         if id(value) in self._seen or len(self._seen) > _MOST_OBJECTS:
             return
         self._seen[id(value)] = value
         if isinstance(value, torch.Tensor):
-            self.tensors[place] = value
-            self.tokens[place] = _token(value) if self.entries else None
+            self.tensors.append((place, value))
+            self.tokens[place].append(_token(value) if self.entries else None)
+            self._attributes(value, place)
+            if value.is_leaf and value.grad is not None:
+                self._walk(value.grad, f"{place}.grad")
         elif isinstance(value, np.ndarray):
-            self.tokens[place] = (value.shape, zlib.crc32(np.ascontiguousarray(value).tobytes()))
+            objects = value.dtype.hasobject
+            self.tokens[place].append((value.shape, objects or zlib.crc32(np.ascontiguousarray(value).tobytes())))
+            self._walk(value.tolist() if objects else None, f"{place}.tolist()")
         elif isinstance(value, (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)):
-            self.tokens[place] = _position(value)
+            self.tokens[place].append(_position(value))
             self.generators.add(place)
         elif isinstance(value, nn.Module):
             prefix = place if named is None else named
@@ -117,15 +132,23 @@ class State:
                     self._walk(one, f"{prefix}.{key}".removeprefix("."))
             self._class(type(value))
         elif isinstance(value, Mapping):
-            self.tokens[place] = ("keys", tuple(map(_short, value)))
+            self.tokens[place].append(("keys", tuple(map(_short, value))))
             for key, one in list(value.items()):
                 self._walk(one, f"{place}[{_short(key)}]")
+            self._attributes(value, place)
         elif isinstance(value, (list, tuple, deque, Set)):
-            self.tokens[place] = ("length", len(value))
+            self.tokens[place].append(("length", len(value)))
             for number, one in enumerate(list(value)):
                 self._walk(one, f"{place}[{number}]")
+            self._attributes(value, place)
         else:
             self._object(value, place)
+
+    def _attributes(self, value: Any, place: str, *, numbers: bool = False) -> None:
+        """What was set on an object; or only the numbers of that."""
+        for name, one in list(getattr(value, "__dict__", {}).items()):
+            if not numbers or isinstance(one, _NUMBERS):
+                self._walk(one, f"{place}.{name}")
 
     def _object(self, value: Any, place: str) -> None:
         if isinstance(value, types.MethodType):
@@ -133,25 +156,18 @@ class State:
             self._walk(value.__self__, f"{place}.__self__")
         elif isinstance(value, types.FunctionType):
             self._function(value, place)
-        elif isinstance(value, functools.partial):
-            self._walk([value.func, value.args, value.keywords], place)
-        elif isinstance(value, functools._lru_cache_wrapper):
-            self.tokens[place] = (value.cache_info().misses, value.cache_info().currsize)
-            self._walk(value.__wrapped__, f"{place}.__wrapped__")
-        elif isinstance(value, types.GeneratorType):
-            self.tokens[place] = value.gi_frame and value.gi_frame.f_lasti
+        elif isinstance(value, types.ModuleType):
+            self._module(value, [] if _is_foreign(value.__name__) else list(vars(value)))
         elif isinstance(value, type):
             self._class(value)
-        elif type(value).__module__ in ("builtins", "itertools", "collections") and hasattr(value, "__next__"):
-            self.tokens[place] = repr(value.__reduce__()[1:])
         elif _foreign(type(value)) and not hasattr(value, "__torch_function__"):
-            return
+            closed = str(type(value).__module__).partition(".")[0] in _CLOSED
+            self._attributes(value, place, numbers=True) if closed else self._walk(_held(value), place)
         else:
             for name in [n for kind in type(value).__mro__ for n in getattr(kind, "__slots__", ())]:
                 if hasattr(value, name):
                     self._walk(getattr(value, name), f"{place}.{name}")
-            for name, one in list(getattr(value, "__dict__", {}).items()):
-                self._walk(one, f"{place}.{name}")
+            self._attributes(value, place)
             self._class(type(value))
 
     def _class(self, kind: type) -> None:
@@ -160,12 +176,13 @@ class State:
                 continue
             self._classes.add(base)
             for name, value in list(vars(base).items()):
-                if name not in ("__dict__", "__weakref__", "__doc__", "__annotations__"):
+                if name not in ("__dict__", "__weakref__", "__doc__", "__annotations__", "_abc_impl"):
                     inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
                     self._walk(inner, f"{base.__name__}.{name}")
 
     def _function(self, function: types.FunctionType, place: str) -> None:
         if _foreign(function):
+            self._attributes(function, place, numbers=True)
             return
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             try:
@@ -174,19 +191,62 @@ class State:
                 continue
         for what in ("__defaults__", "__kwdefaults__", "__dict__"):
             self._walk(getattr(function, what), f"{place}.{what}")
-        for name in _names(function.__code__):
-            if name in function.__globals__:
-                self._walk(function.__globals__[name], f"global {name}")
+        names = sorted(_names(function.__code__))
+        for name in names:
+            value = function.__globals__.get(name, sys.modules.get(name))
+            if isinstance(value, types.ModuleType):
+                self._module(value, names)
+            elif value is not None:
+                self._walk(value, f"global {name}")
+
+    def _module(self, module: types.ModuleType, names: list[str]) -> None:
+        """The globals of these names in a module, and in those that it has under one of them."""
+        modules = [module]
+        for one in modules:
+            foreign = _is_foreign(one.__name__)
+            for name in names:
+                value = vars(one).get(name)
+                if isinstance(value, types.ModuleType):
+                    modules += [] if value in modules else [value]
+                elif value is not None and (not foreign or isinstance(value, (types.FunctionType, *_NUMBERS))):
+                    self._walk(value, f"{one.__name__}.{name}")
 
 
-def _names(code: types.CodeType) -> list[str]:
-    """The global names that a function and those inside it may read."""
-    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
-    return [*code.co_names, *inner]
+def _names(code: types.CodeType) -> set[str]:
+    """The names that a function and those inside it may read, also by their spelling."""
+    names = {*code.co_names, *(constant for constant in code.co_consts if isinstance(constant, str))}
+    return names.union(*(_names(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)))
+
+
+def _held(value: Any) -> list[Any]:
+    """What an object of the standard library holds."""
+    if isinstance(value, contextvars.ContextVar):
+        return [value.get(None)]
+    if isinstance(value, weakref.ref):
+        return [value()]
+    if isinstance(value, threading.local):
+        return [vars(value)]
+    if isinstance(value, functools._lru_cache_wrapper):
+        info = value.cache_info()
+        return [info.misses, info.currsize, *gc.get_referents(value)]
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        return [frame.f_lasti, dict(frame.f_locals), value.gi_yieldfrom] if frame else []
+    if isinstance(value, (types.CodeType, types.FrameType, types.TracebackType)):
+        return []
+    try:
+        reduced = value.__reduce_ex__(4)
+    except Exception:  # noqa: BLE001  (pickle does not take it; what is raised is up to the class)
+        return [one for one in gc.get_referents(value) if not isinstance(one, (type, types.ModuleType))]
+    return [] if isinstance(reduced, str) else list(reduced[1:3])
 
 
 def _foreign(value: Any) -> bool:
-    return str(getattr(value, "__module__", None) or "builtins").partition(".")[0] in _FOREIGN
+    return _is_foreign(getattr(value, "__module__", None) or "builtins")
+
+
+def _is_foreign(module: Any) -> bool:
+    return str(module).partition(".")[0] in _FOREIGN
 
 
 def _short(key: Any) -> str:
@@ -214,6 +274,12 @@ def _generators() -> dict[str, Any]:
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         shared |= {f"torch.cuda[{k}]": generator for k, generator in enumerate(torch.cuda.default_generators)}
     return shared
+
+
+def _hooks() -> dict[str, Any]:
+    """What runs with every module."""
+    hooks = nn.modules.module
+    return {"forward pre-hooks": hooks._global_forward_pre_hooks, "forward hooks": hooks._global_forward_hooks}
 
 
 def _position(generator: Any) -> int:

@@ -48,6 +48,20 @@ _TOGETHER = 8
 """Images given by the user that run at a time."""
 
 
+_SETTINGS: dict[str, Callable[[], Any]] = {
+    "the default type": torch.get_default_dtype,
+    "the default device": torch.get_default_device,
+    "the number of threads": torch.get_num_threads,
+    "whether gradients are kept": torch.is_grad_enabled,
+    "inference mode": torch.is_inference_mode_enabled,
+    "autocast on CPUs": lambda: torch.is_autocast_enabled("cpu"),
+    "autocast on GPUs": lambda: torch.is_autocast_enabled("cuda"),
+    "whether algorithms are deterministic": torch.are_deterministic_algorithms_enabled,
+    "the precision of matrix products": torch.get_float32_matmul_precision,
+}
+"""Those of torch that change what operations compute, as `torch.set_...` leaves them."""
+
+
 def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, list[torch.Tensor]]:
     """Three calls with the batch `probe` of one: plain logits, nothing looked at, nothing random, nothing kept.
 
@@ -59,16 +73,17 @@ def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, list[torc
     after = State(model, entries=False)
     _check_generators(before, after, watch)
     _check_seen(watch)
-    kept = {place: tensor for place, tensor in after.tensors.items() if watch.depends([tensor])}
+    kept = [(place, tensor) for place, tensor in after.tensors if watch.depends([tensor])]
+    places = [place for place, _ in kept]
     states, answers = [], []
     for _ in range(2):
         _spoil(kept)
         answers.append(answer(model, probe))
         states.append(State(model))
         if not bool(torch.isfinite(answers[-1]).all()):
-            raise _written(kept)
+            raise _written(places)
     _check_generators(after, State(model, entries=False), watch)
-    changed = [place for place in states[0].changes(states[1]) if place not in kept]
+    changed = [place for place in states[0].changes(states[1]) if place not in places]
     if changed:
         raise _written(changed)
     if not _repeated(model, probe, *answers):
@@ -78,14 +93,24 @@ def first_calls(model: nn.Module, probe: torch.Tensor) -> tuple[Watch, list[torc
 
 def answer(model: nn.Module, inputs: torch.Tensor, run: Callable[..., Any] | None = None) -> Any:
     """The model's output, with nothing compiled; what it raises is the finding. `run` calls it instead."""
+    before = {name: read() for name, read in _SETTINGS.items()}
     try:
         with torch.compiler.set_stance("force_eager"):
-            return model(inputs.clone()) if run is None else run(model, inputs.clone())
+            result = model(inputs.clone()) if run is None else run(model, inputs.clone())
+    except CaptureError:
+        raise
     except (Exception, SystemExit) as error:  # the model is the user's code
         raise CaptureError(
             f"expected the model to run on inputs of shape {tuple(inputs.shape)}, got "
             f"{type(error).__name__}: {first_line(error)}; check the input shape and channel order"
         ) from error
+    for name, read in _SETTINGS.items():
+        if read() != before[name]:
+            raise CaptureError(
+                f"expected a model that leaves torch as it is, got a forward that sets {name} to {read()}; set it "
+                "where the model is made"
+            )
+    return result
 
 
 def first_line(error: BaseException) -> str:
@@ -127,9 +152,9 @@ def _check_generators(before: State, after: State, watch: Watch) -> None:
         raise CaptureError(f"expected a deterministic model, got random numbers {by}; the model is random in eval mode")
 
 
-def _spoil(kept: dict[str, torch.Tensor]) -> None:
+def _spoil(kept: list[tuple[str, torch.Tensor]]) -> None:
     """Overwrite what was computed from the input."""
-    for place, tensor in kept.items():
+    for place, tensor in kept:
         if not tensor.is_floating_point():
             raise _written([place])
         try:
@@ -185,8 +210,10 @@ def hold(
     trial.beside_nan(probes[0][1:])
     sample = probes[0][-1]
     trial.otherwise("with and without gradients", sample, torch.enable_grad)
-    trial.otherwise("with and without gradients", sample, lambda: _gradients(model), torch.Tensor.requires_grad_)
+    for change in (torch.Tensor.requires_grad_, lambda batch: batch.requires_grad_().clone(), nn.Parameter):
+        trial.otherwise("with and without gradients", sample, lambda: _gradients(model), change)
     trial.otherwise("for other strides of the input in memory", sample, torch.no_grad, _turned)
+    trial.otherwise("for other strides of the input in memory", sample, torch.no_grad, _last_of_two)
     if like.dtype != torch.float64:
         trial.otherwise("for an input in float64", sample, torch.no_grad, torch.Tensor.double)
     trial.otherwise("in inference mode", sample, torch.inference_mode)  # last: what it caches allows no gradients
@@ -208,6 +235,10 @@ def _probes(shape: tuple[int, ...], domain: tuple[float, float]) -> list[torch.T
 def _turned(batch: torch.Tensor) -> torch.Tensor:
     """The same entries, in another order in memory."""
     return batch.transpose(1, -1).contiguous().transpose(1, -1)
+
+
+def _last_of_two(batch: torch.Tensor) -> torch.Tensor:
+    return torch.cat([batch, batch])[1:]
 
 
 class _Trial:
@@ -261,7 +292,7 @@ class _Trial:
         """Called in another way, it gives the same answer, or none."""
         with context():
             try:
-                got = self.watched(change(image[None].clone()))
+                got = self.watched(image[None], change)
             except CaptureError as error:
                 if isinstance(error.__cause__, (Exception, SystemExit)):
                     return
@@ -273,8 +304,10 @@ class _Trial:
                 "than the one that is certified"
             )
 
-    def watched(self, inputs: torch.Tensor) -> torch.Tensor:
-        got = answer(self.model, inputs, self.watch.run)
+    def watched(
+        self, inputs: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] = torch.Tensor.clone
+    ) -> torch.Tensor:
+        got = answer(self.model, inputs, lambda model, copy: self.watch.run(model, change(copy)))
         _check_seen(self.watch)
         if not isinstance(got, torch.Tensor) or got.ndim != 2:
             raise _mixed("another kind of answer")

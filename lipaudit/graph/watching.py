@@ -37,6 +37,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from lipaudit.errors import CaptureError
 from lipaudit.graph.lowering import SHAPE_ONLY, innermost, is_random
 from lipaudit.graph.replay import masks_in, name_of, tensors_in, without_masks
 
@@ -83,6 +84,7 @@ _OUTSIDE: dict[Any, str] = {
     **{getattr(os, name): "entropy" for name in ("urandom", "getrandom") if hasattr(os, name)},
     os.getpid: "the process",
     _thread.start_new_thread: "another thread",
+    open: "a file",
     sys._getframe: "its caller",
     sys.getprofile: "its caller",
     sys.gettrace: "its caller",
@@ -132,6 +134,8 @@ class Watch:
         """By address: which is not given to another storage as long as somebody refers to this one."""
         self.looked: list[str] = []
         """What was asked of values that depend on the input, and where; for an error message."""
+        self._raised: list[str] = []
+        """Errors of operations on them in this run."""
         self.outside: list[str] = []
         """What was asked of the world."""
         self.random: list[str] = []
@@ -144,14 +148,16 @@ class Watch:
     def run(self, model: nn.Module, inputs: torch.Tensor) -> Any:
         """The model's answer. What was seen is added up in `looked` and `outside`; `constants` is this run's."""
         self._mark([inputs])
-        self.constants = []
+        self.constants, self._raised = [], []
         profile, collecting = sys.getprofile(), gc.isenabled()
         gc.disable()  # what others have told it to call when it collects is not the model's doing
         if profile is None:
             sys.setprofile(self._profile)
         try:
             with _Operations(self), _Calls(self):
-                return model(inputs)
+                result = model(inputs)
+            self.looked += self._raised  # whether an operation fails may depend on values, and the model went on
+            return result
         finally:
             if profile is None:
                 sys.setprofile(None)
@@ -170,6 +176,11 @@ class Watch:
 
     def operation(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an operation that was dispatched."""
+        if isinstance(op, torch._ops.HigherOrderOperator):
+            raise CaptureError(
+                f"expected a forward in plain operations, got control flow of torch ({op.name()}) in {self._place()}; "
+                "write it out"
+            )
         facts = _facts(op)
         if facts.random and is_random(op, _named(op, args, kwargs)):
             self.random.append(f"{op} in {self._place()}")
@@ -179,9 +190,14 @@ class Watch:
             items = _named(op, args, kwargs).items()
             if not self.depends(tensors_in(value for name, value in items if name != facts.ignored)):
                 return op(*args, **kwargs)
+        name = str(op).removeprefix("aten.")
         if facts.shaping and self._decides(op, args, kwargs):
-            self._look("item" if op is torch.ops.aten._local_scalar_dense.default else str(op).removeprefix("aten."))
-        result = op(*args, **kwargs)
+            self._look("item" if op is torch.ops.aten._local_scalar_dense.default else name)
+        try:
+            result = op(*args, **kwargs)
+        except Exception:
+            self._raised.append(f"the error of {name} in {self._place()}")
+            raise
         self._mark(tensors_in([result]))
         if facts.written:  # what is written to depends on the input from now on
             named = _named(op, args, kwargs)
@@ -275,6 +291,8 @@ class Watch:
 
 
 class _Operations(TorchDispatchMode):
+    supports_higher_order_operators = True
+
     def __init__(self, watch: Watch) -> None:
         super().__init__()
         self.watch = watch

@@ -41,7 +41,7 @@ def assert_certified(
     found = audit(model, inputs, labels, eps=(eps,), attacks=attacks, local=local, **settings)
     if found.verdict.integrity != "SOUND":
         raise AssertionError(f"{found.verdict.headline} Do not rely on certificates; please report this.")
-    if found.proved[0].value < at_least:
+    if found.certified[0].value < at_least:
         raise AssertionError(_failure(found, at_least, local))
     return found
 
@@ -58,7 +58,7 @@ def _failure(found: Audit, at_least: float, local: str) -> str:
     from lipaudit.results.metrics import median_radius
     from lipaudit.results.threat import eps_text
 
-    proved, clean = found.proved[0], found.clean
+    proved, clean = found.certified[0], found.clean
     if clean.value < at_least:
         remedy = "too many answers are wrong for any certificate; check labels, normalisation and training"
     elif local == "off":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.errors import BadThreat, LoadError
 from lipaudit.graph.wrappers import prepared
 from lipaudit.loading.user_data import as_arrays
-from lipaudit.results.threat import box_of, eps_value, threat_of
-from lipaudit.settings import Settings
+from lipaudit.results.threat import PIXELS, box_of, eps_value, threat_of
+from lipaudit.settings import Settings, settings_from
 
 Log = Callable[[str, float, int], Any]
 """Takes a tag, a number and a step, as the `add_scalar` of a TensorBoard `SummaryWriter` does."""
@@ -38,11 +38,10 @@ class CertificateLog:
         eps: float | str = "36/255",
         every: int = 1,
         samples: int | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        domain: tuple[float, float] = (0.0, 1.0),
+        **keywords: Any,
     ) -> None:
-        """`data` as `as_arrays` takes it; `samples` of it are drawn once, the same for all epochs.
+        """`data` as `as_arrays` takes it; `samples` of it are drawn once, the same for all epochs. `keywords` are
+        `norms`, `mean`, `std` and `domain` of `lipaudit.certify`; the domain is [0, 1] unless said otherwise.
 
         Raises `BadThreat` and `LoadError` for arguments that make no sense.
         """
@@ -51,7 +50,9 @@ class CertificateLog:
         if every < 1:
             raise BadThreat(f"expected every to be 1 or more epochs, got {every}")
         self.model, self.log, self.every = model, log, every
-        self.settings, self.domain = Settings(norms="best", mean=mean, std=std, domain=domain), box_of(domain)
+        pixels = Settings(norms="best", domain=PIXELS)
+        self.settings = settings_from(keywords, pixels, "CertificateLog", takes=("norms", "mean", "std", "domain"))
+        self.domain = box_of(self.settings.domain)
         self.eps = eps_value(threat_of((eps,), self.domain).eps[0])
         inputs, self.labels = as_arrays(data, samples=samples)
         self.inputs = within(check_inputs(inputs), self.domain)
@@ -66,7 +67,11 @@ class CertificateLog:
         with random_state_kept(0), _evaluating(self.model):
             network = prepared(self.model, self.settings)
             composition = compose(
-                network.module, tuple(self.inputs.shape[1:]), domain=self.domain, method=self.settings.norms
+                network.module,
+                tuple(self.inputs.shape[1:]),
+                domain=self.domain,
+                method=self.settings.norms,
+                global_method=self.settings.global_method,
             )
             answers = check_labels(self.labels, len(self.inputs), len(composition.network.pairwise))
             certificates = certify_with(composition, self.inputs, answers)

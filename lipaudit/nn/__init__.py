@@ -8,6 +8,7 @@ from lipaudit.nn.deployment import export, spectral_rescale_
 from lipaudit.nn.heads import ConvexResidual, NormalisedLinear
 from lipaudit.nn.isometries import ChannelPad, SpaceToDepth
 from lipaudit.nn.losses import offset_cross_entropy, pairwise_lipschitz, radius_hinge
+from lipaudit.nn.orthogonal import OrthogonalConv2d, PotentialConv2d, PotentialLinear
 from lipaudit.nn.penalties import log_lipschitz, spectral_penalty
 
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "Householder",
     "MaxMin",
     "NormalisedLinear",
+    "OrthogonalConv2d",
+    "PotentialConv2d",
+    "PotentialLinear",
     "SpaceToDepth",
     "aol",
     "export",

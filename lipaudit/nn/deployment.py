@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from lipaudit.nn.almost_orthogonal import AOLConv2d, AOLLinear, lattice_stride
 from lipaudit.nn.bound_replay import Factor, layer_at, norm_at, plan, variance
 from lipaudit.nn.heads import NormalisedLinear
+from lipaudit.nn.orthogonal import OrthogonalConv2d
 from lipaudit.norms.frequency_cells import lattice_norm
 from lipaudit.norms.linear_maps import Conv, Dense
 from lipaudit.norms.methods import norm_bound
@@ -20,7 +21,7 @@ from lipaudit.rounding import UNIT, check_arithmetic, up
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
-PLAIN = {AOLConv2d: nn.Conv2d, AOLLinear: nn.Linear, NormalisedLinear: nn.Linear}
+PLAIN = {AOLConv2d: nn.Conv2d, AOLLinear: nn.Linear, NormalisedLinear: nn.Linear, OrthogonalConv2d: nn.Conv2d}
 """What a layer of this package is once its weight is an ordinary parameter."""
 
 CELLS = 20_000

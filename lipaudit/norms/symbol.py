@@ -152,7 +152,7 @@ class Symbols:
         """F at the frequencies pi index / size: (frequencies, groups, out, inputs * phases), complex."""
         parts = []
         for taps in self.taps:
-            angle = _angle(index, taps.places, sizes)
+            angle = angles(index, taps.places, sizes)
             weights = taps.weights  # (groups, taps, out * in)
             real, imag = torch.cos(angle) @ weights, -(torch.sin(angle) @ weights)
             symbol = torch.complex(real, imag).transpose(0, 1)
@@ -163,7 +163,7 @@ class Symbols:
         """F of one group at one frequency each: (groups, out, inputs * phases), complex."""
         parts = []
         for taps in self.taps:
-            angle, weights = _angle(index, taps.places, sizes)[:, None], taps.weights[groups]
+            angle, weights = angles(index, taps.places, sizes)[:, None], taps.weights[groups]
             symbol = torch.complex(torch.cos(angle) @ weights, -(torch.sin(angle) @ weights))
             parts.append(symbol.reshape(-1, self.out, self.inputs))
         return torch.cat(parts, dim=2)
@@ -190,12 +190,12 @@ class GramMatrices:
             return
         one = torch.ones(len(index), 1, dtype=torch.float64, device=out.device)
         if out.is_complex():
-            angle = _angle(index, self.shifts, self.sizes)
+            angle = angles(index, self.shifts, self.sizes)
             one, out = torch.cat([one, torch.cos(angle), torch.sin(angle)], dim=1), torch.view_as_real(out)
         torch.mm(one, self.rows, out=out.view(len(index), -1))
 
 
-def _angle(index: torch.Tensor, places: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+def angles(index: torch.Tensor, places: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """places . (pi index / size): (frequencies, places), each axis reduced exactly to [0, 2 pi)."""
     moduli = 2 * torch.tensor(sizes, device=index.device)
     turns = (index[:, None, :] * places[None]) % moduli

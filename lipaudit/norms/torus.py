@@ -110,18 +110,18 @@ def torus(conv: Conv) -> tuple[Conv, list[int], int]:
 def best_class(symbols: Symbols, inner: Conv, sizes: Sequence[int]) -> tuple[torch.Tensor, str]:
     """The frequencies of one parity class, those of large norm first, and the name of the class.
 
-    Every class is a bound, so only the one that promises to be the smallest is proved; circular maps have one.
+    Every class is a bound, so only the one that arithmetics to be the smallest is proved; circular maps have one.
     """
     if inner.padding_mode == "circular":
         return symbols.index(sizes, (0,) * len(sizes)), ""
     if all(symbols.flat):
         return symbols.index(sizes, (1,) * len(sizes)), "-" * len(sizes)
     heights = landscape(inner, [2 * size for size in sizes], steps=_STEPS).amax(0)
-    classes, promises = {}, {}
+    classes, arithmetics = {}, {}
     for parity in itertools.product((0, 1), repeat=len(sizes)):
         index = symbols.index(sizes, parity)
-        promise = heights[tuple(index.T)]
-        classes[parity] = index[promise.argsort(descending=True)]
-        promises[parity] = float(promise.max())
-    best = min(promises, key=promises.__getitem__)
+        arithmetic = heights[tuple(index.T)]
+        classes[parity] = index[arithmetic.argsort(descending=True)]
+        arithmetics[parity] = float(arithmetic.max())
+    best = min(arithmetics, key=arithmetics.__getitem__)
     return classes[best], "".join("-" if bit else "+" for bit in best)

@@ -10,8 +10,8 @@ from lipaudit.verdict.comparison import Change, Comparison
 
 MOST_IMAGES = 10
 WORDS = {"worse": ("← worse", "bold red"), "better": ("← better", "bold green")}
-GAINED = {"clean": "newly right", "proved": "newly certified", "unbroken": "no longer broken"}
-LOST = {"clean": "newly wrong", "proved": "no longer certified", "unbroken": "newly broken"}
+GAINED = {"clean": "newly right", "certified": "newly certified", "empirical": "no longer broken"}
+LOST = {"clean": "newly wrong", "certified": "no longer certified", "empirical": "newly broken"}
 
 
 def comparison_lines(found: Comparison) -> list[Line]:
@@ -38,7 +38,7 @@ def drop_lines(found: Comparison, most: float | None) -> list[Line]:
     if most is None:
         return []
     if found.unlike or found.integrity != ("SOUND", "SOUND"):
-        return [(), (Span("--max-drop cannot be judged on results that are not SOUND, or not comparable", "bold"),)]
+        return [(), (Span("--max-drop cannot be evaluated on results that are not SOUND, or not comparable", "bold"),)]
     dropped = found.dropped(most)
     if not dropped:
         return [(), (Span("passed", "bold green"), Span(f"  no share fell by more than {_points(most, most)[1]}"))]

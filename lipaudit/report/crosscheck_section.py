@@ -10,7 +10,7 @@ from lipaudit.report.figures import scatter
 from lipaudit.report.figures.charts import Figure
 from lipaudit.report.header import Part, divide
 from lipaudit.results import metrics
-from lipaudit.results.audit import AttackRecord, Audit, Estimate, PromiseResult, Rate
+from lipaudit.results.audit import ArithmeticResult, AttackRecord, Audit, Estimate, Rate
 from lipaudit.results.formatting import (
     NONE,
     clean,
@@ -37,19 +37,15 @@ NO_TEST = "No image was attacked, so nothing has tested these certificates."
 NO_RADIUS = "No attacked image has a certified radius above zero: there is nothing to compare with attacks."
 
 
-NAMES = {"R": "real", "F": "native", "D": "float64"}
-"""Each arithmetic by its name."""
-
-
 LABEL = "Estimated, not proved"
 
 
 @dataclass(frozen=True)
 class CurveRow:
     eps: str
-    proved: str
+    certified: str
     proved_ci: str
-    unbroken: str
+    empirical: str
     unbroken_ci: str
     unknown: str
     parts: tuple[Part, ...]
@@ -140,15 +136,15 @@ def _curve_note(audit: Audit, drawn: bool) -> str:
 
 
 def _curve_row(audit: Audit, eps: str) -> CurveRow:
-    proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+    proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
     missing = WITHDRAWN if audit.verdict.integrity == "INVALID" else NONE
-    ceiling = unbroken or audit.clean
+    ceiling = empirical or audit.clean
     return CurveRow(
         eps_text(eps),
         percent(proved.value) if proved else missing,
         _ci(proved),
-        percent(unbroken.value) if unbroken else NONE,
-        _ci(unbroken),
+        percent(empirical.value) if empirical else NONE,
+        _ci(empirical),
         points(ceiling.value - (proved.value if proved else 0.0)),
         divide(audit, eps),
     )
@@ -228,8 +224,7 @@ def _false_claim(audit: Audit, one: metrics.Contradiction) -> FalseClaim:
 
 
 @dataclass(frozen=True)
-class PromiseRow:
-    promise: str
+class ArithmeticRow:
     name: str
     headline: bool
     cells: tuple[str, ...]
@@ -241,23 +236,23 @@ class PromiseRow:
 
 
 @dataclass(frozen=True)
-class Promises:
+class Arithmetics:
     eps: tuple[str, ...]
-    rows: tuple[PromiseRow, ...]
+    rows: tuple[ArithmeticRow, ...]
 
 
-def promises(audit: Audit) -> Promises:
-    """A row for each promise that was looked at; none in results that were written before there were several."""
+def arithmetics(audit: Audit) -> Arithmetics:
+    """A row for each arithmetic that was looked at; none in results that were written before there were several."""
     budgets = sorted(audit.threat.eps, key=eps_value)
-    return Promises(tuple(map(eps_text, budgets)), tuple(_row(audit, found, budgets) for found in audit.promises))
+    return Arithmetics(tuple(map(eps_text, budgets)), tuple(_row(audit, found, budgets) for found in audit.arithmetics))
 
 
-def _row(audit: Audit, found: PromiseResult, budgets: list[str]) -> PromiseRow:
-    rates = [metrics.rate_at(found.proved, eps) if metrics.holds(audit) else None for eps in budgets]
-    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE if found.certified else "not certified"
+def _row(audit: Audit, found: ArithmeticResult, budgets: list[str]) -> ArithmeticRow:
+    rates = [metrics.rate_at(found.certified, eps) if metrics.holds(audit) else None for eps in budgets]
+    missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE if found.is_certified else "not certified"
     cells = tuple(percent(rate.value) if rate else missing for rate in rates)
-    sentence = clean(found.sentence.removeprefix(f"{found.promise}: "), 600)
-    return PromiseRow(found.promise, NAMES[found.promise], found.headline, cells, sentence, clean(found.why_not, 300))
+    sentence = clean(found.sentence.partition(": ")[2] or found.sentence, 600)
+    return ArithmeticRow(found.arithmetic, found.headline, cells, sentence, clean(found.why_not, 300))
 
 
 @dataclass(frozen=True)
@@ -267,7 +262,7 @@ class EstimateView:
     name: str
     about: str
     settings: str
-    promise: str
+    certainty: str
     """With which probability, of how many draws; or that there is none."""
     median: str
     """Over the samples that have a value."""
@@ -283,10 +278,10 @@ def estimates(audit: Audit) -> tuple[EstimateView, ...]:
 
 def _view(audit: Audit, estimate: Estimate) -> EstimateView:
     known = [value for value in estimate.values if value is not None]
-    promise = "an estimate: no guarantee"
+    certainty = "an estimate: no guarantee"
     if estimate.probability is not None:
         draws = f", {count(estimate.draws)} draws" if estimate.draws else ""
-        promise = f"each radius with probability {estimate.probability:g}{draws}"
+        certainty = f"each radius with probability {estimate.probability:g}{draws}"
     shares = tuple(
         (eps_text(eps), percent(sum(value > eps_value(eps) for value in known) / max(1, len(estimate.values))))
         for eps in sorted(audit.threat.eps, key=eps_value)
@@ -295,7 +290,7 @@ def _view(audit: Audit, estimate: Estimate) -> EstimateView:
         name=clean(estimate.name, 40),
         about=clean(estimate.about, 400),
         settings=f"{clean(estimate.library, 40)}: {clean(estimate.settings, 300)}",
-        promise=promise,
+        certainty=certainty,
         median=number(statistics.median(known)) if known else NONE,
         shares=shares,
         seconds=duration(estimate.seconds),

@@ -36,11 +36,11 @@ class Part:
 def divide(audit: Audit, eps: str) -> tuple[Part, ...]:
     """The four parts, which add up to all images; empty if the result holds no rate at this budget."""
     total = audit.clean.total
-    proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
-    if not total or not (proved or unbroken):
+    proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
+    if not total or not (proved or empirical):
         return ()
     low = proved.count if proved else 0
-    high = unbroken.count if unbroken else audit.clean.count
+    high = empirical.count if empirical else audit.clean.count
     sizes = (
         ("proved", "certified", low),
         ("unknown", "unknown", high - low),
@@ -52,7 +52,7 @@ def divide(audit: Audit, eps: str) -> tuple[Part, ...]:
         at, width = f"{100 * start / total:.2f}", f"{100 * size / total:.2f}"
         parts.append(Part(css, name, at, width, percent(size / total), count(size)))
         start += size
-    if not unbroken:
+    if not empirical:
         parts[2] = Part("broken", "broken: no attack was run", "0", "0", "untested", "–")
     if not proved:
         gone = "withdrawn" if audit.verdict.integrity == "INVALID" else "nothing"
@@ -133,17 +133,17 @@ def _tiles(audit: Audit, eps: str) -> tuple[Tile, ...]:
 
 
 def _robust_tile(audit: Audit, eps: str) -> Tile:
-    proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+    proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
     label = f"robust accuracy at ε = {clean(eps, 20)}"
-    upper = percent(unbroken.value if unbroken else audit.clean.value)
+    upper = percent(empirical.value if empirical else audit.clean.value)
     if not metrics.correct_rows(audit):
         return Tile("none", label, "no image is answered correctly")
     if proved:
-        note = f"certified – {'not broken' if unbroken else 'clean accuracy'}"
+        note = f"certified – {'not broken' if empirical else 'clean accuracy'}"
         return Tile(f"{percent(proved.value)} – {upper}", label, note)
     reasons = {"INVALID": "certificates withdrawn", "UNPROVED": "nothing is certified"}
     why = reasons.get(audit.verdict.integrity, "not computed")
-    return Tile(f"at most {upper}", label, f"{why}; {'not broken' if unbroken else 'clean accuracy'}")
+    return Tile(f"at most {upper}", label, f"{why}; {'not broken' if empirical else 'clean accuracy'}")
 
 
 def _radius_tile(audit: Audit) -> Tile:

@@ -70,7 +70,7 @@ def closing(audit: Audit) -> Closing:
 def limits(audit: Audit) -> tuple[Limit, ...]:
     """What every report must say about itself, with this run's numbers."""
     attacked = metrics.was_attacked(audit)
-    arithmetic = clean(audit.promise, 600) or "The result does not say which arithmetic it assumes."
+    arithmetic = clean(audit.arithmetic, 600) or "The result does not say which arithmetic it assumes."
     said = [
         ("One kind of change.", _threat(audit)),
         ("One sample.", _sample(audit)),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lipaudit.report.crosscheck_section import estimates, promises
+from lipaudit.report.crosscheck_section import arithmetics, estimates
 from lipaudit.report.header import title
 from lipaudit.report.terminal import gate_look
 from lipaudit.results import metrics
@@ -19,10 +19,10 @@ def to_markdown(audit: Audit) -> str:
     if audit.model.weights == "random":
         lines[2:2] = ["**Random weights: this network was never trained.**", ""]
     lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
-    lamps = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gate **{v.gate}**"
-    lines += ["", lamps, "", *_markdown_budgets(audit), "", *_markdown_promises(audit), *_markdown_gates(audit)]
+    badges = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gates **{v.gate}**"
+    lines += ["", badges, "", *_markdown_budgets(audit), "", *_markdown_arithmetics(audit), *_markdown_gates(audit)]
     lines += [
-        _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.promise}). {view.about}") + "\n"
+        _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.certainty}). {view.about}") + "\n"
         for view in estimates(audit)
     ]
     lines += _markdown_checks(audit)
@@ -38,22 +38,22 @@ def _markdown_budgets(audit: Audit) -> list[str]:
     lines = ["| ε (L2) | certified, at least | not broken, at most |", "|---|---:|---:|"]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
-        proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
-        cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, unbroken)]
+        proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
+        cells = [f"{percent(r.value)} ({interval(r.low, r.high)})" if r else "" for r in (proved, empirical)]
         lines.append(f"| {_escaped(eps_text(eps))} | {cells[0] or missing} | {cells[1] or NONE} |")
     return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
 
 
-def _markdown_promises(audit: Audit) -> list[str]:
-    found = promises(audit)
+def _markdown_arithmetics(audit: Audit) -> list[str]:
+    found = arithmetics(audit)
     if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
         return []
-    names = " | ".join(f"{'**' * row.headline}{row.promise}, {row.name}{'**' * row.headline}" for row in found.rows)
+    names = " | ".join(f"{'**' * row.headline}{row.name}{'**' * row.headline}" for row in found.rows)
     lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
     for place, eps in enumerate(found.eps):
         lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
-    said = [(row.promise, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
-    return [*lines, "", *(f"{promise}: {_escaped(sentence)}  " for promise, sentence in said), ""]
+    said = [(row.name, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
+    return [*lines, "", *(f"{arithmetic}: {_escaped(sentence)}  " for arithmetic, sentence in said), ""]
 
 
 def _markdown_gates(audit: Audit) -> list[str]:

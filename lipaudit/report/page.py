@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from lipaudit.report.bound_section import Bounds, bounds
 from lipaudit.report.crosscheck_section import (
+    Arithmetics,
     CrossCheck,
     Curves,
     EstimateView,
-    Promises,
+    arithmetics,
     crosscheck,
     curves,
     estimates,
-    promises,
 )
 from lipaudit.report.header import Top, title, top
 from lipaudit.report.images_section import Images, images
@@ -59,7 +59,7 @@ class Page:
     top: Top
     checks: Checks
     curves: Curves
-    promises: Promises
+    arithmetics: Arithmetics
     crosscheck: CrossCheck
     bounds: Bounds
     images: Images
@@ -75,7 +75,7 @@ def page(audit: Audit) -> Page:
         top(audit),
         checks(audit),
         curves(audit),
-        promises(audit),
+        arithmetics(audit),
         crosscheck(audit),
         bounds(audit),
         images(audit),

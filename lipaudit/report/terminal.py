@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lipaudit.report.crosscheck_section import estimates, promises
+from lipaudit.report.crosscheck_section import arithmetics, estimates
 from lipaudit.report.header import title
 from lipaudit.report.page import MARKS
 from lipaudit.results import metrics
@@ -39,7 +39,10 @@ Line = tuple[Span, ...]
 
 def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
     """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
-    measured, judged = [_budgets(audit), _promises(audit)], [_checks(audit), gate_lines(audit.gates), _verdict(audit)]
+    measured, judged = (
+        [_budgets(audit), _arithmetics(audit)],
+        [_checks(audit), gate_lines(audit.gates), _verdict(audit)],
+    )
     blocks = [_head(audit), *measured, *judged, _paths(paths)]
     lines: list[Line] = []
     for block in blocks:
@@ -56,8 +59,8 @@ def to_text(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> str:
 def brief(audit: Audit) -> str:
     """An audit in five lines, for whoever prints it."""
     v, bound = audit.verdict, NONE if audit.bound is None else number_from_log10(audit.bound.log10)
-    rates = [f"{percent(rate.value)} proved at {rate.eps}" for rate in audit.proved[:3]]
-    rates += [f"{percent(rate.value)} unbroken at {rate.eps}" for rate in audit.unbroken[:3]]
+    rates = [f"{percent(rate.value)} proved at {rate.eps}" for rate in audit.certified[:3]]
+    rates += [f"{percent(rate.value)} empirical at {rate.eps}" for rate in audit.empirical[:3]]
     lines = (
         f"Audit {audit.run}: {title(audit)}, {plural(audit.dataset.samples, 'image')}",
         f"{v.integrity}, strength {v.strength or 'withheld'}, gate {v.gate}",
@@ -89,30 +92,30 @@ def _budgets(audit: Audit) -> list[Line]:
     lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'certified ≥':>12}{'not broken ≤':>14}{'unknown':>14}", "dim"),)]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
-        proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+        proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
         low = percent(proved.value) if proved else missing
-        high = percent(unbroken.value) if unbroken else NONE
-        gap = points((unbroken or audit.clean).value - (proved.value if proved else 0.0))
+        high = percent(empirical.value) if empirical else NONE
+        gap = points((empirical or audit.clean).value - (proved.value if proved else 0.0))
         lines.append((Span(f"{eps_text(eps):<18}{low:>12}{high:>14}{gap:>14}"),))
     clean_rate = audit.clean
     ci = interval(clean_rate.low, clean_rate.high)
     lines.append((Span(f"clean accuracy {percent(clean_rate.value)}, 95% CI {ci}", "dim"),))
     for view in estimates(audit):
-        lines.append((Span(f"estimate, not proved: {view.name}, median {view.median} ({view.promise})", "dim"),))
+        lines.append((Span(f"estimate, not proved: {view.name}, median {view.median} ({view.certainty})", "dim"),))
     return lines
 
 
-def _promises(audit: Audit) -> list[Line]:
-    """Certified accuracy under each promise, and what each is about."""
-    found = promises(audit)
+def _arithmetics(audit: Audit) -> list[Line]:
+    """Certified accuracy under each arithmetic, and what each is about."""
+    found = arithmetics(audit)
     if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
         return []
     lines: list[Line] = [(Span(f"{'certified accuracy':<24}{''.join(f'{eps:>16}' for eps in found.eps)}", "dim"),)]
     for row in found.rows:
         cells = "".join(f"{cell:>16}" for cell in row.cells)
-        lines.append((Span(f"{row.promise}  {row.name:<21}{cells}", "bold" if row.headline else ""),))
+        lines.append((Span(f"{row.name:<24}{cells}", "bold" if row.headline else ""),))
     for row in found.rows:
-        said = f"{row.promise}: " + (f"not certified: {row.why_not}" if row.why_not else row.sentence)
+        said = f"{row.name}: " + (f"not certified: {row.why_not}" if row.why_not else row.sentence)
         lines += [(Span(part, "dim"),) for part in textwrap.wrap(said, WIDTH, subsequent_indent="   ")]
     return lines
 
@@ -160,9 +163,9 @@ def gate_look(gate: Gate) -> str:
 
 def _verdict(audit: Audit) -> list[Line]:
     v = audit.verdict
-    lamps = [("integrity", v.integrity), ("strength", v.strength or "withheld"), ("gate", v.gate)]
+    badges = [("integrity", v.integrity), ("strength", v.strength or "withheld"), ("gate", v.gate)]
     first: list[Span] = []
-    for name, state in lamps:
+    for name, state in badges:
         first += [
             Span(f"{'   ' if first else ''}{name} ", "dim"),
             Span(state.upper(), LAMP_STYLES.get(state, "bold")),

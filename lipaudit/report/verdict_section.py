@@ -22,8 +22,8 @@ BADGES = {
 """What each state of integrity and strength means, and the look it has."""
 UNCHALLENGED = "Nothing contradicts a certificate, but no attack was run that might."
 
-GATES = {"passed": "good", "failed": "bad", "not set": "open", "cannot be judged": "open"}
-GRADES = {"passed": "PASS", "failed": "FAIL", "not set": "NO PASS MARK SET", "cannot be judged": "CANNOT TELL"}
+GATES = {"passed": "good", "failed": "bad", "not set": "open", "cannot be evaluated": "open"}
+GRADES = {"passed": "PASS", "failed": "FAIL", "not set": "NO PASS MARK SET", "cannot be evaluated": "CANNOT TELL"}
 
 UNSEEN, HARDLY_SEEN = 1.0, 8.0
 """Levels of 255 by which each value of an image changes, spread evenly, up to which a change is too small to see, or
@@ -97,7 +97,7 @@ def look(audit: Audit, eps: str) -> str:
     """The colour of the verdict: red where it fails, green where it passes and something is certified."""
     if audit.verdict.integrity != "SOUND":
         return BADGES[audit.verdict.integrity][0]
-    certified = metrics.rate_at(audit.proved, eps)
+    certified = metrics.rate_at(audit.certified, eps)
     if audit.verdict.gate == "failed":
         return "bad"
     if certified and not certified.count:
@@ -114,7 +114,7 @@ def _met(audit: Audit, eps: str) -> str:
         return ""  # a result of a version that did not list them
     if not states:
         return f"To set one: --gate 'certified_accuracy@{clean(eps, 20) or '0.5'}>=0.3'"
-    missing = states.count("cannot be judged")
+    missing = states.count("cannot be evaluated")
     said = f"{states.count('passed')} of {plural(len(states), 'condition')} met"
     return f"{said}, {missing} cannot be evaluated." if missing else f"{said}."
 
@@ -142,7 +142,7 @@ def plain(audit: Audit, eps: str) -> str:
     if not any(audit.samples.correct()):
         return f"The network answers none of the {plural(audit.clean.total, 'image')} correctly."
     small = changes(audit, eps)
-    certified, robust = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+    certified, robust = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
     kept = f"{percent(certified.value)} of the answers are guaranteed" if certified and certified.count else ""
     kept = kept or "no answer is guaranteed"
     if robust is None:
@@ -180,7 +180,7 @@ def _steps(audit: Audit, eps: str) -> Iterator[str]:
 
 def _usual_steps(audit: Audit, eps: str) -> Iterator[str]:
     right = audit.clean.count
-    certified, robust = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+    certified, robust = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
     if not metrics.was_attacked(audit):
         yield "Run attacks (--attacks standard): without them nothing tests the certificates."
     if audit.verdict.strength == "vacuous" and metrics.local_rows(audit) < right:
@@ -218,7 +218,7 @@ def badges(audit: Audit) -> tuple[Badge, ...]:
 def conditions(audit: Audit) -> tuple[Condition, ...]:
     """The gates of the result; under a contradiction none is shown as evaluated."""
     if audit.verdict.integrity == "INVALID":
-        return tuple(_condition(replace(gate, state="cannot be judged", value=None, why="")) for gate in audit.gates)
+        return tuple(_condition(replace(gate, state="cannot be evaluated", value=None, why="")) for gate in audit.gates)
     return tuple(_condition(gate) for gate in audit.gates)
 
 

@@ -1,6 +1,7 @@
 """What an audit found, as plain data; the result file; numbers as a reader sees them. Never imports torch."""
 
 from lipaudit.results.audit import (
+    ArithmeticResult,
     AttackRecord,
     Audit,
     DataFacts,
@@ -9,7 +10,6 @@ from lipaudit.results.audit import (
     Gate,
     ModelFacts,
     Part,
-    PromiseResult,
     Rate,
     Samples,
     Shard,
@@ -20,6 +20,7 @@ from lipaudit.results.audit import (
 from lipaudit.results.threat import Threat
 
 __all__ = [
+    "ArithmeticResult",
     "AttackRecord",
     "Audit",
     "DataFacts",
@@ -28,7 +29,6 @@ __all__ = [
     "Gate",
     "ModelFacts",
     "Part",
-    "PromiseResult",
     "Rate",
     "Samples",
     "Shard",

@@ -69,7 +69,7 @@ FLAGS = (
         good="Attacks without gradients found nothing that gradients missed",
         bad="An attack without gradients broke what gradients could not",
         why="Attacks that know the network should be the stronger ones; where they are not, gradients mislead.",
-        fix="Look for masked gradients; take the unbroken accuracy as too high.",
+        fix="Look for masked gradients; take the empirical robust accuracy as too high.",
     ),
     Flag(
         id="LA215",
@@ -80,7 +80,7 @@ FLAGS = (
         good="The network does not optimise as it answers",
         bad="The network computes gradients as it answers",
         why="Attacks do not see through an optimisation inside the forward pass, and underestimate what breaks it.",
-        fix="Attack such a network by means made for it; take the unbroken accuracy as too high.",
+        fix="Attack such a network by means made for it; take the empirical robust accuracy as too high.",
     ),
 )
 BY_NAME = {flag.name: flag for flag in FLAGS}

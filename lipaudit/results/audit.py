@@ -7,15 +7,17 @@ to one; non-finite numbers become null), so a change here is a change of `SCHEMA
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lipaudit.results.bounds import Agreement, NetworkBound
+from lipaudit.errors import RenamedWarning
+from lipaudit.results.bounds import Agreement, Arithmetic, NetworkBound
 from lipaudit.results.formatting import plural
 from lipaudit.results.threat import Threat, eps_value
 
-SCHEMA = "lipaudit-result/1.2"
+SCHEMA = "lipaudit-result/2.0"
 MOST_CLASSES = 128
 """Of more classes, a result file leaves out the matrix of pairwise bounds."""
 TIME_LIMIT = "time limit reached"
@@ -77,7 +79,7 @@ class Verdict:
 
     integrity: Integrity
     strength: Strength | None
-    gate: Literal["passed", "failed", "not set", "cannot be judged"]
+    gate: Literal["passed", "failed", "not set", "cannot be evaluated"]
     headline: str
     sentences: tuple[str, ...]
 
@@ -93,9 +95,9 @@ class Gate:
     """Which number has to reach `least`: the share itself, or its one-sided 95 % lower limit (Clopper-Pearson)."""
     level: Literal["error", "warn"]
     """Whether a miss fails the audit or is only shown."""
-    state: Literal["passed", "failed", "cannot be judged"]
+    state: Literal["passed", "failed", "cannot be evaluated"]
     value: float | None
-    """What was compared, unrounded; None if it cannot be judged."""
+    """What was compared, unrounded; None if it cannot be evaluated."""
     why: str = ""
     """What stands in the way; empty if it was judged."""
 
@@ -187,9 +189,9 @@ class Samples:
     attacked: tuple[bool, ...]
     method: tuple[str, ...] = ()
     """Where the radius comes from: "global" (Lipschitz bounds) or "local" (affine forms around the image)."""
-    executed_distance: tuple[float | None, ...] = ()
+    native_distance: tuple[float | None, ...] = ()
     """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
-    own dtype, gives another answer; None where there was none, or nothing is certified under promise F."""
+    own dtype, gives another answer; None where there was none, or nothing is certified under native arithmetic."""
     image: tuple[str, ...] = ()
     """The first 16 digits of the SHA-256 of the bytes of each image, as it was audited."""
 
@@ -210,7 +212,7 @@ class Samples:
         """Which rows have a radius above `eps`: only correct ones have any."""
         return [radius > eps for radius in self.radius]
 
-    def unbroken(self, eps: float) -> list[bool]:
+    def not_broken(self, eps: float) -> list[bool]:
         """Which rows are correct, and no attack changed them within `eps`."""
         pairs = zip(self.correct(), self.distance, strict=True)
         return [right and (distance is None or distance > eps) for right, distance in pairs]
@@ -228,16 +230,16 @@ def contradictions(radius: Sequence[float], distance: Sequence[float | None]) ->
 
 
 @dataclass(frozen=True)
-class PromiseResult:
-    """What is certified under one promise; the one that `Samples.radius` is about is among them."""
+class ArithmeticResult:
+    """What is certified under one arithmetic; the one that `Samples.radius` is about is among them."""
 
-    promise: Literal["R", "F", "D"]
+    arithmetic: Arithmetic
     """The exact function of the weights, the network as executed in its own dtype, or in float64."""
     sentence: str
     """About which function its certificates speak."""
     headline: bool
-    """Whether `Samples.radius`, the rates and the gates of this result are about this promise."""
-    proved: tuple[Rate, ...]
+    """Whether `Samples.radius`, the rates and the gates of this result are about this arithmetic."""
+    certified: tuple[Rate, ...]
     """Certified accuracy, per eps. Empty when nothing is certified or the verdict is INVALID or UNPROVED."""
     radius: Numbers
     """One per row of `Samples`; empty when nothing is certified."""
@@ -245,7 +247,8 @@ class PromiseResult:
     """Why nothing is certified; empty if something is, or could have been."""
 
     @property
-    def certified(self) -> bool:
+    def is_certified(self) -> bool:
+        """Whether something is certified, or could have been."""
         return not self.why_not
 
 
@@ -284,7 +287,7 @@ class Estimate:
     values: tuple[float | None, ...]
     """One per row of `Samples`, L2, in units of the inputs; None where there is none."""
     probability: float | None = None
-    """With which each of them holds; None for an estimate that promises nothing."""
+    """With which each of them holds; None for an estimate that guarantees nothing."""
     draws: int | None = None
     """Noisy copies that were counted for each of them."""
     seconds: float = 0.0
@@ -331,9 +334,9 @@ class Audit:
     dataset: DataFacts
     threat: Threat
     clean: Rate
-    proved: tuple[Rate, ...]
+    certified: tuple[Rate, ...]
     """Certified accuracy, per eps. Empty when the verdict is INVALID or UNPROVED."""
-    unbroken: tuple[Rate, ...]
+    empirical: tuple[Rate, ...]
     """Robust accuracy under the attacks run, per eps: an upper bound. Empty when nothing was attacked."""
     bound: NetworkBound | None
     slope: float | None
@@ -342,7 +345,7 @@ class Audit:
     """Largest share of its pairwise bound that an observed slope reached: above 1 refutes a bound."""
     rounding: float | None
     """Largest proved bound of the rounding error of a sample's logits (L2); already taken off every radius."""
-    promise: str
+    arithmetic: str
     """About which function the certificates speak, in one sentence."""
     samples: Samples
     attacks: tuple[AttackRecord, ...]
@@ -351,8 +354,8 @@ class Audit:
     warnings: tuple[str, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     gates: tuple[Gate, ...] = ()
-    promises: tuple[PromiseResult, ...] = ()
-    """R, F and D, as far as they were looked at."""
+    arithmetics: tuple[ArithmeticResult, ...] = ()
+    """Real, native and float64, as far as they were looked at."""
     timing: dict[str, float] = field(default_factory=dict)
     """Seconds per stage."""
     environment: dict[str, Any] = field(default_factory=dict)
@@ -379,6 +382,12 @@ class Audit:
         return sum(self.samples.certified(size)) / max(1, len(self.samples.radius))
 
     def robust_accuracy(self, eps: float | str) -> float | None:
+        """What `empirical_robust_accuracy` was called."""
+        said = "Audit.robust_accuracy is called empirical_robust_accuracy now"
+        warnings.warn(said, RenamedWarning, stacklevel=2)
+        return self.empirical_robust_accuracy(eps)
+
+    def empirical_robust_accuracy(self, eps: float | str) -> float | None:
         """Share of all audited samples that are correct and that no attack changed within `eps`, as above.
 
         None where no attack was run although there was something to attack: then it is unknown.
@@ -386,7 +395,7 @@ class Audit:
         if any(self.samples.correct()) and not any(self.samples.attacked):
             return None
         size = eps_value(eps) if isinstance(eps, str) else eps
-        return sum(self.samples.unbroken(size)) / max(1, len(self.samples.label))
+        return sum(self.samples.not_broken(size)) / max(1, len(self.samples.label))
 
     def __repr__(self) -> str:
         return self._written("lipaudit.report.terminal", "brief")

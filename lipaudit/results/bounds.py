@@ -32,8 +32,12 @@ class Upper:
         return float(self.value)
 
 
+TOGETHER = "layers taken together"
+"""Name of a last line: by what the bound of the whole network is less than what the lines before it multiply up to."""
 Law = Literal["scale", "sum", "root_sum_squares", "max"]
 Kind = Literal["exact", "upper"]
+Arithmetic = Literal["real", "native", "float64"]
+"""Which function a certificate is about: that of the weights, or the network as executed in its dtype or float64."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ MOST_UNPACKED = 64_000_000
 """Bytes: a page from a stranger may hold a bomb."""
 MOST_CLASSES = 16
 DIFFERENCES = "index_differences"
-PACKED_WITHOUT, COLUMNS_WITHOUT = ("promises",), ("executed_distance",)
+PACKED_WITHOUT, COLUMNS_WITHOUT = ("arithmetics",), ("native_distance",)
 """Parts and columns that a packed copy goes without, where a result has them: further radii and distances per image."""
 
 

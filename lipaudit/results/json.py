@@ -34,7 +34,7 @@ NULLS = {
     ("NetworkBound", "pairwise"): math.inf,
     ("NetworkBound", "least"): math.inf,
     ("Samples", "radius"): math.inf,
-    ("PromiseResult", "radius"): math.inf,
+    ("ArithmeticResult", "radius"): math.inf,
 }
 """What null stands for: an overflowed bound, the bound of a constant, the radius of a constant."""
 
@@ -73,16 +73,50 @@ def from_json(text: str) -> Audit:
     known = int(SCHEMA.partition("/")[2].partition(".")[0])
     if int(version[1]) > known:
         raise ReportError(f"expected schema {SCHEMA} or older, got {schema}: install a newer lipaudit to read it")
-    audit = _build(Audit, data, "result")
+    audit = _build(Audit, _upgraded(data) if int(version[1]) < known else data, "result")
     _check(audit)
     return audit
+
+
+_LETTERS = {"R": "real", "F": "native", "D": "float64"}
+_OLDER: dict[str, dict[str, str]] = {
+    "": {"proved": "certified", "unbroken": "empirical", "promise": "arithmetic", "promises": "arithmetics"},
+    "promises": {"promise": "arithmetic", "proved": "certified"},
+    "samples": {"executed_distance": "native_distance"},
+}
+"""What fields were called before version 2.0: of the result, and of the records under these of its fields."""
+
+
+def _upgraded(data: dict[str, Any]) -> dict[str, Any]:
+    """A result of version 1.x with the names of today; what is of another kind than expected is left as it is."""
+    data = {key: _renamed(key, value) for key, value in data.items()}
+    for kind, place in (("verdict", "gate"), ("gates", "state")):
+        for record in data[kind] if isinstance(data.get(kind), list) else [data.get(kind)]:
+            if isinstance(record, dict) and record.get(place) == "cannot be judged":
+                record[place] = "cannot be evaluated"
+    for gate in data["gates"] if isinstance(data.get("gates"), list) else []:
+        if isinstance(gate, dict) and isinstance(gate.get("expression"), str):
+            gate["expression"] = gate["expression"].replace("unbroken_accuracy", "empirical_robust_accuracy")
+    return {_OLDER[""].get(key, key): value for key, value in data.items()}
+
+
+def _renamed(place: str, value: Any) -> Any:
+    names = _OLDER.get(place, {})
+    if isinstance(value, list):
+        return [_renamed(place, item) for item in value]
+    if not isinstance(value, dict) or not names:
+        return value
+    renamed = {names.get(key, key): item for key, item in value.items()}
+    if place == "promises" and isinstance(renamed.get("arithmetic"), str):
+        renamed["arithmetic"] = _LETTERS.get(renamed["arithmetic"], renamed["arithmetic"])
+    return renamed
 
 
 def _refuse_ambiguous(audit: Audit) -> None:
     """A null may stand for one value only: no NaN in a radius or bound, no infinite logarithm but of a constant."""
     bound = audit.bound
     logs = [bound.log10, *(line.log10_so_far for line in bound.layers)] if bound else []
-    radii = [audit.samples.radius, *(found.radius for found in audit.promises)]
+    radii = [audit.samples.radius, *(found.radius for found in audit.arithmetics)]
     proved = itertools.chain(*radii, logs, *(bound.pairwise if bound else ()))
     if any(math.isnan(number) for number in proved):
         raise ReportError("expected numbers in everything proved, got NaN in a radius or bound: please report this")
@@ -201,10 +235,10 @@ def _short(value: Any) -> str:
 def _check(audit: Audit) -> None:
     """What the types cannot say: columns of one length, rows that exist, budgets that are numbers."""
     lengths = {field.name: len(getattr(audit.samples, field.name)) for field in fields(audit.samples)}
-    for later in ("method", "executed_distance", "image"):  # older files have no such columns
+    for later in ("method", "native_distance", "image"):  # older files have no such columns
         if not lengths[later]:
             del lengths[later]
-    lengths |= {f"promises.{p.promise}": len(p.radius) for p in audit.promises if p.certified}
+    lengths |= {f"arithmetics.{p.arithmetic}": len(p.radius) for p in audit.arithmetics if p.is_certified}
     if len(set(lengths.values())) > 1:
         raise ReportError(f"result.samples: expected columns of one length, got {lengths}")
     for estimate in audit.estimates:
@@ -215,7 +249,7 @@ def _check(audit: Audit) -> None:
     pairs = audit.bound.pairwise if audit.bound else ()
     if any(len(row) != len(pairs) for row in pairs):
         raise ReportError("result.bound.pairwise: expected a square matrix, got rows of other lengths")
-    for eps in (*audit.threat.eps, *(rate.eps for rate in (*audit.proved, *audit.unbroken))):
+    for eps in (*audit.threat.eps, *(rate.eps for rate in (*audit.certified, *audit.empirical))):
         try:
             eps_value(eps)
         except ValueError as error:

@@ -1,6 +1,6 @@
 """What other people's lists of models hold of an audit: RobustBench's model info, a Hugging Face model index.
 
-Neither has a place for a proof, so what is proved gets entries of its own, named as such; what attacks left unbroken is
+Neither has a place for a proof, so what is proved gets entries of its own, named as such; what attacks did not break is
 never written into a place for a full AutoAttack. Nothing is published of an audit whose verdict is INVALID.
 """
 
@@ -26,7 +26,7 @@ def to_robustbench(audit: Audit, eps: str | None = None) -> str:
     eps = audit.threat.eps[0] if eps is None else eps
     if eps_value(eps) not in map(eps_value, audit.threat.eps):
         raise ReportError(f"expected one of the budgets {', '.join(audit.threat.eps)}, got {eps}")
-    proved, unbroken = rate_at(audit.proved, eps), rate_at(audit.unbroken, eps)
+    proved, empirical = rate_at(audit.certified, eps), rate_at(audit.empirical, eps)
     info = {
         "link": None,
         "name": clean(audit.model.name),
@@ -42,7 +42,7 @@ def to_robustbench(audit: Audit, eps: str | None = None) -> str:
         # Means the standard version of AutoAttack, with all its settings.
         "autoattack_acc": None,
         "certified_acc": proved and _percent(proved.count, proved.total),
-        "unbroken_acc": unbroken and _percent(unbroken.count, unbroken.total, upwards=True),
+        "unbroken_acc": empirical and _percent(empirical.count, empirical.total, upwards=True),
         "unreliable": any(record.flags for record in audit.attacks),
         "footnote": _footnote(audit),
     }
@@ -67,8 +67,8 @@ def to_model_index(audit: Audit) -> str:
     n, norm = audit.dataset.samples, audit.threat.norm
     results = [result(metric_type="accuracy", metric_name=f"accuracy ({n} images)", metric_value=audit.clean.value)]
     for kind, name, rates in (
-        ("certified_accuracy", f"certified accuracy, proved at least ({n} images)", audit.proved),
-        ("robust_accuracy", f"robust accuracy under {_attacks(audit)}, at most ({n} images)", audit.unbroken),
+        ("certified_accuracy", f"certified accuracy, proved at least ({n} images)", audit.certified),
+        ("robust_accuracy", f"robust accuracy under {_attacks(audit)}, at most ({n} images)", audit.empirical),
     ):
         for rate in rates:
             arguments = {"eps": rate.eps, "norm": norm, "units": audit.threat.units}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -136,7 +136,7 @@ def comma_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def parse_eps(values: Sequence[str]) -> tuple[str, ...]:
+def parse_eps(values: str | float | Iterable[str | float]) -> tuple[str, ...]:
     """Perturbation budgets as written (`36/255`, `0.5`), each once, in ascending order; raises `BadThreat`."""
     try:
         return budgets(values)

@@ -164,6 +164,7 @@ def _begin(
         tuple(points.shape[1:]),
         domain=box,
         method=settings.norms,
+        global_method=settings.global_method,
         progress=progress,
         journal=bounds,
     )
@@ -207,7 +208,7 @@ def _certify(task: Task) -> Certificates:
         task.composition,
         task.rows.points,
         task.rows.answers,
-        promises=("F", "D"),
+        arithmetics=("native", "float64"),
         progress=task.progress,
         held=task.against,
     )
@@ -217,7 +218,7 @@ def _locally(task: Task, certificates: Certificates) -> tuple[Certificates, tupl
     """The certificates that are asked for, with local radii where these are larger; why some images were left out."""
     local, most = task.settings.local, task.settings.local_samples
     if local == "off":
-        return under(certificates, task.settings.promise), ()
+        return under(certificates, task.settings.arithmetic), ()
     certificates, found = with_local_radii(
         certificates,
         task.composition,
@@ -228,7 +229,7 @@ def _locally(task: Task, certificates: Certificates) -> tuple[Certificates, tupl
         progress=task.progress,
         journal=task.journal,
     )
-    certificates = under(certificates, task.settings.promise)
+    certificates = under(certificates, task.settings.arithmetic)
     if not found.why_not:
         return certificates, ()
     how = f"{found.tried} tried" if found.tried else "none"
@@ -291,7 +292,7 @@ def _slopes(task: Task, evidence: Evidence) -> Slopes:
 
 def _samples(task: Task, certificates: Certificates, evidence: Evidence) -> Samples:
     """One row per image: its certificate and what attacks found, also of the model as executed."""
-    worth = [radius > 0 for radius in under(certificates, "F").radius]  # elsewhere nothing is claimed
+    worth = [radius > 0 for radius in under(certificates, "native").radius]  # elsewhere nothing is claimed
     executed = executed_distances(task.network.module, task.points, task.rows.answers, evidence, worth)
     witness = {w.sample: w for w in evidence.witnesses}
     rows = range(len(task.rows.answers))
@@ -306,7 +307,7 @@ def _samples(task: Task, certificates: Certificates, evidence: Evidence) -> Samp
         attack=tuple(witness[k].attack if k in witness else None for k in rows),
         attacked=evidence.attacked,
         method=tuple(row.method for row in certificates.rows),
-        executed_distance=tuple(executed),
+        native_distance=tuple(executed),
         image=task.rows.image,
     )
 
@@ -363,14 +364,14 @@ def _draft(
         dataset=rows.facts,
         threat=task.threat,
         clean=rate("0", samples.correct()),
-        proved=(),
-        unbroken=(),
+        certified=(),
+        empirical=(),
         bound=task.composition.network,
         slope=slopes.value,
         slope_share=slopes.share,
         rounding=certificates.rounding,
-        promise=sentence_of(task.settings.promise, dtype),
-        promises=provenance.of_promises(certificates, dtype),
+        arithmetic=sentence_of(task.settings.arithmetic, dtype),
+        arithmetics=provenance.of_arithmetics(certificates, dtype),
         samples=samples,
         attacks=evidence.records,
         findings=(),

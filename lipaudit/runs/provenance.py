@@ -23,7 +23,7 @@ from lipaudit.graph.wrappers import Normalised, Prepared
 from lipaudit.loading.checkpoints import tensors_of
 from lipaudit.loading.datasets import grid_levels
 from lipaudit.loading.hashes import sha256_of_tensors
-from lipaudit.results.audit import DataFacts, ModelFacts, PromiseResult
+from lipaudit.results.audit import ArithmeticResult, DataFacts, ModelFacts
 from lipaudit.results.threat import PIXELS
 from lipaudit.verdict.consistency import digest_of
 
@@ -180,11 +180,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def of_promises(certificates: Certificates, dtype: torch.dtype) -> tuple[PromiseResult, ...]:
-    """What is certified under each promise, R first; the rates come with the verdict."""
+def of_arithmetics(certificates: Certificates, dtype: torch.dtype) -> tuple[ArithmeticResult, ...]:
+    """What is certified under each arithmetic, R first; the rates come with the verdict."""
     found = []
-    for promise in ("R", "F", "D"):
-        one, headline = under(certificates, promise), promise == certificates.promise
+    for arithmetic in ("real", "native", "float64"):
+        one, headline = under(certificates, arithmetic), arithmetic == certificates.arithmetic
         radius = () if one.why_not else tuple(one.radius.tolist())
-        found.append(PromiseResult(promise, sentence_of(promise, dtype), headline, (), radius, one.why_not))
+        found.append(ArithmeticResult(arithmetic, sentence_of(arithmetic, dtype), headline, (), radius, one.why_not))
     return tuple(found)

@@ -21,12 +21,12 @@ from typing import Any
 
 from lipaudit.errors import BadThreat, ReportError
 from lipaudit.results.audit import (
+    ArithmeticResult,
     AttackRecord,
     Audit,
     Done,
     Estimate,
     Part,
-    PromiseResult,
     Samples,
     Shard,
     Skip,
@@ -97,7 +97,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         thumbnails=_thumbnails(audits, samples),
         timing=_summed(audit.timing for audit in audits),
         config=_unsplit(first.config),
-        promises=_promises(audits),
+        arithmetics=_arithmetics(audits),
         estimates=_estimates(audits),
         agreement=_agreement(audits),
         shard=None,
@@ -146,8 +146,8 @@ def _alike(audits: Sequence[Audit]) -> None:
             "model": audit.model,
             "data": audit.shard.whole,
             "threat": audit.threat,
-            "promise": audit.promise,
-            "promises": [(promise.promise, promise.headline) for promise in audit.promises],
+            "arithmetic": audit.arithmetic,
+            "arithmetics": [(arithmetic.arithmetic, arithmetic.headline) for arithmetic in audit.arithmetics],
             "gates": [gate.expression for gate in audit.gates],
             "attacks": [(record.name, record.library, record.settings) for record in audit.attacks],
             "estimates": [(estimate.name, estimate.library, estimate.settings) for estimate in audit.estimates],
@@ -249,13 +249,13 @@ def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
     )
 
 
-def _promises(audits: Sequence[Audit]) -> tuple[PromiseResult, ...]:
+def _arithmetics(audits: Sequence[Audit]) -> tuple[ArithmeticResult, ...]:
     """Radii of all shards; 0 for the images of a shard in which none is certified, where another has some."""
     found = []
-    for same in zip(*(audit.promises for audit in audits), strict=True):
+    for same in zip(*(audit.arithmetics for audit in audits), strict=True):
         lengths = [len(audit.samples.index) for audit in audits]
-        columns = [p.radius if p.certified else (0.0,) * n for p, n in zip(same, lengths, strict=True)]
-        if any(promise.certified for promise in same):
+        columns = [p.radius if p.is_certified else (0.0,) * n for p, n in zip(same, lengths, strict=True)]
+        if any(arithmetic.certified for arithmetic in same):
             found.append(replace(same[0], radius=_interleaved(columns), why_not=""))
         else:
             found.append(same[0])

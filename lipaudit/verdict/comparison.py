@@ -39,7 +39,7 @@ _NORMAL = statistics.NormalDist().inv_cdf(0.975)
 class Change:
     """One share in both audits, image by image."""
 
-    measure: Literal["clean", "proved", "unbroken"]
+    measure: Literal["clean", "certified", "empirical"]
     eps: str
     """Empty for clean accuracy."""
     base: int
@@ -103,7 +103,7 @@ class Comparison:
         return tuple(change for change in self.changes if change.difference < -most)
 
     def exit_code(self, most: float | None) -> int:
-        """4 if the new audit is INVALID; with a largest drop, 5 if it cannot be judged, 3 if a share fell further."""
+        """4 if the new audit is INVALID; with a largest drop, 5 if that cannot be told, 3 if a share fell further."""
         if self.integrity[1] == "INVALID":
             return ExitCode.INTEGRITY
         if most is None:
@@ -157,7 +157,7 @@ def differences(base: Audit, new: Audit) -> tuple[str, ...]:
         ("classes", base.model.classes, new.model.classes),
         ("preprocessing, mean", base.model.mean, new.model.mean),
         ("preprocessing, std", base.model.std, new.model.std),
-        ("promise", base.promise, new.promise),
+        ("arithmetic", base.arithmetic, new.arithmetic),
     ]
     said = [
         f"{what}: {_shown(one)}, then {_shown(two)}" for what, one, two in rows if _key(what, one) != _key(what, two)
@@ -242,14 +242,14 @@ def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:
     for eps in (eps for eps in base.threat.eps if eps_value(eps) in later):
         size = eps_value(eps)
         if proofs:
-            found.append(_change("proved", eps, base, new, partial(Samples.certified, eps=size)))
+            found.append(_change("certified", eps, base, new, partial(Samples.certified, eps=size)))
         if any(base.samples.attacked) and any(new.samples.attacked):
-            found.append(_change("unbroken", eps, base, new, partial(Samples.unbroken, eps=size)))
+            found.append(_change("empirical", eps, base, new, partial(Samples.not_broken, eps=size)))
     return tuple(found)
 
 
 def _change(
-    measure: Literal["clean", "proved", "unbroken"],
+    measure: Literal["clean", "certified", "empirical"],
     eps: str,
     base: Audit,
     new: Audit,

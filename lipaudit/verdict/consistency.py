@@ -68,7 +68,7 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
 
 def check_rows(audit: Audit, *, page: bool = False) -> None:
     """Raises `ReportError` for rows, bounds and counts that cannot belong to one audit."""
-    for check in (_rows, _outcomes, _radii, _counts, _attacks, _bounds):
+    for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds):
         for field, expected in check(audit, page):
             raise ReportError(f"result.{field}: expected {expected}; the file is not what lipaudit wrote")
 
@@ -134,7 +134,7 @@ def _shard(audit: Audit, shard: Shard) -> Faults:
 def _outcomes(audit: Audit, page: bool) -> Faults:
     """What an attack found belongs to a row that was attacked, and to one of the attacks."""
     s, names = audit.samples, {record.name for record in audit.attacks}
-    executed = s.executed_distance or (None,) * len(s.index)
+    executed = s.native_distance or (None,) * len(s.index)
     columns = (s.label, s.attacked, s.distance, s.adversarial_prediction, s.attack, executed)
     for row, (label, attacked, distance, answer, attack, by_rounding) in enumerate(zip(*columns, strict=True)):
         found = [value is not None for value in (distance, answer, attack)]
@@ -147,7 +147,7 @@ def _outcomes(audit: Audit, page: bool) -> Faults:
         elif attack is not None and attack not in names:
             yield f"samples.attack[{row}]", f"one of the attacks that were run, got {clean(attack, 40)}"
         if by_rounding is not None and (distance is None or not 0 <= by_rounding < math.inf):
-            yield f"samples.executed_distance[{row}]", "a distance from 0 on, where an attack found one"
+            yield f"samples.native_distance[{row}]", "a distance from 0 on, where an attack found one"
     for row, shown in enumerate(audit.thumbnails):
         if s.distance[shown.sample] is None:
             yield f"thumbnails[{row}].sample", "a row with an adversarial example"
@@ -169,18 +169,27 @@ def _radii(audit: Audit, page: bool) -> Faults:
             yield f"samples.radius[{row}]", f"{'0 or more' if right else '0 of an image that is misclassified'}"
         if method not in ("global", "local") or (method == "local" and audit.config.get("local") == "off"):
             yield f"samples.method[{row}]", f"global, or local where local radii were looked for, got {clean(method)}"
+        if radius > 0 and margin <= 0:
+            yield f"samples.radius[{row}]", "0 without a margin"
         limit = limits[s.label[row]]
         if believed and method == "global" and radius > 0 and radius * limit > margin * (1 + slack):
             yield f"samples.radius[{row}]", f"at most margin / bound = {margin / limit:.6g}, got {radius:.6g}"
-    for promise in audit.promises:
-        if promise.headline and not page and tuple(promise.radius or (0.0,) * len(s.radius)) != tuple(s.radius):
-            yield f"promises.{promise.promise}.radius", "the radii of result.samples"
-        if any(not radius >= 0 for radius in promise.radius):
-            yield f"promises.{promise.promise}.radius", "radii from 0 on"
-    if audit.promises and [promise.headline for promise in audit.promises].count(True) != 1:
-        yield "promises", "one promise that result.samples.radius is about"
     if audit.bound is None and any(s.radius):
         yield "samples.radius", "0 without a bound"
+
+
+def _arithmetics(audit: Audit, page: bool) -> Faults:
+    """Each arithmetic once, and the radii of the samples are those of one of them."""
+    radii = tuple(audit.samples.radius)
+    for found in audit.arithmetics:
+        if found.headline and not page and tuple(found.radius or (0.0,) * len(radii)) != radii:
+            yield f"arithmetics.{found.arithmetic}.radius", "the radii of result.samples"
+        if any(not radius >= 0 for radius in found.radius):
+            yield f"arithmetics.{found.arithmetic}.radius", "radii from 0 on"
+    if len({found.arithmetic for found in audit.arithmetics}) < len(audit.arithmetics):
+        yield "arithmetics", "each arithmetic once"
+    if audit.arithmetics and [found.headline for found in audit.arithmetics].count(True) != 1:
+        yield "arithmetics", "one arithmetic that result.samples.radius is about"
 
 
 def _counts(audit: Audit, page: bool) -> Faults:
@@ -221,6 +230,8 @@ def _attacks(audit: Audit, page: bool) -> Faults:
             yield f"{where}.median_distance", "a distance where images were broken"
         if record.rejected < 0:
             yield f"{where}.rejected", "a count"
+        if record.seconds < 0:
+            yield f"{where}.seconds", f"a time from 0 on, got {record.seconds}"
     if attacked and sum(record.attacked for record in audit.attacks) < attacked:
         yield "samples.attacked", "rows that some attack counts"
     del page
@@ -242,6 +253,8 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
             yield f"bound.layers.{clean(line.step, 40)}.log10_so_far", f"{log:.9g}, got {line.log10_so_far:.9g}"
         if line.candidates and not _near(log10(line.upper.value), min(log10(one.value) for one in line.candidates)):
             yield f"bound.layers.{clean(line.step, 40)}.upper", "the smallest of its candidates"
+        if (line.lower or 0) < 0:
+            yield f"bound.layers.{clean(line.step, 40)}.lower", f"a number from 0 on, got {line.lower}"
         logs[line.step] = line.log10_so_far
     read = {step for line in bound.layers for step in line.inputs}
     if not any(_near(bound.log10, log) for step, log in logs.items() if step not in read):
@@ -253,6 +266,9 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
         yield "bound.least", f"a number for each of {classes} classes, got {len(bound.least)}"
     if any(not 0 <= v <= math.sqrt(2) * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
         yield "bound.pairwise", f"numbers from 0 to the root of 2 times the bound {bound.value:.6g}"
+    for i, row in enumerate(bound.pairwise):
+        if any(not _near(bound.pairwise[j][i], value) for j, value in enumerate(row)):
+            yield f"bound.pairwise[{i}]", "the same number for both orders of two classes"
     if tuple(bound.input_shape) != tuple(audit.model.input_shape):
         yield "bound.input_shape", f"{audit.model.input_shape}, as result.model says, got {bound.input_shape}"
     low, high = bound.smallest_pairwise, bound.largest_pairwise

@@ -1,41 +1,44 @@
 """Gates: the least shares that a user asks of an audit, and whether it has them. Pure functions of an `Audit`.
 
-`certified_accuracy@36/255>=0.30`, `unbroken_accuracy@0.5>=45%`, `clean_accuracy>=0.94`: a measure, its budget, a share.
-Behind it `,ci_low` holds the one-sided 95 % lower limit of the share against the gate, and `,warn` lets a miss fail
-nothing. Shares are compared as they are, never rounded.
+A gate is a measure, its budget and a share: `certified_accuracy@36/255>=0.30`, `empirical_robust_accuracy@0.5>=45%`,
+`clean_accuracy>=0.94`. `,ci_low` behind it compares the one-sided 95 % lower limit of the share, and `,warn` lets a
+miss only warn. Shares are compared as they are, never rounded.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal, cast
 
-from lipaudit.errors import ConfigError, ExitCode
+from lipaudit.errors import ConfigError, ExitCode, RenamedWarning
 from lipaudit.results.audit import Audit, Gate
 from lipaudit.results.formatting import clean, percents
 from lipaudit.results.intervals import lower_limit
 from lipaudit.results.threat import eps_value
 
 MEASURES = {
-    "certified_accuracy": "proved accuracy",
-    "unbroken_accuracy": "unbroken accuracy",
+    "certified_accuracy": "certified accuracy",
+    "empirical_robust_accuracy": "empirical robust accuracy",
     "clean_accuracy": "clean accuracy",
 }
 """What a gate can be about, and how a reader calls it."""
+OLDER = {"unbroken_accuracy": "empirical_robust_accuracy", "robust_accuracy": "empirical_robust_accuracy"}
+"""Measures by the names that they had."""
 EXAMPLE = "certified_accuracy@36/255>=0.30"
 ON, LEVELS = ("value", "ci_low"), ("error", "warn")
 
 _FORM = re.compile(r"\s*([^@<>=,\s]+)\s*(?:@\s*([^@<>=,]+?))?\s*>=\s*([^<>=,\s]+)((?:\s*,\s*[^,\s]+)*)\s*")
-State = Literal["passed", "failed", "cannot be judged"]
+State = Literal["passed", "failed", "cannot be evaluated"]
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One gate before it is judged."""
+    """One gate before it is evaluated."""
 
     measure: str
     eps: str
@@ -55,7 +58,7 @@ class Condition:
 
     @property
     def what(self) -> str:
-        """For a reader: `proved accuracy at 36/255`."""
+        """For a reader: `certified accuracy at 36/255`."""
         return MEASURES[self.measure] + (f" at {self.eps}" if self.eps else "")
 
 
@@ -86,6 +89,10 @@ def about(gate: Gate) -> tuple[str, str]:
 
 def condition(measure: str, eps: str, share: str, *, on: str = "value", level: str = "error") -> Condition:
     """A condition of parts that each may be wrong; raises `ConfigError` that names the part."""
+    if measure in OLDER:
+        said = f"gate {measure} is called {OLDER[measure]} now"
+        warnings.warn(said, RenamedWarning, stacklevel=2)
+        measure = OLDER[measure]
     if measure not in MEASURES:
         close = difflib.get_close_matches(measure, MEASURES, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
@@ -126,20 +133,20 @@ def conditions(expressions: str | Iterable[str]) -> tuple[Condition, ...]:
 
 
 def judge(audit: Audit, wanted: Iterable[Condition], integrity: str) -> tuple[Gate, ...]:
-    """Every condition held against the audit. On an audit that is not SOUND none can be judged."""
+    """Every condition, evaluated on the audit. On one that is not SOUND none can be."""
     return tuple(_judge(audit, one, integrity) for one in wanted)
 
 
 def _judge(audit: Audit, wanted: Condition, integrity: str) -> Gate:
     why = _not_sound(integrity) or _untested(audit, wanted)
     if why:
-        return _gate(wanted, "cannot be judged", None, why)
+        return _gate(wanted, "cannot be evaluated", None, why)
     held, total = _count(audit, wanted), len(audit.samples.label)
     value = lower_limit(held, total) if wanted.on == "ci_low" else held / total
     if value < wanted.least:
         return _gate(wanted, "failed", value)
     why = _undecided(audit, wanted)
-    return _gate(wanted, "cannot be judged", None, why) if why else _gate(wanted, "passed", value)
+    return _gate(wanted, "cannot be evaluated", None, why) if why else _gate(wanted, "passed", value)
 
 
 def _gate(wanted: Condition, state: State, value: float | None, why: str = "") -> Gate:
@@ -158,7 +165,7 @@ def _count(audit: Audit, wanted: Condition) -> int:
     """How many images the measure counts. Radii and distances answer for any budget, audited or not."""
     if wanted.measure == "clean_accuracy":
         return sum(audit.samples.correct())
-    held = audit.samples.certified if wanted.measure == "certified_accuracy" else audit.samples.unbroken
+    held = audit.samples.certified if wanted.measure == "certified_accuracy" else audit.samples.not_broken
     return sum(held(eps_value(wanted.eps)))
 
 
@@ -166,15 +173,15 @@ def _untested(audit: Audit, wanted: Condition) -> str:
     """Why there is nothing to count."""
     if not audit.samples.label:
         return "no image was audited"
-    attackable = any(audit.samples.correct())  # where nothing is right, nothing is unbroken
-    if wanted.measure == "unbroken_accuracy" and attackable and not any(audit.samples.attacked):
+    attackable = any(audit.samples.correct())  # where nothing is right, there is nothing to attack
+    if wanted.measure == "empirical_robust_accuracy" and attackable and not any(audit.samples.attacked):
         return "no attack was run; choose some by --attacks"
     return ""
 
 
 def _undecided(audit: Audit, wanted: Condition) -> str:
     """Why a share that reaches the gate does not pass it: attacks that did not run might have lowered it."""
-    if wanted.measure != "unbroken_accuracy":
+    if wanted.measure != "empirical_robust_accuracy":
         return ""
     missing = [record.name for record in audit.attacks if record.unfinished]
     if missing:
@@ -184,12 +191,12 @@ def _undecided(audit: Audit, wanted: Condition) -> str:
     return ""
 
 
-def state_of(gates: Sequence[Gate]) -> Literal["passed", "failed", "not set", "cannot be judged"]:
+def state_of(gates: Sequence[Gate]) -> Literal["passed", "failed", "not set", "cannot be evaluated"]:
     """The gate lamp: what the gates of level `error` say together. A miss is one whatever the others are."""
     states = {gate.state for gate in gates if gate.level == "error"}
     if not states:
         return "not set"
-    return "failed" if "failed" in states else "cannot be judged" if "cannot be judged" in states else "passed"
+    return "failed" if "failed" in states else "cannot be evaluated" if "cannot be evaluated" in states else "passed"
 
 
 def compared(gate: Gate) -> str:
@@ -207,11 +214,11 @@ def headline_of(gates: Sequence[Gate], integrity: str) -> str:
     binding = [gate for gate in gates if gate.level == "error"]
     if integrity != "SOUND" or state in ("not set", "passed"):
         return ""
-    if state == "cannot be judged":
-        return "The gate cannot be judged. "
+    if state == "cannot be evaluated":
+        return "The gate cannot be evaluated. "
     missed = sum(gate.state == "failed" for gate in binding)
-    unsure = sum(gate.state == "cannot be judged" for gate in binding)
-    more = f", {unsure} cannot be judged" if unsure else ""
+    unsure = sum(gate.state == "cannot be evaluated" for gate in binding)
+    more = f", {unsure} cannot be evaluated" if unsure else ""
     return f"Gate failed: {missed} of {len(binding)} condition{'' if len(binding) == 1 else 's'}{more}. "
 
 
@@ -220,6 +227,6 @@ def exit_code(gates: Sequence[Gate], integrity: str, incomplete: bool) -> int:
     if integrity == "INVALID":
         return ExitCode.INTEGRITY
     states = {gate.state for gate in gates if gate.level == "error"}
-    if integrity == "UNPROVED" or incomplete or "cannot be judged" in states:
+    if integrity == "UNPROVED" or incomplete or "cannot be evaluated" in states:
         return ExitCode.INCOMPLETE
     return ExitCode.GATE_FAILED if "failed" in states else ExitCode.DONE

@@ -23,14 +23,14 @@ def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
     samples, budgets = draft.samples, draft.threat.eps
     proved = tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets)
     attacked = budgets if any(samples.attacked) else ()
-    unbroken = tuple(rate(eps, samples.unbroken(eps_value(eps))) for eps in attacked)
-    promises = tuple(
-        replace(p, proved=tuple(rate(eps, [r > eps_value(eps) for r in p.radius]) for eps in budgets))
-        if p.certified
+    empirical = tuple(rate(eps, samples.not_broken(eps_value(eps))) for eps in attacked)
+    arithmetics = tuple(
+        replace(p, certified=tuple(rate(eps, [r > eps_value(eps) for r in p.radius]) for eps in budgets))
+        if p.is_certified
         else p
-        for p in draft.promises
+        for p in draft.arithmetics
     )
-    draft = replace(draft, proved=proved, unbroken=unbroken, promises=promises)
+    draft = replace(draft, certified=proved, empirical=empirical, arithmetics=arithmetics)
     draft = replace(draft, gates=judge(draft, wanted, integrity_of(draft)))
     findings, verdict, code = examine(draft)
     invalid = verdict.integrity == "INVALID"
@@ -42,8 +42,10 @@ def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
         exit_code=code,
         verdict=verdict,
         findings=findings,
-        proved=() if verdict.integrity != "SOUND" else proved,
-        promises=promises if verdict.integrity == "SOUND" else tuple(replace(p, proved=()) for p in promises),
+        certified=() if verdict.integrity != "SOUND" else proved,
+        arithmetics=arithmetics
+        if verdict.integrity == "SOUND"
+        else tuple(replace(p, certified=()) for p in arithmetics),
     )
 
 
@@ -75,14 +77,14 @@ def _verdict(audit: Audit, integrity: Integrity) -> Verdict:
         strength, headline, sentences = _strength(audit, eps)
     if not any(audit.samples.correct()):
         pass  # no robust accuracy to speak of
-    elif audit.unbroken and integrity == "SOUND":
-        proved, most = audit.proved[0], audit.unbroken[0]
+    elif audit.empirical and integrity == "SOUND":
+        proved, most = audit.certified[0], audit.empirical[0]
         sentences.append(
             f"At ε = {eps}, robust accuracy is between {percent(proved.value)} (proved) and {percent(most.value)} "
             "(not broken by the attacks run)."
         )
-    elif audit.unbroken:
-        sentences.append(f"At ε = {eps}, robust accuracy is at most {percent(audit.unbroken[0].value)}.")
+    elif audit.empirical:
+        sentences.append(f"At ε = {eps}, robust accuracy is at most {percent(audit.empirical[0].value)}.")
     if audit.model.weights == "random":
         headline = f"Random weights: this network is untrained. {headline}"
     missing = unfinished(audit)
@@ -123,9 +125,9 @@ def _strength(audit: Audit, eps: str) -> tuple[Strength, str, list[str]]:
     if tested:
         held = f"No attack contradicted a certificate ({plural(tested, 'image')} tested)."
     radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
-    missing = next((p for p in audit.promises if p.headline and not p.certified), None)
+    missing = next((p for p in audit.arithmetics if p.headline and not p.is_certified), None)
     if missing is not None:
-        return "vacuous", f"{missing.promise}: not certified.", [f"{held} {missing.promise}: {missing.why_not}."]
+        return "vacuous", f"{missing.arithmetic}: not certified.", [f"{held} {missing.arithmetic}: {missing.why_not}."]
     if share < WEAK:
         assert audit.bound is not None
         median = statistics.median(radii) if radii else 0.0
@@ -137,7 +139,7 @@ def _strength(audit: Audit, eps: str) -> tuple[Strength, str, list[str]]:
             "the correctly classified images."
         )
         return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
-    proved = f"{percent(audit.proved[0].value)} accuracy is" if audit.proved[0].count else "nothing is"
+    proved = f"{percent(audit.certified[0].value)} accuracy is" if audit.certified[0].count else "nothing is"
     if share < SUBSTANTIAL:
         return "weak", f"Certificates hold for small changes; {proved} proved at ε = {eps}.", [held]
     return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]

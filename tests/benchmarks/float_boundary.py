@@ -6,8 +6,8 @@
 Between two images of different answers the network, executed in float32, changes its answer somewhere: bisection in
 float64 finds the last point before (rounded to float32, as the network reads it) and the first behind. From starts at
 several places on the way, the last of them one step before the boundary, it is asked whether the first point behind the
-boundary is closer than the certified radius of the start. Promise R may be beaten by that, as it is about another
-function, the exact one; promise F must not be. "excess" is the most by which a radius reaches beyond, over the
+boundary is closer than the certified radius of the start. Arithmetic R may be beaten by that, as it is about another
+function, the exact one; native arithmetic must not be. "excess" is the most by which a radius reaches beyond, over the
 resolution of the start: 2^-23 times its norm, the distance of neighbouring float32 inputs.
 
 The same is done with `--biases` added to what the last layer reads, and taken off by its biases, as rounded to float32:
@@ -89,7 +89,7 @@ class Count:
 
 
 def attack(network: nn.Module, images: Tensor, pairs: int, seed: int) -> dict[tuple[float, str], Count]:
-    """Counts for each place of the starts and each promise."""
+    """Counts for each place of the starts and each arithmetic."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         answers = torch.cat([network(some) for some in images.split(64)]).argmax(1)
@@ -105,15 +105,18 @@ def attack(network: nn.Module, images: Tensor, pairs: int, seed: int) -> dict[tu
         # As the network reads it: float32.
         points = (start + share * (before - start)).float()
         kept = [k for k in range(len(points)) if not changed(network, points[k : k + 1].double(), labels[k : k + 1])]
-        found = certify_with(composition, points[kept], labels[kept].tolist(), promises=("F",))
+        found = certify_with(composition, points[kept], labels[kept].tolist(), arithmetics=("F",))
         for place, row in enumerate(kept):
             point = points[row].double()
             # The point behind before it is rounded, and what is really executed.
             distance = min(math.dist(point.flatten(), p.flatten()) for p in (behind[row], behind[row].float().double()))
             resolution = 2.0**-23 * float(point.norm())
             as_executed = found.others["F"].radius
-            for promise, radius in (("R", found.radius[place]), ("F", as_executed[place] if len(as_executed) else 0)):
-                count = counts.setdefault((share, promise), Count())
+            for arithmetic, radius in (
+                ("R", found.radius[place]),
+                ("F", as_executed[place] if len(as_executed) else 0),
+            ):
+                count = counts.setdefault((share, arithmetic), Count())
                 count.pairs += 1
                 count.certified += radius > 0
                 if distance < radius:
@@ -172,10 +175,10 @@ def main() -> int:
         began = time.monotonic()
         counts = attack(with_cancelling_biases(network, size) if size else network, images, args.pairs, args.seed)
         say(f"biases {size:g}: {time.monotonic() - began:.0f} s")
-        say(f"{'start':>8} promise   beaten/certified   radius up to    excess")
-        for (share, promise), count in counts.items():
-            say(f"{share:8g} {promise:>7} {count.row()}")
-            worst += count.beaten * (promise == "F")
+        say(f"{'start':>8} arithmetic   beaten/certified   radius up to    excess")
+        for (share, arithmetic), count in counts.items():
+            say(f"{share:8g} {arithmetic:>7} {count.row()}")
+            worst += count.beaten * (arithmetic == "F")
     say(f"F beaten: {worst}")
     return 4 if worst else 0
 

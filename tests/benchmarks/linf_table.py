@@ -3,7 +3,7 @@
     python tests/benchmarks/linf_table.py --shared DIR --first 20 [--norm linf] [--attack-steps 1000] [--only mnist_mlp]
 
 DIR holds `models/l2-verification` and `data/l2-verification`: three small ReLU networks. For each network and budget,
-of the first images: how many the network gets right, PGD leaves unbroken, CROWN certifies (backward bounds of every
+of the first images: how many the network gets right, PGD leaves empirical, CROWN certifies (backward bounds of every
 layer in float64, its box clipped to the pixels, unproved), lipaudit certifies at once ("proof": one attempt at the
 budget), and by global bounds; seconds an image. The exit code is 4 if lipaudit certifies an image that PGD breaks.
 """
@@ -124,7 +124,7 @@ def crown(model: nn.Sequential, x: torch.Tensor, label: int, eps: float, norm: s
         return bool((backwards(c[[j for j in range(10) if j != label]]) > 0).all())
 
 
-def unbroken(model: nn.Module, x: torch.Tensor, label: int, eps: float, norm: str, steps: int) -> bool:
+def empirical(model: nn.Module, x: torch.Tensor, label: int, eps: float, norm: str, steps: int) -> bool:
     """Whether projected gradient ascent on the least margin, from four starts side by side, leaves the answer alone."""
     generator = torch.Generator().manual_seed(0)
     starts = torch.rand(4, *x.shape, generator=generator, dtype=torch.float64) * 2 - 1
@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("--only")
     args = parser.parse_args()
     false = 0
-    _say("network           budget  right  unbroken  CROWN  proof  global   s/image CROWN, proof")
+    _say("network           budget  right  empirical  CROWN  proof  global   s/image CROWN, proof")
     for name, model in networks(args.shared).items():
         if args.only and name != args.only:
             continue
@@ -194,7 +194,7 @@ def main() -> int:
             for row, (x, label) in enumerate(zip(images, labels, strict=True)):
                 if not right[row]:
                     continue
-                survives = unbroken(model, x, label, eps, args.norm, args.attack_steps)
+                survives = empirical(model, x, label, eps, args.norm, args.attack_steps)
                 began = time.monotonic()
                 peer = crown(model, x, label, eps, args.norm)
                 seconds[0] += time.monotonic() - began

@@ -33,9 +33,18 @@ def true(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Proof, byt
     return {name: prove(folder, name, 1 if name.startswith("digits") else 2) for name in NETWORKS}
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "every"),
+    [
+        ("digits-aol", 15),
+        ("digits-cnn", 15),
+        ("everything", 1),
+        pytest.param("digits-aol", 1, marks=pytest.mark.slow),
+        pytest.param("digits-cnn", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_every_change_of_a_field_is_rejected(
-    name: str, true: dict[str, tuple[Proof, bytes]], monkeypatch: pytest.MonkeyPatch
+    name: str, every: int, true: dict[str, tuple[Proof, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     claims, weights = true[name]
     remembering(monkeypatch)
@@ -44,7 +53,7 @@ def test_every_change_of_a_field_is_rejected(
     assert len(changes) > 300
 
     survived = []
-    for path, value in changes:
+    for path, value in changes[::every]:
         mutated = changed(claims, path, value)
         if mutated == claims or stands(claims, path):
             continue

@@ -12,7 +12,7 @@ from crosscheck_nets import exact_distances, labelled, linear, samples
 
 from lipaudit.crosscheck import cross_check, executed_distances
 from lipaudit.crosscheck.native_boundary import changed, first_flips
-from lipaudit.verdict.checks.integrity import no_promise_broken
+from lipaudit.verdict.checks.integrity import no_arithmetic_broken
 from lipaudit.verdict.verdict import examine
 
 
@@ -68,31 +68,31 @@ def test_a_tie_is_another_answer() -> None:
     assert changed(network, samples(3).double(), torch.zeros(3, dtype=torch.int64)).all()
 
 
-@pytest.mark.parametrize("promise", ["R", "F", "D"])
-def test_an_adversarial_example_within_a_radius_refutes_its_promise(promise: str) -> None:
+@pytest.mark.parametrize("arithmetic", ["real", "native", "float64"])
+def test_an_adversarial_example_within_a_radius_refutes_its_promise(arithmetic: str) -> None:
     audit = audits.strong()
-    whole = [replace(found, radius=found.radius or audit.samples.radius, why_not="") for found in audit.promises]
-    audit = replace(audit, promises=tuple(whole))
-    finding = no_promise_broken(audit)
+    whole = [replace(found, radius=found.radius or audit.samples.radius, why_not="") for found in audit.arithmetics]
+    audit = replace(audit, arithmetics=tuple(whole))
+    finding = no_arithmetic_broken(audit)
     assert finding is not None
     assert finding.state == "pass"
     row = next(k for k, distance in enumerate(audit.samples.distance) if distance is not None)
     lies = [
         replace(found, radius=(*found.radius[:row], 9.0, *found.radius[row + 1 :]))
-        if found.promise == promise
+        if found.arithmetic == arithmetic
         else found
         for found in whole
     ]
-    _, verdict, code = examine(replace(audit, promises=tuple(lies)))
+    _, verdict, code = examine(replace(audit, arithmetics=tuple(lies)))
     assert (verdict.integrity, code) == ("INVALID", 4)
-    assert f"a radius of promise {promise}" in verdict.headline
+    assert f"a radius of arithmetic {arithmetic}" in verdict.headline
 
 
 def test_a_witness_in_the_own_dtype_refutes_f_alone() -> None:
     audit = audits.strong()
     row = next(k for k, distance in enumerate(audit.samples.distance) if distance is not None)
-    nearer = list(audit.samples.executed_distance)
-    nearer[row] = 0.5 * audit.promises[1].radius[row]
-    finding = no_promise_broken(replace(audit, samples=replace(audit.samples, executed_distance=tuple(nearer))))
+    nearer = list(audit.samples.native_distance)
+    nearer[row] = 0.5 * audit.arithmetics[1].radius[row]
+    finding = no_arithmetic_broken(replace(audit, samples=replace(audit.samples, native_distance=tuple(nearer))))
     assert finding is not None
-    assert (finding.state, finding.value) == ("fail", "F")
+    assert (finding.state, finding.value) == ("fail", "native")

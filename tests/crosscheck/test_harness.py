@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,8 @@ from lipaudit.crosscheck import (
     plan,
     runner,
 )
+from lipaudit.crosscheck.registry import ART, Batch, Passes, attack
+from lipaudit.crosscheck.unit_box import UnitBox
 from lipaudit.crosscheck.verification import INWARD_STEPS, drawn_in
 from lipaudit.errors import BadThreat, CaptureError
 from lipaudit.results.threat import written
@@ -273,11 +276,32 @@ def test_every_attack_has_a_claim_and_a_cost() -> None:
             assert ATTACKS[name].settings(classes)
 
 
+def test_an_attack_is_added_by_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`plan`, the presets' messages, the record and its library's version have it from nowhere else."""
+    monkeypatch.setattr(ATTACKS, "_entries", dict(ATTACKS._entries))
+
+    @attack("trial", library=ART, aim="closest", settings=lambda _: "none", passes=lambda _: Passes(1, 1))
+    def trial(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+        """Inverts the image."""
+        del network
+        yield 1 - batch.inputs
+
+    network, inputs = linear(3), samples(4)
+    (record,) = check(network, inputs, labelled(network, inputs), attacks=["trial"]).records
+    assert (record.name, record.settings, record.status) == ("trial", "none", "done")
+    assert record.library.startswith("ART 1")
+    assert [entry.name for entry in plan("trial")] == ["trial"]
+    with pytest.raises(BadThreat, match="did you mean trial"):
+        plan("trail")
+
+
 def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimate of the running time rests on these numbers."""
-    monkeypatch.setattr(autoattack, "MANY_QUERIES", 1200)
-    monkeypatch.setattr(art, "SQUARE_QUERIES", 500)
-    monkeypatch.setattr(art, "EAD_SEARCHES", 3)
+    for module, name, count in (
+        (autoattack, "SQUARE_QUERIES", 300), (autoattack, "MANY_QUERIES", 400), (art, "SQUARE_QUERIES", 200),
+        (art, "EAD_SEARCHES", 3), (art, "EAD_STEPS", 30), (autoattack, "FAB_STEPS", 30),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, count)
     stops_early = ("deepfool", "cw", "elasticnet")  # or has line searches, or fewer classes than there might be
     counts = {"forward": 0, "backward": 0}
 

@@ -13,10 +13,15 @@ import torch
 from crosscheck_nets import labelled, linear, samples
 from torch import Tensor, nn
 
-from lipaudit.crosscheck import cross_check, estimate_seconds, largest_slope
+from lipaudit.crosscheck import autoattack, cross_check, estimate_seconds, largest_slope
 from lipaudit.crosscheck.isolation import FLAGS, sealed
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(autoattack, "MANY_QUERIES", 1200)
 
 
 def full(network: nn.Module, inputs: Tensor, **given):

@@ -96,7 +96,7 @@ def test_each_attack_alone_refutes_a_wrong_bound(
     assert (record.status, record.attacked) == ("done", 3)
     assert states(result)["LA001"] == "fail"
     assert (result.verdict.integrity, result.exit_code, result.status) == ("INVALID", 4, "invalid")
-    assert result.proved == ()
+    assert result.certified == ()
 
 
 def test_none_refutes_what_is_true(digits: Case) -> None:

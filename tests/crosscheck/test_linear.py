@@ -24,6 +24,18 @@ def fewer_queries(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(art, "EAD_SEARCHES", 4)
 
 
+@pytest.fixture
+def fewer_steps(fewer_queries: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Enough for a linear classifier, where one percent does not matter."""
+    del fewer_queries
+    for module, name, count in (
+        (autoattack, "APGD_STEPS", 25), (autoattack, "FAB_STEPS", 20), (autoattack, "SQUARE_QUERIES", 300),
+        (autoattack, "MANY_QUERIES", 400), (art, "LONG_STEPS", 40), (art, "SQUARE_QUERIES", 200),
+        (art, "EAD_STEPS", 50), (art, "CW_SEARCHES", 6),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, count)
+
+
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_every_attack_finds_witnesses_and_none_is_too_close(name: str) -> None:
     network = linear(5, shape=IMAGES)
@@ -41,7 +53,9 @@ def test_every_attack_finds_witnesses_and_none_is_too_close(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NEAREST)
-@pytest.mark.parametrize("classes", [2, 3, 10, 12])
+@pytest.mark.parametrize(
+    "classes", [2, pytest.param(3, marks=pytest.mark.slow), pytest.param(10, marks=pytest.mark.slow), 12]
+)
 def test_minimal_attacks_come_within_one_percent(name: str, classes: int) -> None:
     network = linear(classes, seed=classes)
     inputs = samples(6, seed=classes)
@@ -52,6 +66,7 @@ def test_minimal_attacks_come_within_one_percent(name: str, classes: int) -> Non
     assert found == pytest.approx(exact_distances(network, inputs, labels), rel=0.01)
 
 
+@pytest.mark.usefixtures("fewer_steps")
 @pytest.mark.parametrize("name", list(ATTACKS))
 @pytest.mark.parametrize(
     ("classes", "shape", "count", "dtype"),

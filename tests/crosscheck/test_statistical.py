@@ -72,7 +72,7 @@ def test_estimates_stand_apart_in_an_audit(monkeypatch: pytest.MonkeyPatch) -> N
     assert "Estimated, not proved" not in plain.to_html()
     names = [estimate.name for estimate in audit.estimates]
     assert names == ["CLEVER", "randomized smoothing"]
-    assert (audit.samples, audit.proved, audit.verdict) == (plain.samples, plain.proved, plain.verdict)
+    assert (audit.samples, audit.certified, audit.verdict) == (plain.samples, plain.certified, plain.verdict)
     assert audit.findings == plain.findings
     page = audit.to_html()
     for text in ("Estimated, not proved", "another classifier than the one audited", "probability 0.999, 200 draws"):

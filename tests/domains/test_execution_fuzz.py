@@ -19,11 +19,11 @@ from fuzzed import BLOCKS, captured, fuzzed, reweighted
 from torch import nn
 
 from lipaudit.certification.executed import Execution
-from lipaudit.certification.network_bound import Composition, pairwise
+from lipaudit.certification.network_bound import Composition, _row_distances, pairwise
 from lipaudit.domains.graph import Graph, evaluate, in_dtype
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES, Ledger, Value
-from lipaudit.domains.lipschitz.propagator import INPUT
+from lipaudit.domains.lipschitz.propagator import INPUT, merged
 from lipaudit.errors import LipauditError
 from lipaudit.results.bounds import NetworkBound
 
@@ -55,7 +55,8 @@ def composed(graph: Graph) -> Composition:
         head = walk(graph, RULES, Value(INPUT), ledger)
         ledger.settle(head)
         bound = NetworkBound(tuple(ledger.lines), 0.0, pairwise(head, ledger), graph.input_shape)
-    return Composition(bound, graph, ledger, head, nn.Module())
+    rows = _row_distances(merged(head.chain), len(bound.pairwise))
+    return Composition(bound, graph, ledger, head, nn.Module(), bound.pairwise, rows)
 
 
 def examine(seed: int, name: str, tally: Tally) -> None:
@@ -75,9 +76,9 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
     except LipauditError as error:
         tally.refused[type(error).__name__] += 1
         return
-    execution = Execution(composition, ("F", "D"))
-    if execution.why["F"] or execution.why["D"]:
-        tally.refused[execution.why["F"].split(" (")[0]] += 1
+    execution = Execution(composition, ("native", "float64"))
+    if execution.why["native"] or execution.why["float64"]:
+        tally.refused[execution.why["native"].split(" (")[0]] += 1
         return
     tally.tested += 1
     generator = torch.Generator().manual_seed(seed)
@@ -88,11 +89,11 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
             step = torch.randn(x.shape, generator=generator, dtype=torch.float64)
             moved = (x.double() + radius * step / step.norm()).float()
             reach = float((moved.double() - x.double()).norm()) * (1 + 1e-12)
-            allowed = bounds["F"].whole.at(reach)
-            if not (reach <= bounds["F"].limit and allowed < float("inf")):
+            allowed = bounds["native"].whole.at(reach)
+            if not (reach <= bounds["native"].limit and allowed < float("inf")):
                 continue
             tally.finite += 1
-            own, logits = execution.around(moved)["D"].whole.a, evaluate(graph, moved.double())
+            own, logits = execution.around(moved)["float64"].whole.a, evaluate(graph, moved.double())
             runs = [evaluate(in_dtype(graph, torch.float32), moved)]
             runs += [executed(composition, moved, summing) for summing in (fused, largest_first, shuffled)]
             for number, run in enumerate(runs):

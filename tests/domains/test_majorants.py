@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 import warnings
@@ -220,8 +221,8 @@ def judge(graph: Graph, title: str, seed: int, tally: Tally) -> None:
     except LipauditError as error:
         tally.refused[str(error)[:60]] += 1
         return
-    network = NetworkBound((), 0.0, pairs, graph.input_shape)
-    composition = Composition(network, graph, ledger, head, nn.Identity())
+    network = NetworkBound((), math.inf, pairs, graph.input_shape)  # of the vector of logits, by the ledger alone
+    composition = Composition(network, graph, ledger, head, nn.Identity(), pairs, None)
     tally.tested += 1
     tally.violations += [f"{title}: {what}" for what in exceeded(composition, corners(graph.input_shape, 4, seed))]
     tally.by_l2_alone.update(note[:120] for note in bound_in(composition, "l1").notes)

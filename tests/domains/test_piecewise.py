@@ -122,13 +122,15 @@ def test_functions_that_jump_are_refused(name: str) -> None:
         capture(Between(JUMPING[name]).eval(), (6,))
 
 
-def test_rounding_is_promised_only_where_what_runs_is_what_is_bounded() -> None:
+@pytest.mark.parametrize("local", ["off", pytest.param("auto", marks=pytest.mark.slow)])
+def test_rounding_is_promised_only_where_what_runs_is_what_is_bounded(local: str) -> None:
     images = torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
     for name, held in (("where a > b", True), ("a + relu(b - a)", False), ("leaky ReLU by where", True)):
         graph = capture(Between(EXACT[name][0]).eval(), (6,))
         assert bool(graph.rounded) is not held
         for arithmetic in ("native", "float64"):
-            refused = lipaudit.certify(Between(EXACT[name][0]).eval(), images, arithmetic=arithmetic).why_not
+            model = Between(EXACT[name][0]).eval()
+            refused = lipaudit.certify(model, images, local=local, arithmetic=arithmetic).why_not
             assert bool(refused) is not held
 
 
@@ -224,11 +226,12 @@ def check_random(seed: int) -> tuple[bool, bool]:
     return changed, True
 
 
-def test_random_functions_stay_what_they_are_below_their_bounds() -> None:
+@pytest.mark.parametrize("count", [50, pytest.param(150, marks=pytest.mark.slow)])
+def test_random_functions_stay_what_they_are_below_their_bounds(count: int) -> None:
     """Rewritten functions are equal at ties and beside them, and no slope exceeds a bound."""
-    outcomes = [check_random(seed) for seed in range(150)]
-    assert sum(changed for changed, _ in outcomes) >= 60
-    assert sum(bounded for _, bounded in outcomes) >= 30
+    outcomes = [check_random(seed) for seed in range(count)]
+    assert sum(changed for changed, _ in outcomes) >= 0.4 * count
+    assert sum(bounded for _, bounded in outcomes) >= 0.2 * count
 
 
 @pytest.mark.slow

@@ -231,7 +231,7 @@ def assert_inside(found: dict[str, Range], values: dict[str, torch.Tensor]) -> N
             assert bool((norm <= z.length).all()), (name, float((norm - z.length).max()))
 
 
-@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("narrow", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_value_lies_in_its_range(name: str, narrow: bool) -> None:
     graph = captured(name)

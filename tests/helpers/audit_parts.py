@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import replace
 
-from lipaudit.results.audit import AttackRecord, PromiseResult, Rate, Samples, Thumbnail
+from lipaudit.results.audit import ArithmeticResult, AttackRecord, Rate, Samples, Thumbnail
 from lipaudit.results.bounds import LayerBound, NetworkBound, Upper
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -57,27 +57,27 @@ def samples(n: int, seed: int, median_radius: float, tightness: float, clean: fl
             column.append(cell)
     columns = tuple(tuple(column) for column in columns)
     images = tuple(f"{row:016x}" for row in columns[0])
-    return Samples(*columns, method=("global",) * n, executed_distance=columns[5], image=images)
+    return Samples(*columns, method=("global",) * n, native_distance=columns[5], image=images)
 
 
-def promises(columns: Samples, eps: Iterable[str]) -> tuple[PromiseResult, ...]:
+def arithmetics(columns: Samples, eps: Iterable[str]) -> tuple[ArithmeticResult, ...]:
     """R, F a little below it, and D that is not certified."""
     shorter = tuple(0.99 * radius for radius in columns.radius)
-    as_executed = rates(replace(columns, radius=shorter), eps, proved=True)
+    as_executed = rates(replace(columns, radius=shorter), eps, certified=True)
     return (
-        PromiseResult("R", "R: about the weights.", True, rates(columns, eps, proved=True), columns.radius),
-        PromiseResult("F", "F: about the network as executed in float32.", False, as_executed, shorter),
-        PromiseResult("D", "D: about float64.", False, (), (), "gelu in float64 has no proved error"),
+        ArithmeticResult("real", "real: about the weights.", True, rates(columns, eps, certified=True), columns.radius),
+        ArithmeticResult("native", "native: about the network as executed in float32.", False, as_executed, shorter),
+        ArithmeticResult("float64", "float64: about float64.", False, (), (), "gelu in float64 has no proved error"),
     )
 
 
-def rates(columns: Samples, eps: Iterable[str], proved: bool) -> tuple[Rate, ...]:
+def rates(columns: Samples, eps: Iterable[str], certified: bool) -> tuple[Rate, ...]:
     n = len(columns.label)
 
     def holds(row: int, size: float) -> bool:
         if columns.label[row] != columns.prediction[row]:
             return False
-        reach = columns.radius[row] if proved else columns.distance[row]
+        reach = columns.radius[row] if certified else columns.distance[row]
         return reach is None or reach > size
 
     return tuple(rate(e, sum(holds(row, eps_value(e)) for row in range(n)), n) for e in eps)

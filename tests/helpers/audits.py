@@ -13,9 +13,9 @@ from dataclasses import fields, replace
 from audit_parts import (
     CLASSES,
     EPS,
+    arithmetics,
     chain_ledger,
     network,
-    promises,
     rate,
     rates,
     records,
@@ -50,7 +50,7 @@ def findings(columns: Samples) -> tuple[Finding, ...]:
 def verdict(strength: str = "substantial", headline: str = "Certificates hold for most images.") -> Verdict:
     sentences = (
         "No attack contradicted a certificate.",
-        "At ε = 36/255, robust accuracy lies between the proved and the unbroken share.",
+        "At ε = 36/255, robust accuracy lies between the proved and the empirical share.",
     )
     return Verdict("SOUND", strength, "not set", headline, sentences)
 
@@ -78,14 +78,14 @@ def build(columns: Samples, bound: NetworkBound, model: ModelFacts, lamps: Verdi
         dataset=data,
         threat=Threat(EPS),
         clean=rate("0", correct, n),
-        proved=rates(columns, EPS, proved=True),
-        unbroken=rates(columns, EPS, proved=False),
+        certified=rates(columns, EPS, certified=True),
+        empirical=rates(columns, EPS, certified=False),
         bound=bound,
         slope=11.3,
         slope_share=11.3 / bound.smallest_pairwise if bound.smallest_pairwise < math.inf else 0.0,
         rounding=2.1e-12,
-        promise="The certificates speak about the exported network in exact arithmetic, with rounding slack added.",
-        promises=promises(columns, EPS),
+        arithmetic="The certificates speak about the exported network in exact arithmetic, with rounding slack added.",
+        arithmetics=arithmetics(columns, EPS),
         samples=columns,
         attacks=records(columns),
         findings=findings(columns),
@@ -145,7 +145,7 @@ def invalid(n: int = 512) -> Audit:
         distance[row] = share * audit.samples.radius[row]
     columns = replace(audit.samples, distance=tuple(distance))
     lamps = Verdict(
-        "INVALID", None, "cannot be judged", "Integrity failure: 2 certificates are contradicted by attacks.",
+        "INVALID", None, "cannot be evaluated", "Integrity failure: 2 certificates are contradicted by attacks.",
         ("Do not use any certificate in this report until the cause is found.",),
     )  # fmt: skip
     broke = Finding(
@@ -157,7 +157,8 @@ def invalid(n: int = 512) -> Audit:
         "Report it.",
     )
     return replace(
-        audit, samples=columns, verdict=lamps, proved=(), unbroken=rates(columns, EPS, proved=False), status="invalid",
+        audit, samples=columns, verdict=lamps, certified=(), empirical=rates(columns, EPS, certified=False),
+        status="invalid",
         exit_code=4, findings=(broke, *audit.findings[4:]), thumbnails=thumbnails(columns),
     )  # fmt: skip
 
@@ -178,7 +179,7 @@ def no_attacks() -> Audit:
         audit,
         findings=(untested, *audit.findings[2:]),
         samples=columns,
-        unbroken=(),
+        empirical=(),
         attacks=(),
         thumbnails=(),
         slope=None,
@@ -191,14 +192,14 @@ def unproved() -> Audit:
     """A layer without a proof: no bound, no certificate; attacks ran, one of them failed."""
     audit = vacuous(200)
     lamps = Verdict(
-        "UNPROVED", None, "cannot be judged",
+        "UNPROVED", None, "cannot be evaluated",
         "Incomplete: Square did not run. No certificate: 1 layer has no proved bound.",
         ("Robust accuracy is bounded from above only.",),
     )  # fmt: skip
     gone = Finding("LA003", "fail", "A layer has no proved upper bound", "attn.matmul", "Without it nothing is proved.")
     failed = AttackRecord("Square", "AutoAttack", "5000 queries", 0, 0, 0, None, 0, 0.0, "failed", "out of memory")
     return replace(
-        audit, verdict=lamps, bound=None, proved=(), slope=None, slope_share=None, status="partial",
+        audit, verdict=lamps, bound=None, certified=(), slope=None, slope_share=None, status="partial",
         exit_code=5, findings=(gone,),
         samples=replace(audit.samples, radius=(0.0,) * 200), attacks=(*audit.attacks[:3], failed, *audit.attacks[4:]),
         skipped=(Skip("attack Square", "out of memory"),), warnings=("Inputs were resized from 40x40.",),
@@ -220,7 +221,7 @@ def single() -> Audit:
     one = replace(one, distance=(0.45,), adversarial_prediction=(5,), attack=("FAB-T",))
     return replace(
         audit, samples=one, threat=Threat(("36/255",)), clean=rate("0", 1, 1), thumbnails=thumbnails(one),
-        proved=rates(one, ("36/255",), True), unbroken=rates(one, ("36/255",), False),
+        certified=rates(one, ("36/255",), True), empirical=rates(one, ("36/255",), False),
     )  # fmt: skip
 
 
@@ -246,7 +247,7 @@ def deep(lines: int = 400) -> Audit:
     ledger = chain_ledger([(f"stages.{k // 50}.blocks.{k}.conv", "conv2d", 9.0 + k % 7) for k in range(lines)])
     audit = vacuous(300)
     columns = replace(audit.samples, radius=tuple(1e-300 * r for r in audit.samples.radius))
-    return replace(audit, bound=network(ledger), samples=columns, proved=rates(columns, EPS, True))
+    return replace(audit, bound=network(ledger), samples=columns, certified=rates(columns, EPS, True))
 
 
 def thousand_classes() -> Audit:
@@ -264,8 +265,10 @@ def gated() -> Audit:
     gates = (
         Gate("clean_accuracy>=0.5", 0.5, "value", "error", "passed", audit.clean.value),
         Gate("certified_accuracy@36/255>=0.30", 0.3, "ci_low", "error", "failed", 0.299999),
-        Gate("unbroken_accuracy@0.5>=0.9", 0.9, "value", "warn", "failed", 0.12),
-        Gate("unbroken_accuracy@2>=0.1", 0.1, "value", "error", "cannot be judged", None, "2 is not a budget"),
+        Gate("empirical_robust_accuracy@0.5>=0.9", 0.9, "value", "warn", "failed", 0.12),
+        Gate(
+            "empirical_robust_accuracy@2>=0.1", 0.1, "value", "error", "cannot be evaluated", None, "2 is not a budget"
+        ),
     )
     return replace(audit, gates=gates, verdict=replace(audit.verdict, gate="failed"), exit_code=3)
 
@@ -277,7 +280,7 @@ def hostile(text: str = HOSTILE) -> Audit:
     data = replace(audit.dataset, name=text, split="te\ud800st", source=text, class_names=(text,) * 10)
     ledger = tuple(replace(entry, name=text, source=text) for entry in audit.bound.layers) if audit.bound else ()
     return replace(
-        audit, run=text, model=nasty, dataset=data, command=("lipaudit", "run", text), promise=text,
+        audit, run=text, model=nasty, dataset=data, command=("lipaudit", "run", text), arithmetic=text,
         bound=network(ledger), skipped=(Skip(text, text),), warnings=(text,), config={text: [text]},
         environment={text: text}, timing={text: 1.0},
         attacks=tuple(replace(a, name=text, settings=text, flags=(text,)) for a in audit.attacks),
@@ -298,7 +301,7 @@ def filed(audit: Audit, *gates: str) -> Audit:
     pairs = tuple(tuple(0.0 if i == j else steepest for j in many) for i in many)
     ledger = chain_ledger([("network", "linear", steepest)])
     bound = NetworkBound(ledger, ledger[0].log10_so_far, pairs, audit.model.input_shape)
-    columns = replace(s, image=tuple(f"{row:016x}" for row in s.index), executed_distance=s.distance)
+    columns = replace(s, image=tuple(f"{row:016x}" for row in s.index), native_distance=s.distance)
     digest = digest_of(columns.index, columns.label, columns.image)
     found = [[d for d, by in zip(s.distance, s.attack, strict=True) if by == a.name] for a in audit.attacks]
     attacks = (
@@ -307,7 +310,7 @@ def filed(audit: Audit, *gates: str) -> Audit:
     )
     made = replace(
         audit, samples=columns, bound=bound, slope=0.5 * steepest, slope_share=0.5, attacks=tuple(attacks),
-        clean=intervals.rate("0", s.correct()), thumbnails=thumbnails(s), promises=promises(s, audit.threat.eps),
+        clean=intervals.rate("0", s.correct()), thumbnails=thumbnails(s), arithmetics=arithmetics(s, audit.threat.eps),
         dataset=replace(audit.dataset, samples=len(s.index), rows_sha256=digest),
     )  # fmt: skip
     return conclude(made, conditions(gates))
@@ -316,7 +319,7 @@ def filed(audit: Audit, *gates: str) -> Audit:
 def radii_only(audit: Audit) -> Audit:
     """Without the optional columns and tables that would have to change with the radii."""
     columns = {field.name: () for field in fields(audit.samples) if field.default == () and field.name != "method"}
-    tables = {field.name: () for field in fields(audit) if field.name == "promises"}
+    tables = {field.name: () for field in fields(audit) if field.name == "arithmetics"}
     return replace(audit, samples=replace(audit.samples, **columns), **tables)
 
 

@@ -1,4 +1,4 @@
-"""Float32 executions of a captured network whose sums are taken in whatever order: what promise F speaks of."""
+"""Float32 executions of a captured network whose sums are taken in whatever order: what native arithmetic speaks of."""
 
 from __future__ import annotations
 

@@ -45,6 +45,13 @@ def pointwise(function: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
     return Net(lambda x: function(layer(x) * 6 - 1), VECTOR, layer)
 
 
+def _mirrored(x: torch.Tensor) -> torch.Tensor:
+    """The first of each pair of coordinates, mirrored at a line of which only rounded sines are known."""
+    a, b = x.chunk(2, 1)
+    beyond = (0.6 * a - 0.8 * b) > 0
+    return torch.where(beyond, 0.28 * a + 0.96 * b, a)
+
+
 def conv(layer: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     return Net(lambda x: layer(x), shape, layer)
 
@@ -148,6 +155,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mish.default": lambda: pointwise(F.mish),
     "gelu.default": lambda: pointwise(lambda x: F.gelu(x) + F.gelu(x, approximate="tanh")),
     "leaky_relu.default": lambda: pointwise(lambda x: F.leaky_relu(x, 1.5)),
+    "folded.default": lambda: pointwise(_mirrored),
     "piecewise.default": lambda: pointwise(lambda x: x - 2 * F.hardtanh(x, -0.25, 0.5)),
     "elu.default": lambda: pointwise(lambda x: F.elu(x, 1.7)),
     "conv_transpose1d.default": lambda: conv(nn.ConvTranspose1d(2, 3, 3, stride=2, output_padding=1), SIGNAL),

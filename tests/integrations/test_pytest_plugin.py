@@ -101,7 +101,7 @@ def test_in_a_project(tmp_path: Path) -> None:
 def test_what_is_certified_passes_and_comes_back() -> None:
     audit = assert_certified(model(), (X, Y), eps=0.1, at_least=0.75)
 
-    assert (audit.proved[0].count, audit.proved[0].total) == (6, 8)
+    assert (audit.certified[0].count, audit.certified[0].total) == (6, 8)
     assert audit.attacks == ()
     assert audit.samples.radius[:3] == pytest.approx((0.5, 0.4, 0.3), rel=1e-6)
 

@@ -108,7 +108,7 @@ def _run_tests(tests: Sequence[str], copy: Path, log: Path) -> None:
         import lipaudit
 
         assert Path(lipaudit.__file__).is_relative_to(copy), lipaudit.__file__
-        code = int(pytest.main(["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", *IGNORED, *tests]))
+        code = int(pytest.main(["-x", "-q", "-m", "", "-p", "no:randomly", "-p", "no:cacheprovider", *IGNORED, *tests]))
     except BaseException:  # noqa: BLE001  (a child: whatever it is, it goes into the log)
         traceback.print_exc()
     finally:

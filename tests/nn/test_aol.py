@@ -6,7 +6,7 @@ import copy
 import importlib
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -85,20 +85,16 @@ WEIGHTS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
 }
 
 
-@pytest.fixture(params=WEIGHTS)
-def weights(request: pytest.FixtureRequest) -> Callable[[tuple[int, ...]], Tensor]:
-    torch.manual_seed(0)
-    return WEIGHTS[request.param]
-
-
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-def test_no_convolution_exceeds_one(kernel: int, stride: int, weights: Callable[[tuple[int, ...]], Tensor]) -> None:
-    for padding, (outputs, inputs) in itertools.product({0, kernel // 2, kernel}, [(4, 2), (2, 4)]):
-        layer = AOLConv2d(inputs, outputs, kernel, stride=stride, padding=padding)
-        stored(layer).data = weights((outputs, inputs, kernel, kernel))
-        assert layer.weight.dtype == torch.float32
-        assert norm(dense(layer.weight, 6, stride, padding)) <= 1
+def test_no_convolution_exceeds_one(kernel: int, stride: int) -> None:
+    torch.manual_seed(0)
+    for name, weights in WEIGHTS.items():
+        for padding, (outputs, inputs) in itertools.product({0, kernel // 2, kernel}, [(4, 2), (2, 4)]):
+            layer = AOLConv2d(inputs, outputs, kernel, stride=stride, padding=padding)
+            stored(layer).data = weights((outputs, inputs, kernel, kernel))
+            assert layer.weight.dtype == torch.float32
+            assert norm(dense(layer.weight, 6, stride, padding)) <= 1, (name, padding, outputs)
 
 
 GEOMETRIES: dict[str, dict] = {
@@ -116,14 +112,22 @@ GEOMETRIES: dict[str, dict] = {
 }
 
 
+SMALL = ((4, (7, 7)), (8, (8, 10)))
+"""Output channels and sizes of images."""
+
+
+@pytest.mark.parametrize(
+    "cases", [SMALL, pytest.param([*itertools.product((4, 8), ((9, 9), (10, 12)))], marks=pytest.mark.slow)],
+    ids=["small", "large"],
+)  # fmt: skip
 @pytest.mark.parametrize("side", ["fewer", "input", "output"])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_no_geometry_exceeds_one(geometry: str, side: str, weights: Callable[[tuple[int, ...]], Tensor]) -> None:
-    options = GEOMETRIES[geometry]
-    for outputs, size in itertools.product((4, 8), ((9, 9), (10, 12))):
-        layer = AOLConv2d(4, outputs, 3, **options, side=side)
+def test_no_geometry_exceeds_one(geometry: str, side: str, cases: Iterable[tuple[int, tuple[int, int]]]) -> None:
+    torch.manual_seed(0)
+    for (name, weights), (outputs, size) in itertools.product(WEIGHTS.items(), cases):
+        layer = AOLConv2d(4, outputs, 3, **GEOMETRIES[geometry], side=side)
         stored(layer).data = weights(tuple(stored(layer).shape))
-        assert norm(matrix_of(layer, *size)) <= 1
+        assert norm(matrix_of(layer, *size)) <= 1, (name, outputs, size)
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,11 +156,12 @@ def test_any_layer_has_norm_at_most_one_for_the_dense_matrix_and_for_the_audit(d
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (12, 12), (5, 40), (64, 64)])
-def test_no_matrix_exceeds_one(shape: tuple[int, int], weights: Callable[[tuple[int, ...]], Tensor]) -> None:
-    for _ in range(5):
+def test_no_matrix_exceeds_one(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    for name, weights in [*WEIGHTS.items()] * 5:
         layer = AOLLinear(shape[1], shape[0])
         stored(layer).data = weights(shape)
-        assert norm(layer.weight) <= 1
+        assert norm(layer.weight) <= 1, name
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

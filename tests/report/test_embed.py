@@ -59,9 +59,9 @@ def test_the_copy_counts_as_the_result_does(make: Callable[[int], Audit], sample
         assert found is None or found <= (kept or 0) <= 1.001 * found
     for eps in (36 / 255, 0.25, 0.5, 1.0):
         assert copy.certified_accuracy(eps) == audit.certified_accuracy(eps)
-        assert copy.robust_accuracy(eps) == audit.robust_accuracy(eps)
+        assert copy.empirical_robust_accuracy(eps) == audit.empirical_robust_accuracy(eps)
     assert [one.row for one in contradictions(copy)] == [one.row for one in contradictions(audit)]
-    assert (copy.proved, copy.unbroken, copy.verdict) == (audit.proved, audit.unbroken, audit.verdict)
+    assert (copy.certified, copy.empirical, copy.verdict) == (audit.certified, audit.empirical, audit.verdict)
     assert copy.samples.index == audit.samples.index
 
 

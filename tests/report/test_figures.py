@@ -189,8 +189,8 @@ def test_conditions_are_listed_with_digits_that_tell_them_apart() -> None:
     assert rows == [
         ["clean_accuracy>=0.5", "0.8800 (the value itself)", "0.5000", "fails the audit", "passed"],
         ["certified_accuracy@36/255>=0.30", "0.299999 (the 95% lower limit)", "0.300000", "fails the audit", "failed"],
-        ["unbroken_accuracy@0.5>=0.9", "0.1200 (the value itself)", "0.9000", "is a warning", "failed"],
-        ["unbroken_accuracy@2>=0.1", "–", "0.1", "fails the audit", "cannot be evaluated"],
+        ["empirical_robust_accuracy@0.5>=0.9", "0.1200 (the value itself)", "0.9000", "is a warning", "failed"],
+        ["empirical_robust_accuracy@2>=0.1", "–", "0.1", "fails the audit", "cannot be evaluated"],
     ]
     words = seen(page("gated")).words()
     assert "2 is not a budget" in words
@@ -217,8 +217,8 @@ def test_numbers_that_differ_look_different(one: float, two: float) -> None:
 def test_the_verdict_is_not_green_where_nothing_is_proved_at_the_budget() -> None:
     audit = audits.strong()
     assert '<div class="verdict good"' in page("strong")
-    nothing = tuple(replace(rate, count=0, value=0.0) for rate in audit.proved)
-    assert '<div class="verdict warn"' in to_html(replace(audit, proved=nothing))
+    nothing = tuple(replace(rate, count=0, value=0.0) for rate in audit.certified)
+    assert '<div class="verdict warn"' in to_html(replace(audit, certified=nothing))
     failed = replace(audit, verdict=replace(audit.verdict, gate="failed"))
     assert '<div class="verdict bad"' in to_html(failed)
 

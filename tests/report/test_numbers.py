@@ -80,10 +80,10 @@ def derived(audit: Audit) -> Iterator[str]:
     for label in set(s.label):  # shares of a class
         of_class = s.label.count(label)
         yield from (percent(k / of_class) for k in range(of_class + 1))
-    for rate in (*audit.unbroken, *audit.proved):  # what is left of all, of the correct, of the unbroken
+    for rate in (*audit.empirical, *audit.certified):  # what is left of all, of the correct, of the empirical
         for left in (rate.total - rate.count, audit.clean.count - rate.count, rate.total - audit.clean.count):
             yield from (str(left), percent(left / rate.total), f"{100 * left / rate.total:.0f}")
-    for one, other in itertools.product(audit.unbroken, audit.proved):  # and the band between proved and unbroken
+    for one, other in itertools.product(audit.empirical, audit.certified):  # and the band between proved and empirical
         yield from (str(one.count - other.count), points(one.value - other.value), percent(one.value - other.value))
     yield str(sum(distance is not None for distance in s.distance))
     yield points((audit.clean.high - audit.clean.low) / 2)  # how far a rate is left open

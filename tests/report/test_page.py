@@ -160,9 +160,9 @@ def test_the_verdict_is_printed_as_it_came() -> None:
 def test_numbers_of_the_table_come_from_the_rates() -> None:
     audit = audits.strong()
     rows = {row[0]: row for row in seen(page("strong")).rows if row}
-    for proved, unbroken in zip(audit.proved, audit.unbroken, strict=True):
+    for proved, empirical in zip(audit.certified, audit.empirical, strict=True):
         assert rows[eps_text(proved.eps)][1:3] == [
-            f"{percent(rate.value)} {interval(rate.low, rate.high)}" for rate in (proved, unbroken)
+            f"{percent(rate.value)} {interval(rate.low, rate.high)}" for rate in (proved, empirical)
         ]
 
 
@@ -172,7 +172,7 @@ def test_the_bar_divides_all_images() -> None:
     assert bar is not None
     widths = [float(width) for width in re.findall(r' width="([\d.]+)%" height', bar[0])]
     assert sum(widths[:4]) == pytest.approx(100, abs=0.03)
-    assert widths[0] == pytest.approx(100 * audit.proved[0].value, abs=0.006)
+    assert widths[0] == pytest.approx(100 * audit.certified[0].value, abs=0.006)
 
 
 def test_an_invalid_verdict_shows_no_number_that_rests_on_a_certificate() -> None:
@@ -186,7 +186,7 @@ def test_an_invalid_verdict_shows_no_number_that_rests_on_a_certificate() -> Non
     # The two refuted claims themselves are shown, as refuted.
     refuted = {one.row for one in contradictions(audit)}
     claims = {number(radius) for row, radius in enumerate(s.radius) if radius > 0 and row not in refuted} - innocent
-    claims |= {percent(r.value) for r in before.proved} - {percent(r.value) for r in (*audit.unbroken, audit.clean)}
+    claims |= {percent(r.value) for r in before.certified} - {percent(r.value) for r in (*audit.empirical, audit.clean)}
     assert audit.bound is not None
     claims.add(number(audit.bound.value))
     assert len(claims) > 100
@@ -194,7 +194,7 @@ def test_an_invalid_verdict_shows_no_number_that_rests_on_a_certificate() -> Non
     assert not claims & shown
     assert "0.839" in parsed.struck
     assert 'class="curve proved"' not in page("invalid")
-    assert 'class="curve unbroken"' in page("invalid")
+    assert 'class="curve empirical"' in page("invalid")
     assert 'id="fig2-wide-title"' in page("invalid")
     assert 'id="fig3-wide-title"' not in page("invalid")
     assert "2 / 423" in words

@@ -30,8 +30,8 @@ def test_robustbench_model_info() -> None:
     assert tuple(info)[: len(FIELDS)] == FIELDS
     assert info["eps"] == audit.threat.eps[0]
     assert float(info["clean_acc"]) == pytest.approx(100 * audit.clean.value, abs=0.005)
-    assert float(info["certified_acc"]) == pytest.approx(100 * audit.proved[0].value, abs=0.005)
-    assert float(info["unbroken_acc"]) == pytest.approx(100 * audit.unbroken[0].value, abs=0.005)
+    assert float(info["certified_acc"]) == pytest.approx(100 * audit.certified[0].value, abs=0.005)
+    assert float(info["unbroken_acc"]) == pytest.approx(100 * audit.empirical[0].value, abs=0.005)
     assert info["autoattack_acc"] is None
     assert audit.attacks[0].name in info["footnote"]
     other = json.loads(to_robustbench(audit, audit.threat.eps[-1]))
@@ -43,7 +43,7 @@ def test_robustbench_model_info() -> None:
 def test_shares_are_rounded_to_the_side_on_which_they_stay_true() -> None:
     third = Rate("0.5", 2 / 3, 2, 3, 0.0, 1.0)
     audit = replace(
-        audits.strong(3), threat=replace(audits.strong(3).threat, eps=("0.5",)), proved=(third,), unbroken=(third,)
+        audits.strong(3), threat=replace(audits.strong(3).threat, eps=("0.5",)), certified=(third,), empirical=(third,)
     )
     info = json.loads(to_robustbench(audit))
 
@@ -58,9 +58,9 @@ def test_a_model_index_as_the_hub_reads_it() -> None:
     assert card.data.model_name == audit.model.name
     assert [r.metric_value for r in results if r.metric_type == "accuracy"] == [audit.clean.value]
     proved = [(r.metric_args["eps"], r.metric_value) for r in results if r.metric_type == "certified_accuracy"]
-    assert proved == [(rate.eps, rate.value) for rate in audit.proved]
-    unbroken = [(r.metric_args["eps"], r.metric_value) for r in results if r.metric_type == "robust_accuracy"]
-    assert unbroken == [(rate.eps, rate.value) for rate in audit.unbroken]
+    assert proved == [(rate.eps, rate.value) for rate in audit.certified]
+    empirical = [(r.metric_args["eps"], r.metric_value) for r in results if r.metric_type == "robust_accuracy"]
+    assert empirical == [(rate.eps, rate.value) for rate in audit.empirical]
     assert {r.task_type for r in results} == {"image-classification"}
 
 
@@ -69,7 +69,7 @@ def test_every_audit_can_be_published(name: str) -> None:
     audit = audits.ALL[name]()
 
     info = json.loads(to_robustbench(audit))
-    assert (info["certified_acc"] is None) == (not audit.proved)
+    assert (info["certified_acc"] is None) == (not audit.certified)
     assert not any(sign in info["name"] for sign in "\x00\x1b\u202e")
     assert ModelCard(f"---\n{to_model_index(audit)}---\n").data.eval_results
 

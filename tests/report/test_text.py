@@ -35,8 +35,8 @@ def test_text_is_printable_narrow_and_ends_with_verdict_and_paths(name: str) -> 
 def test_text_holds_the_rates_and_the_checks_that_did_not_pass() -> None:
     audit = audits.vacuous()
     text = to_text(audit)
-    for proved, unbroken in zip(audit.proved, audit.unbroken, strict=True):
-        assert re.search(rf"{proved.eps}\b.*{percent(proved.value)}.*{percent(unbroken.value)}", text)
+    for proved, empirical in zip(audit.certified, audit.empirical, strict=True):
+        assert re.search(rf"{proved.eps}\b.*{percent(proved.value)}.*{percent(empirical.value)}", text)
     assert "✕ FAIL  LA102" in text
     assert "! WARN  LA101" in text
     assert text.index("LA102") < text.index("LA101")
@@ -96,11 +96,11 @@ def test_local_radii_are_counted() -> None:
 def test_every_promise_has_its_rates_and_its_sentence() -> None:
     audit = audits.strong()
     for text in (to_text(audit), to_markdown(audit), audit.to_html()):
-        for found in audit.promises:
-            assert found.sentence.removeprefix(f"{found.promise}: ") in text or not found.certified
+        for found in audit.arithmetics:
+            assert found.sentence.removeprefix(f"{found.arithmetic}: ") in text or not found.is_certified
         assert "as executed" in text
         assert "not certified" in text
         assert "gelu in float64 has no proved error" in text
-    shares = [f"{100 * rate.value:.1f}%" for rate in audit.promises[1].proved]
+    shares = [f"{100 * rate.value:.1f}%" for rate in audit.arithmetics[1].certified]
     assert all(share in to_markdown(audit) for share in shares)
     assert "as executed" not in to_text(audits.invalid())

@@ -36,15 +36,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
+from typing import Any
 
 import torch
 
-from lipaudit.rounding import TINY, UNIT, WIDE, gamma, norms_up, up, wide
+from lipaudit.rounding import TINY, UNIT, WIDE, gamma, up, wide
 
 _APART = 2.0**13
 """See `Ball.compress`."""
+_UNDERFLOW = 1e-140
 _LEAST = 0.5
 """delta of Note [Proof of R] has to stay below that."""
 
@@ -75,20 +77,36 @@ class Matrix:
     """Bound of the norm of the exact map, at every frequency."""
     error: float = 0.0
     """Bound of the norm of the difference to the exact one, at every frequency."""
+    _copies: dict[Any, torch.Tensor] = field(default_factory=dict)
+
+    def of(self, like: torch.Tensor, pick: torch.Tensor | None) -> torch.Tensor:
+        """The entries in the type of `like`, at the frequencies of that index."""
+        key = (like.dtype, None if pick is None else id(pick))
+        if key not in self._copies:
+            some = self.entries if pick is None or len(self.entries) == 1 else self.entries[pick]
+            self._copies.clear()
+            self._copies[key] = some.to(like.dtype)
+        return self._copies[key]
 
 
 class Ball:
     """The tensors that are still needed, as images of one ball. `prove=False`: without errors, for choosing T."""
 
-    def __init__(self, name: str, size: int, like: torch.Tensor, *, prove: bool = True) -> None:
-        """Of one tensor of so many entries, whose differences are the ball itself; `like` has the type of matrices."""
+    def __init__(
+        self, name: str, size: int, like: torch.Tensor, *, prove: bool = True, pick: torch.Tensor | None = None
+    ) -> None:
+        """Of one tensor of so many entries, whose differences are the ball itself; `like` has the type of matrices.
+
+        `pick`: the frequencies that are looked at, where nothing is proved.
+        """
+        self.pick = pick
         self.images: dict[str, Image] = {name: Image(None)}
         self.scale = Decimal(1)
         self.prove = prove
         self._one = torch.eye(size, dtype=like.dtype, device=like.device)[None]
 
     def linear(self, source: str, target: str, matrix: Matrix) -> None:
-        image, a = self.images[source], matrix.entries
+        image, a = self.images[source], matrix.of(self._one, self.pick)
         if image.matrix is None:
             self._keep(target, a, image.exponent, matrix.error)
             return
@@ -106,7 +124,7 @@ class Ball:
     def rows(self, source: str, target: str, index: torch.Tensor) -> None:
         """Some entries of a tensor; -1 is an entry that is zero."""
         image = self.images[source]
-        m = self._written(image)
+        m = self.written(image)
         padded = torch.cat([m, m.new_zeros(m.shape[0], 1, m.shape[2])], 1) if bool((index < 0).any()) else m
         copies = float(torch.bincount(index[index >= 0]).max()) if bool((index >= 0).any()) else 0.0
         self.images[target] = Image(padded[:, index], image.exponent, up(image.error * up(math.sqrt(copies))))
@@ -114,8 +132,8 @@ class Ball:
     def scaled(self, source: str, target: str, factor: torch.Tensor, error: float) -> None:
         """Each entry times its factor, which is off by a relative `error`."""
         image = self.images[source]
-        m = self._written(image)
-        product = factor[:, None] * m
+        m = self.written(image)
+        product = factor.to(m.real.dtype)[:, None] * m
         off = 0.0
         if self.prove:
             most = float(factor.abs().max()) if len(factor) else 0.0
@@ -125,7 +143,7 @@ class Ball:
     def add(self, first: str, second: str, target: str, factor: float = 1.0) -> None:
         """first + factor second."""
         a, b = self.images[first], self.images[second]
-        m, n = self._written(a), self._written(b)
+        m, n = self.written(a), self.written(b)
         top = max(a.exponent, b.exponent)
         m, n = m * _power(a.exponent - top), n * (factor * _power(b.exponent - top))
         both = m + n
@@ -139,9 +157,9 @@ class Ball:
         """All entries of several tensors, one after the other."""
         images = [self.images[name] for name in sources]
         top = max(image.exponent for image in images)
-        parts = [self._written(image) * _power(image.exponent - top) for image in images]
+        parts = [self.written(image) * _power(image.exponent - top) for image in images]
         error = math.hypot(*(image.error * _power(image.exponent - top) for image in images)) * (1 + 1e-12)
-        self._keep(target, torch.cat(parts, 1), top, error + TINY)
+        self._keep(target, torch.cat(_alike(parts), 1), top, error + TINY)
 
     def bend(
         self,
@@ -158,7 +176,7 @@ class Ball:
         """
         low, rise = slopes
         image = self.images[source]
-        v = self._written(image)
+        v = self.written(image)
         t = choose(v)
         if len(self.images) == 1 and not again and not low and v.shape[1] > v.shape[2]:
             self.images = {target: replace(self._wide(v, t, image.error), exponent=image.exponent)}
@@ -187,8 +205,8 @@ class Ball:
         vector h that is added to the ball, of length 1 / `_APART`, if the errors count `_APART` times.
         """
         names = list(self.images)
-        parts = [self._written(image) for image in self.images.values()]
-        s = torch.cat(parts, 1)
+        parts = [self.written(image) for image in self.images.values()]
+        s = torch.cat(_alike(parts), 1)
         if s.shape[2] <= 1.5 * s.shape[1]:
             return
         q, r = torch.linalg.qr(s.mH)
@@ -255,14 +273,14 @@ class Ball:
 
     def _followed(self, image: Image, w: torch.Tensor, off: float) -> Image:
         """What becomes of another tensor: [M, M W], W off by `off`."""
-        m = self._written(image)
+        m = self.written(image)
         more = m @ w
         error = 0.0
         if self.prove:
             m_size, w_size = largest(m), largest(w)
             error = image.error * (1 + w_size + off) + m_size * off + lost(m.shape[2], m) * m_size * w_size
             error = up(error * (1 + 1e-9)) + TINY
-        return Image(torch.cat([m, more], 2), image.exponent, error)
+        return Image(torch.cat(_alike([m, more]), 2), image.exponent, error)
 
     def _times(self, name: str, factor: float) -> None:
         """The factor as a mantissa, whose product is rounded, and an exponent."""
@@ -277,12 +295,13 @@ class Ball:
         error = abs(mantissa) * image.error + 2 * UNIT * largest(image.matrix) + TINY if self.prove else 0.0
         self._keep(name, m, image.exponent + exponent, error)
 
-    def _written(self, image: Image) -> torch.Tensor:
+    def written(self, image: Image) -> torch.Tensor:
         return self._one if image.matrix is None else image.matrix
 
     def _keep(self, name: str, matrix: torch.Tensor, exponent: int, error: float) -> None:
         """With entries of moderate size: a power of two is exact, but for what underflows."""
-        top = float(matrix.detach().abs().max()) if matrix.numel() else 0.0
+        low, high = torch.aminmax(_parts(matrix.detach())) if matrix.numel() else (0.0, 0.0)
+        top = max(-float(low), float(high))
         if not math.isfinite(top) or not math.isfinite(error):
             raise Unfit("numbers beyond the range of float64")
         shift = math.frexp(top)[1] if top else 0
@@ -307,17 +326,31 @@ def _inverse_root(p: torch.Tensor) -> torch.Tensor:
     return r
 
 
+def _alike(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """With as many frequencies as any of them: those of one are the same everywhere."""
+    most = max(len(matrix) for matrix in matrices)
+    return [matrix.expand(most, -1, -1) for matrix in matrices]
+
+
 def _power(exponent: int) -> float:
     """2^exponent for exponent <= 0; 0 below the range."""
     return 2.0**exponent if exponent > -1000 else 0.0
 
 
 def largest(x: torch.Tensor) -> float:
-    """Bound of the Frobenius norm, of that of the frequency where it is largest."""
+    """Bound of the Frobenius norm, of that of the frequency where it is largest; raises `Unfit` beyond 1e150."""
     if not x.numel():
         return 0.0
-    real = torch.view_as_real(x) if x.is_complex() else x
-    return float(norms_up(real.detach()).max())
+    real = _parts(x.detach()).flatten(1)
+    # A sum of squares and a root; squares that underflow are below the square of what is added.
+    norm = float(torch.linalg.vector_norm(real, dim=1).max())
+    if not norm < 1e150:
+        raise Unfit("numbers beyond the range of float64")
+    return up(norm * (1 + 2 * gamma(real.shape[1] + 8))) + _UNDERFLOW
+
+
+def _parts(x: torch.Tensor) -> torch.Tensor:
+    return torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
 
 
 def lost(count: int, like: torch.Tensor) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
@@ -44,6 +45,10 @@ LINEAR = MOVES | {
 
 SUMS = frozenset({"add.Tensor", "sub.Tensor", "rsub.Tensor"})
 _COLUMNS = 256
+_FREQUENCIES = 48
+"""So many are looked at while multipliers are sought."""
+_QUICK = 1e9
+"""Programs of more operations are run in single precision while multipliers are sought."""
 
 
 class Unsupported(Exception):
@@ -70,9 +75,69 @@ class Program:
     """About what one run without proof takes."""
     width: int = 0
     """Generators that the ball has at the end, about."""
+    kinds: list[str] = field(default_factory=list)
+    """`map` or `bend`: which kinds of steps there are, from the first map on."""
+    inside: tuple[int, int, float] = (0, 0, 0.0)
+    ends: int = 0
+    """Entries of the end."""
+    why_not: str = ""
+    """What ended it."""
+
+    index: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    sizes: tuple[int, ...] = ()
+    """Of programs on a torus: the frequencies pi index / size."""
+    bytes: int = 0
+    """Of its matrices, about."""
+
+    def flops_of_trial(self) -> float:
+        share = min(1.0, _FREQUENCIES / len(self.index)) if len(self.index) else 1.0
+        return self.flops * share * (0.5 if self.flops > _QUICK else 1.0)
+
+    def flops_of_proof(self) -> float:
+        return 3 * self.flops
+
+    def _roughly(self) -> Ball:
+        """Of some frequencies, and in single precision where that saves time."""
+        like, pick = self.like, None
+        if self.flops > _QUICK:
+            like = like.to(torch.complex64 if like.is_complex() else torch.float32)
+        if len(self.index) > _FREQUENCIES:
+            pick = self._picked
+        return Ball(self.start, self.size, like, prove=False, pick=pick)
+
+    @cached_property
+    def _picked(self) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(0)
+        order = torch.randperm(len(self.index), generator=generator).to(self.index.device)
+        # The lowest ones, where norms of trained networks are large, and others.
+        around = 2 * torch.tensor(self.sizes, device=order.device)
+        lowest = self.index.minimum(around - self.index)
+        low = lowest.double().square().sum(1).argsort()[: _FREQUENCIES // 3]
+        return torch.cat([low, order[: _FREQUENCIES - len(low)]]).unique()
+
+    def bend(self, number: int, source: str, target: str, interval: tuple[float, float], again: bool) -> Step:
+        def step(ball: Ball, choose: Choose) -> None:
+            if ball.prove and len(ball.images) > 1:
+                ball.compress()
+            ball.bend(source, target, lambda v: choose(number, v), interval, again=again)
+
+        return step
+
+    def reach(self, end: str, entries: int) -> None:
+        """It may end here."""
+        self.end, self.ends, self.inside = end, entries, (len(self.layers), len(self.bends), self.flops)
+
+    def cut(self, steps: int) -> None:
+        """Drops what comes after the last place where it may end."""
+        layers, bends, self.flops = self.inside
+        del self.steps[steps:], self.layers[layers:], self.bends[bends:]
+
+    @property
+    def said(self) -> str:
+        return f"{self.layers[0]} to {self.layers[-1]}, {len(self.bends)} activations"
 
     def run(self, choose: Choose, *, prove: bool) -> Ball:
-        ball = Ball(self.start, self.size, self.like, prove=prove)
+        ball = Ball(self.start, self.size, self.like, prove=True) if prove else self._roughly()
         for step in self.steps:
             step(ball, choose)
         return ball
@@ -81,35 +146,48 @@ class Program:
 class Writer:
     """Turns nodes into steps, one after the other. Raises `Unsupported` for what it has none for."""
 
-    def __init__(self, graph: Graph, maps: Mapping[str, LinearMap], device: torch.device) -> None:
+    def __init__(
+        self, graph: Graph, maps: Mapping[str, LinearMap], device: torch.device, points: frozenset[str]
+    ) -> None:
+        """`points`: the bottlenecks at which a program may end."""
         self.graph, self.maps = graph, maps
         self.like = torch.zeros((), dtype=torch.float64, device=device)
         self.shapes = {node.name: node.shape for node in graph.nodes} | {"input": (1, *graph.input_shape)}
         self.places = {node.name: place for place, node in enumerate(graph.nodes)} | {"input": -1}
         self.last = {name: place for place, node in enumerate(graph.nodes) for name in node.refs()}
         self.last[graph.output] = len(graph.nodes)
+        self.points = points
 
     def size(self, name: str) -> int:
         return math.prod(self.shapes[name])
 
-    def program(self, start: str, end: str) -> Program:
-        """All nodes after `start` up to `end`: two nodes through which alone later ones see the input."""
-        program = Program(start, self.size(start), end, self.like)
-        program.width = self.size(start)
-        live = {start}
-        for place in range(self.places[start] + 1, self.places[end] + 1):
+    def program(self, start: str) -> Program | None:
+        """From a bottleneck to the last one that steps lead to; None if no layers are taken together on the way."""
+        if self.size(start) > MOST_SIDE:
+            return None
+        program = Program(start, self.size(start), start, self.like, width=self.size(start))
+        reached, live = 0, {start}
+        for place in range(self.places[start] + 1, len(self.graph.nodes)):
             node = self.graph.nodes[place]
-            if not node.refs() or not live.issuperset(node.refs()):
-                raise Unsupported(f"{node.op} reads what is not in the ball")
-            if self.size(node.name) > MOST_SIDE:
-                raise Unsupported(f"more than {MOST_SIDE} entries")
-            program.steps.append(self._step(node, program, live))
-            live = {name for name in (*live, node.name) if self.last.get(name, -1) > place or name == end}
-            program.steps.append(_forget(frozenset(live)))
-        return program
+            try:
+                program.steps.append(self._step(node, program, live))
+            except Unsupported as why:
+                program.why_not = f"{node.title}: {why}"
+                break
+            live = {name for name in (*live, node.name) if self.last.get(name, -1) > place}
+            program.steps.append(forget(frozenset(live)))
+            if node.name in self.points and program.kinds[-1:] == ["map"] and "bend" in program.kinds:
+                reached = len(program.steps)
+                program.reach(node.name, self.size(node.name))
+        program.cut(reached)
+        return program if reached else None
 
     def _step(self, node: Node, program: Program, live: set[str]) -> Step:
         name, refs = node.name, node.refs()
+        if not refs or not live.issuperset(refs):
+            raise Unsupported("an operand that is not in the ball")
+        if self.size(name) > MOST_SIDE:
+            raise Unsupported(f"more than {MOST_SIDE} entries")
         if node.op in LINEAR and len(refs) == 1 and name in self.maps:
             return self._linear(node, self.maps[name], program)
         if node.op in SUMS and len(refs) == 2:
@@ -122,21 +200,16 @@ class Writer:
         number, again = len(program.bends), self.last[refs[0]] > self.places[name]
         size = self.size(name)
         program.bends.append(size)
+        program.kinds += ["bend"] if program.kinds else []
         program.flops += 2.0 * size**2 * program.width + 3.0 * size**3
         program.width = size + (program.width if len(live) > 1 or again else 0)
         program.layers.append(node.title)
-
-        def step(ball: Ball, choose: Choose) -> None:
-            if ball.prove and len(ball.images) > 1:
-                ball.compress()
-            ball.bend(refs[0], name, lambda v: choose(number, v), interval, again=again)
-
-        return step
+        return program.bend(number, refs[0], name, interval, again)
 
     def _linear(self, node: Node, linear: LinearMap, program: Program) -> Step:
         (source,), target = node.refs(), node.name
         if math.prod(linear.input_shape) != self.size(source):
-            raise Unsupported(f"{node.op} with a map from somewhere else")
+            raise Unsupported("a map from somewhere else")
         if isinstance(linear, Identity):
             return lambda ball, _: ball.rename(source, target)
         if node.op in MOVES:
@@ -148,6 +221,7 @@ class Writer:
             return lambda ball, _: ball.scaled(source, target, factor, linear.relative_error)
         matrix = written(linear, self.size(target), self.like)
         program.layers.append(node.title)
+        program.kinds.append("map")
         program.flops += 2.0 * matrix.entries.numel() * program.width
         return lambda ball, _: ball.linear(source, target, matrix)
 
@@ -169,7 +243,7 @@ class Writer:
         ends = torch.tensor([0, *(self.size(name) for name in names)]).cumsum(0)
         parts = [
             torch.arange(int(a), int(b)).reshape(self.shapes[name])
-            for name, a, b in zip(names, ends, ends[1:], strict=True)
+            for name, a, b in zip(names, ends[:-1], ends[1:], strict=True)
         ]
         index = torch.cat(parts, node.args["dim"]).flatten().to(self.like.device)
         target = node.name
@@ -207,5 +281,5 @@ def written(linear: LinearMap, outputs: int, like: torch.Tensor) -> Matrix:
     return Matrix(entries[None], norm, off)
 
 
-def _forget(live: frozenset[str]) -> Step:
+def forget(live: frozenset[str]) -> Step:
     return lambda ball, _: ball.keep(live)

@@ -10,7 +10,7 @@ import torch
 from lipaudit.domains.graph import Node
 from lipaudit.domains.intervals.arithmetic import times
 from lipaudit.domains.intervals.value import INFINITY, RANGES, Nodes, Range, around, both_ends, rounded, run, widened
-from lipaudit.domains.piecewise import PIECEWISE, sum_of_pieces
+from lipaudit.domains.piecewise import FOLDED, PIECEWISE, sum_of_pieces
 from lipaudit.errors import UnsupportedOp
 from lipaudit.rounding import gamma, up
 
@@ -190,6 +190,17 @@ def in_pieces(node: Node, nodes: Nodes, self: Any, points: Any, steps: Any, slop
     lost = gamma(2 * len(points) + 8) * sizes
     none = torch.zeros_like(self.low)
     return widened((values - lost).amin(0), (values + lost).amax(0), none, none)
+
+
+@RANGES.rule(FOLDED)
+def folded(node: Node, nodes: Nodes, self: Any, other: Any, here: Any, there: Any, step: Any) -> Range:
+    """One coordinate, and what the fold adds to it, each over its range."""
+    del node, nodes
+    ends = torch.stack([here * x + there * y for x in (self.low, self.high) for y in (other.low, other.high)])
+    low, high = (step * ends.clamp_min(0).amin(0), step * ends.clamp_min(0).amax(0))
+    size = self.magnitude + step.abs() * (here.abs() * self.magnitude + there.abs() * other.magnitude)
+    low, high, lost = self.low + torch.minimum(low, high), self.high + torch.maximum(low, high), gamma(16) * size
+    return widened(low - lost, high + lost, torch.zeros_like(low), torch.zeros_like(low))
 
 
 @RANGES.rule("silu.default", "mish.default", "hardswish.default")

@@ -411,7 +411,7 @@ class _Reading:
     def _constant(self, value: Any) -> torch.Tensor:
         if refs_in(value):
             raise UnsupportedOp("expected constants beside complex numbers, got something computed from the input")
-        constant = torch.as_tensor(value).to(torch.complex128)
+        constant = torch.as_tensor(value, dtype=torch.complex128)
         if not bool(torch.isfinite(constant).all()):
             raise ValueError("expected finite constants beside complex numbers, got NaN or inf")
         return constant

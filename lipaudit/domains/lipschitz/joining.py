@@ -23,8 +23,10 @@ from lipaudit.domains.lipschitz.products import product
 from lipaudit.domains.lipschitz.propagator import BOUNDED, RULES, Ledger, Value
 from lipaudit.domains.lipschitz.scaling import as_factor, constant, scale, stretched_norm
 from lipaudit.domains.lipschitz.shape import broadcast, copies
+from lipaudit.domains.piecewise import FOLDED
 from lipaudit.errors import NotLipschitz, UnsupportedOp
 from lipaudit.norms.linear_maps import Identity
+from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.results.bounds import Law, Upper
 from lipaudit.rounding import UNIT, up
 
@@ -204,6 +206,46 @@ def _has_counterpart(node: Node, ledger: Ledger, part: int) -> bool:
         return False
     refs = sorted(node.refs())
     return any(_LARGER_FIRST.get(each.op) == 1 - part and sorted(each.refs()) == refs for each in ledger.graph.nodes)
+
+
+@RULES.rule(FOLDED)
+def folded(node: Node, ledger: Ledger, self: Any, other: Any, here: Any, there: Any, step: Any) -> Value:
+    """A coordinate of z + u relu(w.z), with the other one where that is computed, too.
+
+    Between two points of one side it moves as I or as I + u w^T, and it is continuous: the larger norm of both.
+    """
+    del here, there, step
+    beside = next((each for each in ledger.graph.nodes if _beside(node, each)), None)
+    shapes = {ledger.shape_of(node, name) for name in ("self", "other")}
+    if not isinstance(self, Value) or not isinstance(other, Value) or shapes != {tuple(node.shape)}:
+        raise UnsupportedOp("expected a fold of two tensors of one shape that both depend on the input")
+    both = sorted((node, *(() if beside is None else (beside,))), key=lambda each: each.name)
+    rows = [_beyond(each)[:: 1 if each is both[0] else -1] for each in both]
+    matrices = torch.stack([torch.stack(row) for row in rows]).reshape(len(both), 2, -1).permute(2, 0, 1).contiguous()
+    # An entry is a product of two factors, and for one of them a sum: off by two roundings of at most 1 + its size.
+    off = 4 * UNIT * (2.0 + float(matrices.abs().amax()))
+    upper = Upper(max(1.0, up(largest_singular_value(matrices) + up(2 * off))), "pointwise", "a plane that is folded")
+    law: Law = "max" if apart([self, other]) else "root_sum_squares"
+    fork = f"folded({', '.join(each.name for each in both)})"
+    part, parts = both.index(node), tuple((each, None) for each in both)
+    return _forgetful(ledger.sorted(node, fork, [self, other], law, part, len(both), upper, parts))
+
+
+def _beside(node: Node, other: Node) -> bool:
+    """Whether the other node is the other coordinate of the same fold."""
+    return (
+        other.op == FOLDED
+        and other.name != node.name
+        and (other.args["self"], other.args["other"]) == (node.args["other"], node.args["self"])
+        and torch.equal(other.args["here"], node.args["there"])
+        and torch.equal(other.args["there"], node.args["here"])
+    )
+
+
+def _beyond(node: Node) -> list[torch.Tensor]:
+    """What the node multiplies both operands by, beyond the line."""
+    here, there, step = torch.broadcast_tensors(*(node.args[key].double() for key in ("here", "there", "step")))
+    return [1 + step * here, step * there]
 
 
 @RULES.rule("hypot.default", "logaddexp.default", "logaddexp2.default")

@@ -21,7 +21,7 @@ HALF = up(math.sqrt(0.5))
 def finite(bound: float, what: str) -> float:
     """A bound as it came. Raises `NotLipschitz` if it is infinite or not a number."""
     if not math.isfinite(bound):
-        raise NotLipschitz(f"expected {what} to be bounded over the inputs in the domain, got infinite values")
+        raise NotLipschitz(f"expected {what} to be bounded over the inputs in the domain, got a range that overflows")
     return bound
 
 

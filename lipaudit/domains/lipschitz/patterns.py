@@ -173,7 +173,7 @@ def _scaling(nodes: Nodes, node: Node) -> tuple[str, float] | None:
     source = nodes.get(value.name)
     if source is None or tuple(source.shape) != tuple(node.shape):
         return None
-    factors = torch.as_tensor(held).to(torch.float64)
+    factors = torch.as_tensor(held, dtype=torch.float64)
     factors = 1.0 / factors if node.op.startswith("div") else factors
     largest = float(factors.abs().max())
     if not largest < float("inf"):

@@ -56,6 +56,8 @@ BOUNDED: set[str] = set()
 ROOM = 1e-6
 """See Note [Room for rounding]."""
 
+SORTING = Upper(1.0, "pointwise", "sorting")
+
 INPUT = "input"
 """The step that stands for the network input."""
 
@@ -144,13 +146,25 @@ class Ledger:
         # Distinct entries: the rows of the map are orthogonal and of length one.
         return self.pend(node, replace(source, pieces=(*source.pieces, piece)), replace(linear, coisometry=1.0))
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
         """One of several pieces of a sorted tensor, such as all the smaller ones of pairs; see Note [Sorted].
 
-        The tensor `fork` is as far from another as its `inputs`, joined by `law`; the node is its `part` of `parts`.
+        The tensor `fork` is at most `upper` times as far from another as its `inputs`, joined by `law`; the node is its
+        `part` of `parts`. `computed` are the nodes that give the parts, where they round.
         """
         if fork not in self._forks:
-            joined = self.record(replace(node, name=fork), law, inputs, Upper(1.0, "pointwise", "sorting"))
+            grown = [(each.name, 1.0) for each, _ in computed] if computed else None
+            joined = self.record(replace(node, name=fork), law, inputs, upper, parts=computed, grown=grown)
             self._forks[fork] = joined
         whole = self._forks[fork]
         entries = torch.zeros(parts, math.prod(node.shape), dtype=torch.bool, device=self.device)
@@ -216,7 +230,7 @@ class Ledger:
 
     def settle(self, value: Value) -> Value:
         """The same tensor with every pending map bounded and on the ledger."""
-        key = (value.step, *(node.name for link in value.chain for node, _ in link.parts))
+        key = self._key(value)
         if key not in self._settled:
             step = value.step
             for link in merged(value.chain):
@@ -224,26 +238,50 @@ class Ledger:
             self._settled[key] = step
         return Value(self._settled[key], pieces=value.pieces)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
+    def known_step(self, value: Value) -> str | None:
+        """The step of the value, if its pending maps are bounded already or none needs to be."""
+        if all(only_moves(link) for link in merged(value.chain)):
+            return value.step
+        return self._settled.get(self._key(value))
+
+    def growth_between(self, first: str, last: str) -> Decimal | None:
+        """How far distances grow from one step to another that sees the input only through it; None if unknown.
+
+        By the lines in between alone: `so_far` may be smaller than this, by lines that go past the first step.
+        """
+        found = {first: Decimal(1)}
+        for line in self.lines:
+            if last in found:
+                break
+            if line.step not in found and all(step in found for step in line.inputs):
+                inputs = [found[step] for step in line.inputs]
+                found[line.step] = WIDE.multiply(wide(line.upper.value), _joined(line.law, inputs))
+        return found.get(last)
+
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line.
+
+        For a whole block that ends in the node, `parts` and `grown` are as `replaced` has them.
+        """
+        if grown is not None:
+            self._grown[node.name] = grown
         steps = [self.settle(value).step for value in inputs]
         pieces = joined([value.pieces for value in inputs])
         if law == "scale" and upper.value == 1.0 and node.op in EXACT:
             return Value(steps[0], pieces=pieces)
-        bounds = [self.so_far[step] for step in steps]
-        if law == "sum":
-            total = bounds[0]
-            for bound in bounds[1:]:
-                total = WIDE.add(total, bound)
-        elif law == "root_sum_squares":
-            total = Decimal(0)
-            for bound in bounds:
-                total = WIDE.add(total, WIDE.multiply(bound, bound))
-            total = wide_sqrt(total)
-        else:
-            total = max(bounds)
+        total = _joined(law, [self.so_far[step] for step in steps])
         kind: Kind = "exact" if exact and law == "scale" else "upper"
-        return Value(self._write(node, law, steps, upper, total, kind=kind), pieces=pieces)
+        return Value(self._write(node, law, steps, upper, total, kind=kind, parts=parts), pieces=pieces)
 
     def replaced(
         self,
@@ -277,6 +315,9 @@ class Ledger:
         step = self.settle(value).step
         name = self._write(node, "scale", [step], upper, self.so_far[step], kind="upper", part=True)
         return Value(name, pieces=value.pieces)
+
+    def _key(self, value: Value) -> tuple[str, ...]:
+        return (value.step, *(node.name for link in value.chain for node, _ in link.parts))
 
     def _bound_map(self, step: str, link: Link) -> str:
         if only_moves(link):
@@ -412,6 +453,21 @@ class Ledger:
         self.so_far[step_name], self.parts[step_name] = bound, () if part else parts
         self.progress.advance(0 if part else len(parts), line.name)
         return step_name
+
+
+def _joined(law: Law, bounds: Sequence[Decimal]) -> Decimal:
+    """How far the operands of a step move together, rounded up."""
+    if law == "sum":
+        total = bounds[0]
+        for bound in bounds[1:]:
+            total = WIDE.add(total, bound)
+        return total
+    if law == "root_sum_squares":
+        total = Decimal(0)
+        for bound in bounds:
+            total = WIDE.add(total, WIDE.multiply(bound, bound))
+        return wide_sqrt(total)
+    return max(bounds)
 
 
 def _told(linear: Any) -> list[Any]:

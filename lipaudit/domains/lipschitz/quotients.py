@@ -3,6 +3,8 @@
 Note [Normalised vectors]
     x / max(||x||, c) is the nearest point of the ball of radius c, divided by c: 1 / c Lipschitz, however short x is.
     Where the norm is never below m > c, the same holds with m. Its two steps apart would cost 1 / c + ||x|| / c^2.
+    So does x / s with s = ||x|| + c or s = r = sqrt(||x||^2 + c^2): its Jacobian (I - x x^T / (s r)) / s, r = ||x|| in
+    the first case, has eigenvalues between 0 and 1 / s, as ||x||^2 <= s r.
 
 Note [Shares]
     x / y with y = a sum(x) + c over n entries x >= 0, a and c >= 0, moves by dx / y - x a sum(dx) / y^2. As
@@ -20,11 +22,12 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Node, Ref
+from lipaudit.domains.lipschitz.lengths import squared
 from lipaudit.domains.lipschitz.magnitudes import copied, finite
 from lipaudit.domains.lipschitz.propagator import BOUNDED, Ledger, Value
 from lipaudit.errors import NotLipschitz
 from lipaudit.results.bounds import Upper
-from lipaudit.rounding import gamma, up
+from lipaudit.rounding import UNIT, gamma, up
 
 BOUNDED.add("div.Tensor")
 
@@ -43,7 +46,11 @@ def quotient(node: Node, ledger: Ledger, self: Any, other: Value) -> Value:
         ledger.settle(other)
         return ledger.record(node, "scale", [self], whole)
     y = ledger.range_of(node, "other")
-    x = ledger.range_of(node, "self").magnitude if isinstance(self, Value) else torch.as_tensor(self).to(y.low).abs()
+    x = (
+        ledger.range_of(node, "self").magnitude
+        if isinstance(self, Value)
+        else torch.as_tensor(self, dtype=torch.float64).to(y.low).abs()
+    )
     least = torch.maximum(y.low, -y.high)
     smallest = float(least.min())
     if not smallest > 0.0:
@@ -69,16 +76,18 @@ def _own_size(node: Node, ledger: Ledger) -> Upper | None:
     divisor = _read(nodes, node.args["other"])
     while divisor is not None and divisor.op == "expand.default":
         divisor = _read(nodes, divisor.args["self"])
-    size = _read(nodes, divisor.args.get("self")) if divisor is not None else None
-    if divisor is not None and divisor.op == "sqrt.default":
+    own = node.args["self"]
+    if divisor is None or not isinstance(own, Ref) or ledger.shape_of(node, "self") != tuple(node.shape):
+        return None
+    size = _read(nodes, divisor.args.get("self"))
+    floored = _floored(nodes, divisor)
+    if floored is not None and floored[0] == own:
+        floor, factor, because = floored[1], 1.0, "x / max(||x||, c), nearest point of a ball"
+    elif divisor.op == "sqrt.default":
         return root_mean_square(node, ledger, "self", "other")
-    if divisor is None or size is None or size.args.get("self") != node.args["self"] or not size.args.get("keepdim"):
+    elif size is None or size.args.get("self") != own or not size.args.get("keepdim"):
         return None
-    if ledger.shape_of(node, "self") != tuple(node.shape):
-        return None
-    if _is_length(divisor, size):
-        floor, factor, because = float(divisor.args["min"]), 1.0, "x / max(||x||, c), nearest point of a ball"
-    elif _is_sum(divisor, size) and getattr(_read(nodes, node.args["self"]), "op", None) in _NEVER_NEGATIVE:
+    elif _is_sum(divisor, size) and getattr(_read(nodes, own), "op", None) in _NEVER_NEGATIVE:
         count = math.prod(node.shape) // math.prod(size.shape)
         floor, factor, because = float(divisor.args["other"]), 1 + up(math.sqrt(count)), "x / (c + its sum or mean)"
     else:
@@ -107,9 +116,7 @@ def root_mean_square(node: Node, ledger: Ledger, vector: str, root: str) -> Uppe
     square, own = _read(nodes, size.args["self"]), node.args[vector]
     if square is None or not isinstance(own, Ref) or ledger.shape_of(node, vector) != tuple(node.shape):
         return None
-    by_itself = square.op == "mul.Tensor" and square.args["other"] == square.args["self"]
-    by_power = square.op == "pow.Tensor_Scalar" and square.args["exponent"] == 2
-    if not (square.op == "square.default" or by_itself or by_power) or not _same(nodes, square.args["self"], own):
+    if squared(square) is None or not _same(nodes, square.args["self"], own):
         return None
     eps = float(shifted.args["other"])
     return Upper(up(up(1.0 / math.sqrt(eps))), "normalisation", f"1 / sqrt(eps), eps = {eps:.3g}")
@@ -127,10 +134,58 @@ def _read(nodes: Mapping[str, Node], read: Any) -> Node | None:
     return nodes.get(read.name) if isinstance(read, Ref) else None
 
 
-def _is_length(divisor: Node, size: Node) -> bool:
-    clamped = divisor.op in ("clamp_min.default", "clamp.default") and divisor.args.get("max") is None
-    euclidean = size.op == "linalg_vector_norm.default" and size.args["ord"] == 2
-    return clamped and euclidean and _positive(divisor.args["min"])
+def _floored(nodes: Mapping[str, Node], divisor: Node) -> tuple[Ref, float] | None:
+    """For max(||x||, c), ||x|| + c or sqrt(||x||^2 + c^2), along some axes that are kept: x and c; else None."""
+    length, floor = divisor.args.get("self"), divisor.args.get("other", divisor.args.get("min"))
+    if divisor.op == "maximum.default" and not isinstance(length, Ref):
+        length, floor = floor, length
+    plain = divisor.op in ("clamp_min.default", "clamp.default", "maximum.default", "add.Tensor")
+    bounded = divisor.args.get("max") is None and divisor.args.get("alpha", 1) == 1
+    if plain and bounded and (floor := _positive_number(floor)) is not None:
+        vector = _vector(nodes, length)
+        return None if vector is None else (vector, floor)
+    if divisor.op != "sqrt.default":
+        return None
+    shifted = _read(nodes, divisor.args["self"])
+    eps = None if shifted is None or shifted.op != "add.Tensor" else _positive_number(shifted.args["other"])
+    if shifted is None or eps is None or shifted.args["alpha"] != 1:
+        return None
+    vector = _squares(nodes, shifted.args["self"])
+    return None if vector is None else (vector, math.sqrt(eps) * (1 - 4 * UNIT))
+
+
+def _vector(nodes: Mapping[str, Node], length: Any) -> Ref | None:
+    """The tensor whose lengths along some axes, which are kept, these are; sqrt(||x||^2 + eps) counts as one."""
+    node = _read(nodes, length)
+    if node is None:
+        return None
+    if node.op == "linalg_vector_norm.default" and node.args["ord"] == 2 and node.args["keepdim"]:
+        return node.args["self"]
+    if node.op != "sqrt.default":
+        return None
+    inner = _read(nodes, node.args["self"])
+    shifted = inner is not None and inner.op == "add.Tensor" and inner.args["alpha"] == 1
+    if inner is not None and shifted and _positive_number(inner.args["other"]) is not None:
+        return _squares(nodes, inner.args["self"])
+    return _squares(nodes, node.args["self"])
+
+
+def _squares(nodes: Mapping[str, Node], total: Any) -> Ref | None:
+    """The tensor whose squares are summed along some axes that are kept."""
+    node = _read(nodes, total)
+    if node is None or node.op != "sum.dim_IntList" or not node.args["keepdim"]:
+        return None
+    square = _read(nodes, node.args["self"])
+    source = None if square is None else squared(square)
+    return None if source is None else Ref(source)
+
+
+def _positive_number(value: Any) -> float | None:
+    """A constant large enough that squares which underflow do not matter beside it: the least entry."""
+    if isinstance(value, Ref) or value is None:
+        return None
+    least = float(torch.as_tensor(value, dtype=torch.float64).min())
+    return least if 1e-100 <= least < math.inf else None
 
 
 def _is_sum(divisor: Node, size: Node) -> bool:

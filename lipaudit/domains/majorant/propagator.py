@@ -30,7 +30,7 @@ from lipaudit.domains.interpreter import walk
 from lipaudit.domains.lipschitz import RULES
 from lipaudit.domains.lipschitz.blocks import whole_blocks
 from lipaudit.domains.lipschitz.pending import Link, Parts
-from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, Value, merged, only_moves
+from lipaudit.domains.lipschitz.propagator import INPUT, SORTING, Ledger, Value, merged, only_moves
 from lipaudit.domains.majorant.steps import STEPS, Rule, one_entry
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.zonotope.linear_images import transposed
@@ -171,8 +171,19 @@ class Majorants(Ledger):
         nodes = tuple(part for part, _ in link.parts)
         return self._new(nodes, value.length if only_moves(link) else math.inf, [value], forth, back)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        del exact
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        assert not parts, "blocks of several operations are for ledgers that look back"
+        del exact, grown
         self._bent.add(node.name)
         values = [self.settle(value) for value in inputs]
         # Branches that move apart in one tensor do so in L2: here their lengths are not shares of one.
@@ -240,9 +251,19 @@ class Majorants(Ledger):
         self._bent.add(node.name)
         return self._by_length(node, up(upper.value * source.length), [source], upper)
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
-        del fork, part, parts  # entries tell by themselves how far each moves
-        return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
+        del fork, part, parts, computed  # entries tell by themselves how far each moves
+        return self.record(node, law, inputs, upper)
 
     def _new(
         self,

@@ -55,7 +55,7 @@ def one_entry(node: Node, moved: Moved, slope: float) -> Rule | None:
 
 
 @STEPS.register("add.Tensor", "sub.Tensor", "rsub.Tensor", "cat.default", "stack.default")
-def joined(node: Node, moved: Moved, slope: float) -> Rule:
+def joined(node: Node, moved: Moved, slope: float) -> Rule | None:
     """A sum moves by at most the sum of what its terms move by; of a concatenation each part as it did."""
     del slope
     args = {k: abs(v) if k == "alpha" else v for k, v in node.args.items()}
@@ -83,7 +83,7 @@ _ASSEMBLED: dict[str, tuple[str, ...]] = {
 
 
 @STEPS.register(*_ASSEMBLED)
-def assembled(node: Node, moved: Moved, slope: float) -> Rule:
+def assembled(node: Node, moved: Moved, slope: float) -> Rule | None:
     """Every entry of the output is one of an operand, or a constant."""
     del slope
     parts = _ASSEMBLED[node.op]
@@ -122,7 +122,7 @@ def extreme_of_two(node: Node, moved: Moved, slope: float) -> Rule | None:
 
 
 @STEPS.register("clamp.Tensor", "clamp_min.Tensor", "clamp_max.Tensor")
-def limited(node: Node, moved: Moved, slope: float) -> Rule:
+def limited(node: Node, moved: Moved, slope: float) -> Rule | None:
     """The same with the limits of a value."""
     del slope
     shape = tuple(node.shape)
@@ -143,7 +143,7 @@ def _folded(c: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
 
 
 @STEPS.register("sort.default", "topk.default", "kthvalue.default")
-def in_order(node: Node, moved: Moved, slope: float) -> Rule:
+def in_order(node: Node, moved: Moved, slope: float) -> Rule | None:
     """No order statistic moves farther than the entry that moves farthest; each entry moves one of them."""
     del slope
     (m,) = moved.values()
@@ -165,7 +165,7 @@ def in_order(node: Node, moved: Moved, slope: float) -> Rule:
     "amax.default", "amin.default", "max.dim", "min.dim", "median.dim", "aminmax.default", "max.default", "min.default",
     "median.default",
 )  # fmt: skip
-def extreme(node: Node, moved: Moved, slope: float) -> Rule:
+def extreme(node: Node, moved: Moved, slope: float) -> Rule | None:
     """The largest, smallest or middle entry along some axes moves no farther than the one that moves farthest."""
     del slope
     (m,) = moved.values()
@@ -217,7 +217,7 @@ def max_pool(node: Node, moved: Moved, slope: float) -> Rule | None:
 
 
 @STEPS.register("linalg_vector_norm.default", "norm.ScalarOpt_dim")
-def norm(node: Node, moved: Moved, slope: float) -> Rule:
+def norm(node: Node, moved: Moved, slope: float) -> Rule | None:
     """A norm moves by at most the norm of the movement, and each entry moves it by no more than itself."""
     del slope
     (m,) = moved.values()
@@ -232,7 +232,7 @@ def norm(node: Node, moved: Moved, slope: float) -> Rule:
 
 
 @STEPS.register("softmax.int", "_softmax.default")
-def softmax(node: Node, moved: Moved, slope: float) -> Rule:
+def softmax(node: Node, moved: Moved, slope: float) -> Rule | None:
     """Of the Jacobian diag(p) - p p^T no entry exceeds 1/4, and neither rows nor columns add up to more than 1/2."""
     del slope
     (m,) = moved.values()

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Node, Ref, call
-from lipaudit.domains.piecewise import PIECEWISE, sum_of_pieces
+from lipaudit.domains.piecewise import FOLDED, PIECEWISE, sum_of_pieces
 from lipaudit.errors import UnsupportedOp
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Law
@@ -198,6 +198,14 @@ def in_pieces(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) ->
     """A sum of products and of differences."""
     del node, output
     return gamma(2 * len(arguments["points"]) + 8) * sum_of_pieces(arguments)
+
+
+@RULES.register(FOLDED)
+def folded(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
+    """Two products and their sum, a product and a sum."""
+    del node, output
+    x, y = arguments["self"].abs(), arguments["other"].abs()
+    return gamma(8) * (x + arguments["step"].abs() * (arguments["here"].abs() * x + arguments["there"].abs() * y))
 
 
 @RULES.register("softplus.default")

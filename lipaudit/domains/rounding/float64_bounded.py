@@ -20,6 +20,9 @@ from lipaudit.rounding import length_up
 _LIBRARY = 32
 """As in float64.py: roundings charged to one call of a transcendental function."""
 
+_UNDERFLOWN = 1e-140
+"""More than the root of 2^-1074, times 1e30, for each of 1e12 squares."""
+
 
 def _gamma(count: int) -> float:
     return float64.gamma(count)
@@ -30,9 +33,12 @@ def _gamma(count: int) -> float:
     "exp.default", "exp2.default", "expm1.default", "hypot.default", "glu.default",
 )  # fmt: skip
 def power(node: Node, arguments: Mapping[str, Any], output: torch.Tensor) -> torch.Tensor:
-    """A power, a root or an exponential errs by a few units in the last place of its result."""
-    del node, arguments
-    return _gamma(_LIBRARY) * output.abs()
+    """A power, a root or an exponential errs by a few units in the last place of its result.
+
+    The root of a sum of squares (lipschitz/lengths.py) may also be off by that of squares which underflow.
+    """
+    root = node.op == "sqrt.default" or arguments.get("exponent") == 0.5
+    return _gamma(_LIBRARY) * output.abs() + (_UNDERFLOWN if root else 0.0)
 
 
 @RULES.register("log.default", "log1p.default", "log2.default", "log10.default", "logit.default", "atan2.default")

@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Node, Ref, call
-from lipaudit.domains.lipschitz.propagator import Ledger, Value, merged, only_moves
+from lipaudit.domains.lipschitz.pending import Parts
+from lipaudit.domains.lipschitz.propagator import SORTING, Ledger, Value, merged, only_moves
 from lipaudit.domains.rounding.extended import precisely
 from lipaudit.domains.rounding.float64 import EXACT, LAWS
 from lipaudit.domains.rounding.float64 import RULES as ROUNDINGS
@@ -148,8 +149,19 @@ class LocalLedger(Ledger):
         remainder = form.remainder * upper.value * (1 + 1e-15)
         return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder), stretched=True)
 
-    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
-        del exact
+    def record(
+        self,
+        node: Node,
+        law: Law,
+        inputs: Sequence[Value],
+        upper: Upper,
+        *,
+        exact: bool = True,
+        parts: Parts = (),
+        grown: list[tuple[str, float]] | None = None,
+    ) -> Value:
+        assert not parts, "blocks of several operations are for ledgers that look back"
+        del exact, grown
         forms = [self.settle(value).form for value in inputs]
         remainder = LAWS[law]([form.remainder for form in forms]) * upper.value
         if node.op in BANDS:
@@ -190,9 +202,19 @@ class LocalLedger(Ledger):
         if len(moved) != 1 or not bool((off <= close).all()):
             raise RuleError(f"the rule of {node.op} hands on a map that is not what the operation does")
 
-    def sorted(self, node: Node, fork: str, inputs: Sequence[Value], law: Law, part: int, parts: int) -> Value:
-        del fork, part, parts  # a form tells by itself what moves with what
-        return self.record(node, law, inputs, Upper(1.0, "pointwise", "sorting"))
+    def sorted(
+        self,
+        node: Node,
+        fork: str,
+        inputs: Sequence[Value],
+        law: Law,
+        part: int,
+        parts: int,
+        upper: Upper = SORTING,
+        computed: Parts = (),
+    ) -> Value:
+        del fork, part, parts, computed  # a form tells by itself what moves with what
+        return self.record(node, law, inputs, upper)
 
     def range_of(self, node: Node, argument: str, number: int | None = None) -> Any:
         del argument, number

@@ -37,8 +37,8 @@ class ClassSpread:
     radius: Spread | None
     """None if nothing may be shown as proved, or no image of the class is correct."""
     distance: Spread | None
-    proved: str
-    unbroken: str
+    certified: str
+    empirical: str
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class ClassRow:
     correct: str
     radius: str
     distance: str
-    proved: str
-    unbroken: str
+    certified: str
+    empirical: str
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,12 @@ def spreads(audit: Audit) -> list[ClassSpread]:
 def _spread(audit: Audit, label: int, rows: Sequence[int]) -> ClassSpread:
     s = audit.samples
     right = [row for row in rows if s.prediction[row] == label]
-    proved = unbroken = None
+    proved = empirical = None
     if right and metrics.holds(audit):
         proved = quantiles([s.radius[row] for row in right])
     tried = [s.distance[row] for row in right if s.attacked[row]]
     if tried:
-        unbroken = quantiles([math.inf if distance is None else distance for distance in tried])
+        empirical = quantiles([math.inf if distance is None else distance for distance in tried])
     shares = [NONE, NONE]
     if audit.threat.eps:
         eps = metrics.budget(audit)
@@ -113,7 +113,7 @@ def _spread(audit: Audit, label: int, rows: Sequence[int]) -> ClassSpread:
         left = sum(distance is None or distance > eps for distance in (s.distance[row] for row in right))
         shares[0] = percent(kept / len(rows)) if metrics.holds(audit) else NONE
         shares[1] = percent(left / len(rows)) if metrics.was_attacked(audit) else NONE
-    return ClassSpread(clean(metrics.class_name(audit, label), 24), len(rows), len(right), proved, unbroken, *shares)
+    return ClassSpread(clean(metrics.class_name(audit, label), 24), len(rows), len(right), proved, empirical, *shares)
 
 
 def quantiles(values: Sequence[float]) -> Spread:
@@ -142,7 +142,7 @@ def _finite(shown: Sequence[ClassSpread]) -> list[float]:
 def _row(one: ClassSpread) -> ClassRow:
     radius = number(one.radius[2]) if one.radius else NONE
     distance = _words(one.distance[2]) if one.distance else NONE
-    return ClassRow(one.name, f"{one.correct} of {one.images}", radius, distance, one.proved, one.unbroken)
+    return ClassRow(one.name, f"{one.correct} of {one.images}", radius, distance, one.certified, one.empirical)
 
 
 def _words(middle: float) -> str:

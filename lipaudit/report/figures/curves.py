@@ -55,8 +55,8 @@ class Survival:
 class Band:
     """The two curves; None where nothing was proved (or the proofs are withdrawn), or nothing attacked."""
 
-    proved: Survival | None
-    unbroken: Survival | None
+    certified: Survival | None
+    empirical: Survival | None
     clean: float
     gap: float | None
     """Decades between the medians of radius and attack."""
@@ -70,20 +70,20 @@ def band(audit: Audit) -> Band | None:
         return None
     radii = [s.radius[row] for row in rows if s.radius[row] > 0]
     distances = [s.distance[row] for row in rows]
-    proved = unbroken = None
+    proved = empirical = None
     if metrics.holds(audit):
         finite = sorted(r for r in radii if math.isfinite(r))
         proved = Survival(tuple(finite), len(radii) - len(finite), total)
     if metrics.was_attacked(audit):
         broken = sorted(d for d in distances if d is not None)
-        unbroken = Survival(tuple(broken), len(distances) - len(broken), total)
+        empirical = Survival(tuple(broken), len(distances) - len(broken), total)
     gap = metrics.median_gap(audit) if proved else None
-    return Band(proved, unbroken, len(rows) / total, gap)
+    return Band(proved, empirical, len(rows) / total, gap)
 
 
 def figure(audit: Audit, shown: Band, log: bool = True) -> Figure | None:
     """Fig. 1, or its linear twin; None if there is no curve to draw."""
-    if not (shown.proved and (shown.proved.values or shown.proved.forever)) and shown.unbroken is None:
+    if not (shown.certified and (shown.certified.values or shown.certified.forever)) and shown.empirical is None:
         return None
     name = "fig1" if log else "fig1-linear"
     wide = _draw(audit, shown, log, f"{name}-wide", 860, 400)
@@ -99,7 +99,7 @@ def _references(audit: Audit, long: bool) -> list[tuple[float, str]]:
 def _range(audit: Audit, shown: Band, log: bool, wide: bool) -> tuple[float, float]:
     """The sizes to show: the bulk of both curves and every reference."""
     ends: list[float] = [size for size, _ in _references(audit, long=False)]
-    for curve in (shown.proved, shown.unbroken):
+    for curve in (shown.certified, shown.empirical):
         if curve and curve.values:
             last = len(curve.values) - 1
             ends += [curve.values[round(0.03 * last)], curve.values[round(0.995 * last)]]
@@ -187,7 +187,7 @@ class _Place:
 def _regions(place: _Place, shown: Band) -> list[Mark]:
     """The ground: wrong above the clean accuracy; broken below it, which the curves paint over."""
     plot, top = place.plot, place.shares(100 * shown.clean)
-    ground = "area-broken" if shown.unbroken else "area-unknown"
+    ground = "area-broken" if shown.empirical else "area-unknown"
     return [
         rect(plot.left, plot.top, plot.width, top - plot.top, "area-wrong"),
         rect(plot.left, top, plot.width, plot.bottom - top, ground),
@@ -196,13 +196,13 @@ def _regions(place: _Place, shown: Band) -> list[Mark]:
 
 def _curves(place: _Place, shown: Band) -> list[Mark]:
     marks: list[Mark] = []
-    if shown.unbroken:
-        marks.append(place.steps(shown.unbroken, "curve unbroken"))
+    if shown.empirical:
+        marks.append(place.steps(shown.empirical, "curve empirical"))
     else:
         top = place.shares(100 * shown.clean)
         marks.append(line(place.plot.left, top, place.plot.right, top, "clean"))
-    if shown.proved:
-        marks.append(place.steps(shown.proved, "curve proved"))
+    if shown.certified:
+        marks.append(place.steps(shown.certified, "curve proved"))
     return marks
 
 
@@ -211,21 +211,21 @@ def _labels(place: _Place, shown: Band, withdrawn: bool) -> list[Mark]:
     plot = place.plot
     base, roof = (lambda _x: plot.bottom), (lambda _x: plot.top)
     clean_level = place.level(shown.clean)
-    unbroken = place.edge(shown.unbroken) if shown.unbroken else clean_level
-    proved = place.edge(shown.proved) if shown.proved else base
+    empirical = place.edge(shown.empirical) if shown.empirical else clean_level
+    proved = place.edge(shown.certified) if shown.certified else base
     gap = shown.gap is not None and shown.gap > WIDE_GAP
     unknown = f"{decades(shown.gap or 0)} between radius and attack" if gap else "neither certified nor broken"
-    if not shown.proved:
+    if not shown.certified:
         unknown = "the certificates are withdrawn" if withdrawn else "nothing is certified"
     regions = [
         ("certified", "no change of this size alters the answer", proved, base, "label proved"),
-        ("unknown", unknown, unbroken, proved, "label unknown"),
-        ("broken", "an attack alters the answer", clean_level, unbroken, "label broken"),
+        ("unknown", unknown, empirical, proved, "label unknown"),
+        ("broken", "an attack alters the answer", clean_level, empirical, "label broken"),
         ("misclassified", "without any change", roof, clean_level, "label wrong"),
     ]
     marks: list[Mark] = []
     for head, tail, top, bottom, css in regions:
-        absent = (head == "broken" and not shown.unbroken) or (head == "certified" and not shown.proved)
+        absent = (head == "broken" and not shown.empirical) or (head == "certified" and not shown.certified)
         marks += [] if absent else _label(place, head, tail, top, bottom, css)
     return marks
 
@@ -244,9 +244,9 @@ def summary(audit: Audit) -> str:
     """The finding in words: the rates at each budget."""
     parts = []
     for eps in audit.threat.eps:
-        proved, unbroken = metrics.rate_at(audit.proved, eps), metrics.rate_at(audit.unbroken, eps)
+        proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
         said = [f"{percent(proved.value)} certified"] if proved else []
-        said += [f"{percent(unbroken.value)} not broken"] if unbroken else []
+        said += [f"{percent(empirical.value)} not broken"] if empirical else []
         if said:
             parts.append(f"at ε = {clean(eps, 20)} {' and '.join(said)}")
     share = f"{percent(audit.clean.value)} of the images are classified correctly without any perturbation"

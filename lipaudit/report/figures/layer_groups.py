@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lipaudit.results.bounds import LayerBound, NetworkBound
+from lipaudit.results.bounds import TOGETHER, LayerBound, NetworkBound
 
 MOST = 32
 """Rows of Fig. 3."""
@@ -81,6 +81,8 @@ def block(name: str) -> str:
     `layer1.0.downsample.0` -> `layer1.0`; `features.3` and `conv1`, which have no such number, are their own.
     """
     path = module_path(name)
+    if name == TOGETHER:
+        return name
     inside = [k for k, part in enumerate(path[:-1]) if part.isdigit()]
     return ".".join(path[: inside[-1] + 1]) if inside else ".".join(path)
 

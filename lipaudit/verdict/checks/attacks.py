@@ -33,8 +33,8 @@ def sample_size(audit: Audit) -> Outcome:
     "LA202",
     "Attacks finished",
     asks="Did every attack that was asked for finish?",
-    why="An attack that did not run found nothing, which says nothing. The unbroken accuracy is then higher than it "
-    "would have been.",
+    why="An attack that did not run found nothing, which says nothing. Empirical robust accuracy is then higher than "
+    "it would have been.",
     fix="Give more time with --time-limit, or audit fewer images. The report says why each attack stopped.",
     states={
         "pass": "every attack that could run ran to the end; the title names those that could not",

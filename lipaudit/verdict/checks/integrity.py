@@ -201,35 +201,35 @@ def preprocessing_included(audit: Audit) -> Outcome | None:
 
 @check(
     "LA008",
-    "Every promise against attacks",
-    asks="Does an adversarial example lie within a radius of any promise?",
+    "Certificates of every arithmetic against attacks",
+    asks="Does an adversarial example lie within a certified radius of any arithmetic?",
     why="Radii are certified for the exact function of the weights (R), for the network as executed in its own dtype "
     "(F) and in float64 (D). An adversarial example of the exact function refutes each of them; one of the network "
     "in its own dtype, looked for from there by bisection, refutes F.",
     fix=BUG,
     states={
-        "pass": "no adversarial example lies within a radius of R, F or D",
-        "fail": f"one does: {INVALID}; the value names the promise",
-        "not run": "no attacked image has a radius above 0 under any promise",
+        "pass": "no adversarial example lies within a certified radius of any arithmetic",
+        "fail": f"one does: {INVALID}; the value names the arithmetic",
+        "not run": "no attacked image has a radius above 0 in any arithmetic",
     },
     refutes=True,
 )
-def no_promise_broken(audit: Audit) -> Outcome | None:
+def no_arithmetic_broken(audit: Audit) -> Outcome | None:
     samples = audit.samples
-    if not audit.promises or not any(samples.attacked):
+    if not audit.arithmetics or not any(samples.attacked):
         return None
-    broken = [p.promise for p in audit.promises if contradictions(p.radius, samples.distance)]
-    as_executed = next((p.radius for p in audit.promises if p.promise == "F"), ())
-    broken += ["F"] if contradictions(as_executed, samples.executed_distance) else []
+    broken = [p.arithmetic for p in audit.arithmetics if contradictions(p.radius, samples.distance)]
+    as_executed = next((p.radius for p in audit.arithmetics if p.arithmetic == "native"), ())
+    broken += ["native"] if contradictions(as_executed, samples.native_distance) else []
     if broken:
         which = ", ".join(dict.fromkeys(broken))
-        said = f"an adversarial example lies within a radius of promise {which}"
+        said = f"an adversarial example lies within a radius certified for {which} arithmetic"
         return Outcome("fail", said[0].upper() + said[1:], which, headline=said)
-    pairs = (zip(p.radius, samples.attacked, strict=False) for p in audit.promises)
+    pairs = (zip(p.radius, samples.attacked, strict=False) for p in audit.arithmetics)
     if not any(radius > 0 and attacked for rows in pairs for radius, attacked in rows):
-        return Outcome("not run", "No attacked image has a radius above 0 under any promise", "0 images")
-    executed = sum(distance is not None for distance in samples.executed_distance)
-    title = "No adversarial example lies within a radius of R, F or D"
+        return Outcome("not run", "No attacked image has a radius above 0 in any arithmetic", "0 images")
+    executed = sum(distance is not None for distance in samples.native_distance)
+    title = "No adversarial example lies within a certified radius of any arithmetic"
     return Outcome("pass", title, f"{executed} executed, 0 within")
 
 
@@ -238,22 +238,23 @@ def no_promise_broken(audit: Audit) -> Outcome | None:
     "Certificates as executed",
     asks="Do certificates also hold for the network as it is executed?",
     why="A network runs in float32 or half precision, and rounding may change its answer where the exact function "
-    "keeps it. Promise F takes off what rounding can do anywhere in the ball, whatever the order of the sums.",
-    fix="Where F is not certified, deploy the network in float64 (promise D), or rely on R where rounding does not "
-    "matter.",
+    "keeps it. Certificates of native arithmetic subtract what rounding can do anywhere in the ball, in any order of "
+    "the sums.",
+    fix="If nothing is certified for native arithmetic, deploy the network in float64, or rely on real arithmetic if "
+    "rounding does not matter.",
     states={"info": "how many images are certified as executed, or why none can be", "not run": WITHHELD},
     rests_on_bounds=True,
 )
 def holds_as_executed(audit: Audit) -> Outcome | None:
-    found = next((p for p in audit.promises if p.promise == "F"), None)
+    found = next((p for p in audit.arithmetics if p.arithmetic == "native"), None)
     if found is None:
         return None
-    if not found.certified:
-        fix = f"Deploy it in float64 (promise D), or rely on R where rounding does not matter. {found.why_not}."
+    if not found.is_certified:
+        fix = f"Deploy it in float64, or rely on real arithmetic if rounding does not matter. {found.why_not}."
         return Outcome("info", "F: not certified as executed", "", fix)
     eps = audit.threat.eps[0]
     kept = sum(radius > eps_value(eps) for radius in found.radius)
-    exact = next((sum(r > eps_value(eps) for r in p.radius) for p in audit.promises if p.promise == "R"), 0)
+    exact = next((sum(r > eps_value(eps) for r in p.radius) for p in audit.arithmetics if p.arithmetic == "real"), 0)
     return Outcome(
         "info", "Certificates for the network as executed were computed, too", f"{kept} images at {eps}, exact {exact}"
     )

@@ -67,7 +67,7 @@ def radii_reach_a_pixel(audit: Audit) -> Outcome:
         "pass": "the lower limit of clean accuracy is above that of guessing, or accuracy reaches its gate",
         "warn": "the weights are random, the upper limit is near chance, or a gate of level warn is missed",
         "fail": "a gate of level error on clean_accuracy is missed: exit code 3",
-        "not run": f"too few images to tell, or a gate on clean_accuracy cannot be judged: {WITHHELD}",
+        "not run": f"too few images to tell, or a gate on clean_accuracy cannot be evaluated: {WITHHELD}",
     },
 )
 def accuracy_above_chance(audit: Audit) -> Outcome:
@@ -97,7 +97,7 @@ def accuracy_above_chance(audit: Audit) -> Outcome:
     asks="How far apart are the proved bound and the steepest slope seen?",
     why="The true Lipschitz constant lies between the steepest slope that was seen and the proved bound. A wide gap "
     "says that the bound is slack, or that the search for slopes was weak: usually both.",
-    fix="Try --tight; for ordinary networks the gap grows with depth, and only local radii or training close it.",
+    fix="Try --norms tight; for ordinary networks the gap grows with depth, and only local radii or training close it.",
     states={"info": "the gap in decades", "not run": WITHHELD},
     rests_on_bounds=True,
 )
@@ -115,9 +115,9 @@ def bound_against_slope(audit: Audit) -> Outcome | None:
     why="A gate on certified_accuracy asks that at least such a share of the images is proved to keep its right answer "
     "under every change up to the budget. Shares are compared unrounded; with ci_low it is the one-sided 95 % "
     "Clopper-Pearson limit that has to reach the gate, so that a lucky sample does not.",
-    fix="Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, --tight for tighter layer "
-    "bounds, more --samples if only the lower limit misses; or ask for less.",
-    states={**GATED, "not run": f"the gate cannot be judged: {WITHHELD}"},
+    fix="Train for a smaller Lipschitz bound (lipaudit.nn), try --local on for larger radii, --norms tight for tighter "
+    "layer bounds, more --samples if only the lower limit misses; or ask for less.",
+    states={**GATED, "not run": f"the gate cannot be evaluated: {WITHHELD}"},
 )
 def proved_reaches_gate(audit: Audit) -> Outcome | None:
     return outcome(audit.gates, "certified_accuracy")
@@ -125,20 +125,20 @@ def proved_reaches_gate(audit: Audit) -> Outcome | None:
 
 @check(
     "LA103",
-    "Unbroken accuracy against its gate",
-    asks="Do attacks leave as much unbroken as the gate asks for?",
-    why="A gate on unbroken_accuracy asks that the attacks leave at least such a share. It is an upper bound of the "
-    "true robust accuracy: a stronger attack can only lower it. So a miss is final, but a share that reaches the gate "
-    "counts only if attacks aimed at that budget and ran to the end.",
-    fix="Train against adversarial examples, or for certificates; or ask for less. If it cannot be judged: name the "
+    "Empirical robust accuracy against its gate",
+    asks="Is the empirical robust accuracy as high as the gate asks for?",
+    why="A gate on empirical_robust_accuracy asks that attacks leave at least such a share unbroken. It is an upper "
+    "bound of the true robust accuracy: a stronger attack can only lower it. So a miss is final, but a share that "
+    "reaches the gate counts only if attacks aimed at that budget and ran to the end.",
+    fix="Train against adversarial examples, or for certificates; or ask for less. If it cannot be evaluated: name the "
     "budget with --eps, give the attacks more time.",
     states={
         **GATED,
-        "not run": "the gate cannot be judged: no attacks, unfinished ones, or none at that budget (exit code 5)",
+        "not run": "the gate cannot be evaluated: no attacks, unfinished ones, or none at that budget (exit code 5)",
     },
 )
-def unbroken_reaches_gate(audit: Audit) -> Outcome | None:
-    return outcome(audit.gates, "unbroken_accuracy")
+def empirical_reaches_gate(audit: Audit) -> Outcome | None:
+    return outcome(audit.gates, "empirical_robust_accuracy")
 
 
 def outcome(gates: Iterable[Gate], measure: str, fix: str | None = None) -> Outcome | None:
@@ -148,7 +148,7 @@ def outcome(gates: Iterable[Gate], measure: str, fix: str | None = None) -> Outc
         return None
     failed = [row for row in rows if row[1].state == "failed"]
     missed = [row for row in failed if row[1].level == "error"] or failed
-    unsure = [row for row in rows if row[1].state == "cannot be judged"]
+    unsure = [row for row in rows if row[1].state == "cannot be evaluated"]
     shown = missed or unsure or rows
     budgets = ", ".join(eps for eps, _ in shown if eps)
     name = MEASURES[measure].capitalize() + (f" at {budgets}" if budgets else "")

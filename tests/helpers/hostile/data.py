@@ -17,12 +17,11 @@ from hostile.networks import SHAPE
 from PIL import Image
 from torch import nn
 
-from lipaudit.api import certify
+from lipaudit.api import audit, certify
 from lipaudit.certification.certificates import Certificates
 from lipaudit.errors import BadThreat, LipauditError, LoadError
 from lipaudit.loading.datasets import check_fit, load_dataset
 from lipaudit.results.audit import ModelFacts
-from lipaudit.runs.audit import audit
 
 FACTS = ModelFacts("net", "", "", 1, "trained", "", "", "", "float32", SHAPE, 3, (), (), "")
 Make = Callable[[Path], Act]

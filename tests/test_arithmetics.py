@@ -1,4 +1,4 @@
-"""Promises F and D: no execution in that format leaves the proved error, no radius is contradicted by one."""
+"""Arithmetics F and D: no execution in that format leaves the proved error, no radius is contradicted by one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 
 import lipaudit
 from lipaudit.certification.certificates import certify_with, with_local_radii
-from lipaudit.certification.executed import Execution, Promise
+from lipaudit.certification.executed import Arithmetic, Execution
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck.native_boundary import changed, first_flips
 from lipaudit.domains.graph import evaluate
@@ -42,12 +42,12 @@ def scaled(network: nn.Module, factor: float) -> nn.Module:
 
 def exact(composition: Composition, x: torch.Tensor) -> tuple[torch.Tensor, float]:
     """The logits in float64, and how far they may be from the exact ones."""
-    own = Execution(composition, ("D",)).around(x)["D"].whole.a
+    own = Execution(composition, ("float64",)).around(x)["float64"].whole.a
     return evaluate(composition.graph, x.double()), own
 
 
-def of(composition: Composition, x: torch.Tensor, promise: Promise = "F"):
-    return Execution(composition, (promise,)).around(x)[promise]
+def of(composition: Composition, x: torch.Tensor, arithmetic: Arithmetic = "native"):
+    return Execution(composition, (arithmetic,)).around(x)[arithmetic]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -149,8 +149,8 @@ def test_the_three_promises_are_ordered() -> None:
     for network, shape in (make() for make in NETWORKS.values()):
         composition = compose(network, shape)
         images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(3))
-        found = certify_with(composition, images, promises=("F", "D"))
-        as_executed, in_float64 = found.others["F"].radius, found.others["D"].radius
+        found = certify_with(composition, images, arithmetics=("native", "float64"))
+        as_executed, in_float64 = found.others["native"].radius, found.others["float64"].radius
         assert (found.radius >= in_float64).all()
         assert (in_float64 >= as_executed).all()
         # Where float64 itself has nothing to lose, neither do its certificates.
@@ -162,11 +162,11 @@ def test_local_radii_hold_as_executed_where_the_margins_allow_it() -> None:
     composition = compose(network, (6,))
     images = torch.rand(6, 6, generator=torch.Generator().manual_seed(3))
     found, local = with_local_radii(
-        certify_with(composition, images, promises=("F", "D")), composition, images, budget=None
+        certify_with(composition, images, arithmetics=("native", "float64")), composition, images, budget=None
     )
     assert local.tried > 0
-    assert "local" in found.others["F"].method
-    as_executed, in_float64 = found.others["F"].radius, found.others["D"].radius
+    assert "local" in found.others["native"].method
+    as_executed, in_float64 = found.others["native"].radius, found.others["float64"].radius
     assert (found.radius > in_float64).all()
     assert (in_float64 > as_executed).all()
     assert (as_executed > 0.5 * found.radius).all()
@@ -181,20 +181,20 @@ def test_no_float32_boundary_lies_within_a_radius_as_executed(biases: float) -> 
     with_cancelling_biases(network, biases)
     composition = compose(network, (10,))
     points = _close_to_the_boundary(network, images)
-    found = certify_with(composition, points, promises=("F",))
-    beaten, excess = {"R": 0, "F": 0}, 0.0
+    found = certify_with(composition, points, arithmetics=("native",))
+    beaten, excess = {"real": 0, "native": 0}, 0.0
     for start, point in enumerate(points):
         label = torch.full((len(images),), int(found.prediction[start]))
         clean = point.double().expand(len(images), -1)
         for flip in first_flips(network, clean, images.double(), label):
             if flip is not None:
                 distance = math.dist(flip.tolist(), point.double().tolist())
-                beaten["R"] += distance < found.radius[start]
-                beaten["F"] += distance < found.others["F"].radius[start]
+                beaten["real"] += distance < found.radius[start]
+                beaten["native"] += distance < found.others["native"].radius[start]
                 excess = max(excess, found.radius[start] - distance)
-    assert beaten["F"] == 0
+    assert beaten["native"] == 0
     # The exact function has its boundary elsewhere: by the resolution of the input, or by what cancels.
-    assert beaten["R"] > 0
+    assert beaten["real"] > 0
     assert (excess > 1e-3) == (biases > 0)
     assert excess < 1e-5 or biases > 0
 
@@ -219,11 +219,11 @@ def test_half_precision(dtype: torch.dtype) -> None:
     network = perceptron(9, 4, 6, 3).to(dtype)
     composition = compose(network, (4,))
     images = torch.rand(20, 4, generator=torch.Generator().manual_seed(5)).to(dtype).float()
-    found = certify_with(composition, images, promises=("F", "D"))
-    radius = found.others["F"].radius
-    assert (radius <= found.others["D"].radius).all()
+    found = certify_with(composition, images, arithmetics=("native", "float64"))
+    radius = found.others["native"].radius
+    assert (radius <= found.others["float64"].radius).all()
     assert (radius > 0).any()
-    assert str(dtype).removeprefix("torch.") not in found.others["F"].why_not
+    assert str(dtype).removeprefix("torch.") not in found.others["native"].why_not
     for row, x in enumerate(images):
         bound, (logits, own) = of(composition, x), exact(composition, x)
         for summing in SUMMINGS.values():
@@ -232,7 +232,10 @@ def test_half_precision(dtype: torch.dtype) -> None:
         assert not bool(changed(network, x[None].double(), torch.tensor([found.prediction[row]]))) or radius[row] == 0
     wide = compose(perceptron(9, 1500, 3).to(dtype), (1500,))
     assert of(wide, torch.rand(1500)).whole.a == math.inf
-    assert "may change the logits" in certify_with(wide, torch.rand(2, 1500), promises=("F",)).others["F"].why_not
+    assert (
+        "may change the logits"
+        in certify_with(wide, torch.rand(2, 1500), arithmetics=("native",)).others["native"].why_not
+    )
 
 
 def test_overflow_is_refused() -> None:
@@ -240,10 +243,10 @@ def test_overflow_is_refused() -> None:
     network = nn.Linear(6, 2, bias=False).eval().requires_grad_(False)
     network.weight.copy_(1e38 * torch.tensor([[1.0, -1.0, 1.0, -1.0, 1.0, -0.5], [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]]))
     x = torch.rand(3, 6, generator=torch.Generator().manual_seed(0)) + 1
-    found = certify_with(compose(network, (6,)), x, promises=("F", "D"))
-    assert not found.others["F"].radius.any()
-    assert "overflow in float32" in found.others["F"].why_not
-    assert found.others["D"].radius.any()
+    found = certify_with(compose(network, (6,)), x, arithmetics=("native", "float64"))
+    assert not found.others["native"].radius.any()
+    assert "overflow in float32" in found.others["native"].why_not
+    assert found.others["float64"].radius.any()
     # Near the largest number a radius ends where overflow cannot be ruled out.
     tall = nn.Linear(1, 2, bias=False).eval().requires_grad_(False)
     tall.weight.copy_(torch.tensor([[1e38], [-1e38]]))
@@ -286,7 +289,7 @@ def test_what_has_no_proved_error_is_refused_by_name(why: str) -> None:
     found = lipaudit.certify(network, torch.rand(3, 4), domain=(0, 1), arithmetic="native", local="off")
     assert why in found.why_not
     assert not found.radius.any()
-    assert found.others["R"].radius.any()
+    assert found.others["real"].radius.any()
 
 
 def test_an_audit_has_all_three_and_the_headline_that_was_asked_for() -> None:
@@ -294,27 +297,24 @@ def test_an_audit_has_all_three_and_the_headline_that_was_asked_for() -> None:
     images = torch.rand(40, 6, generator=torch.Generator().manual_seed(6))
     labels = network(images).argmax(1)
     given = {"attacks": "deepfool", "local": "off"}
-    both = {
-        letter: lipaudit.audit(network, images, labels, **given, arithmetic=name)
-        for name, letter in (("real", "R"), ("native", "F"))
-    }
+    both = {name: lipaudit.audit(network, images, labels, **given, arithmetic=name) for name in ("real", "native")}
     for headline, audit in both.items():
-        assert [found.promise for found in audit.promises] == ["R", "F", "D"]
-        assert [found.promise for found in audit.promises if found.headline] == [headline]
-        mine = next(found for found in audit.promises if found.headline)
+        assert [found.arithmetic for found in audit.arithmetics] == ["real", "native", "float64"]
+        assert [found.arithmetic for found in audit.arithmetics if found.headline] == [headline]
+        mine = next(found for found in audit.arithmetics if found.headline)
         assert mine.radius == audit.samples.radius
-        assert mine.proved == audit.proved
-        assert audit.promise == mine.sentence
-        assert mine.sentence.startswith(f"{headline}: ")
+        assert mine.certified == audit.certified
+        assert audit.arithmetic == mine.sentence
+        assert mine.sentence.startswith(f"{headline.capitalize()} arithmetic: ")
         assert {finding.id: finding.state for finding in audit.findings}["LA008"] == "pass"
         assert from_json(audit.to_json()) == audit
-        assert "Certified accuracy under each promise" in audit.to_html()
-    assert sum(both["F"].samples.radius) < sum(both["R"].samples.radius)
-    executed_at = both["R"].samples.executed_distance
+        assert "Certified accuracy for each arithmetic" in audit.to_html()
+    assert sum(both["native"].samples.radius) < sum(both["real"].samples.radius)
+    executed_at = both["real"].samples.native_distance
     assert any(executed_at)
     assert all(
         (d is None) == (e is None) or abs(d - e) < 1e-5
-        for d, e in zip(both["R"].samples.distance, executed_at, strict=True)
+        for d, e in zip(both["real"].samples.distance, executed_at, strict=True)
     )
 
 
@@ -327,6 +327,6 @@ def test_a_headline_that_cannot_be_certified_says_so_and_certifies_nothing() -> 
     assert (audit.verdict.integrity, audit.verdict.strength) == ("SOUND", "vacuous")
     assert "gelu in float32 has no proved error" in audit.verdict.sentences[0]
     assert not any(audit.samples.radius)
-    assert any(audit.promises[0].radius)
-    assert audit.promises[1].radius == ()
+    assert any(audit.arithmetics[0].radius)
+    assert audit.arithmetics[1].radius == ()
     assert "F: not certified: gelu in float32 has no proved error" in to_text(audit)
