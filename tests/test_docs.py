@@ -15,6 +15,7 @@ import pytest
 import lipaudit
 from lipaudit import zoo
 from lipaudit.cli.main import commands
+from lipaudit.loading.datasets import load_dataset
 from lipaudit.verdict.gates import parse
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,7 @@ def blocks(kind: str) -> list[Any]:
 @pytest.fixture(scope="module")
 def few() -> Any:
     """A small network, some images, and what else the pages take for granted."""
-    model, data = zoo.load("digits-cnn"), lipaudit.load_dataset("digits")
+    model, data = zoo.load("digits-cnn"), load_dataset("digits")
     return SimpleNamespace(model=model, images=data.images[:4], labels=data.labels[:4])
 
 
