@@ -135,7 +135,7 @@ FORGED: dict[str, tuple[Callable[[Data], None], str]] = {
     "a layer": (lambda d: d["bound"]["layers"][0]["upper"].update(value=0.5), "bound.layers"),
     "the bound": (lambda d: d["bound"].update(log10=0.0), "bound.log10"),
     "a class that is none": (lambda d: d["samples"]["prediction"].__setitem__(4, 7), r"samples.prediction\[4\]"),
-    "an arithmetic twice": (lambda d: d["arithmetics"].append(d["arithmetics"][-1]), "arithmetics: expected each arithmetic once"),
+    "an arithmetic twice": (lambda d: d["arithmetics"].append(d["arithmetics"][-1]), "arithmetics: expected each"),
     "one order of a pair": (lambda d: d["bound"]["pairwise"][0].__setitem__(1, 0.5), "bound.pairwise|samples.radius"),
     "a time below 0": (lambda d: d["attacks"][0].update(seconds=-1.0), "seconds"),
     "a lower bound below 0": (lambda d: d["bound"]["layers"][0].update(lower=-1.0), r"bound.layers.*lower"),

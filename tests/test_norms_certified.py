@@ -48,15 +48,15 @@ def test_several_norms_at_once_are_those_one_by_one() -> None:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)).eval()
     composition, x = compose(model, (12,)), torch.rand(6, 12)
-    together = certify_in(composition, x, None, NORMS, promises=("F", "D"))
+    together = certify_in(composition, x, None, NORMS, arithmetics=("native", "float64"))
     for norm, found in together.items():
-        alone = certify_with(composition, x, norm=norm, promises=("F", "D"))
+        alone = certify_with(composition, x, norm=norm, arithmetics=("native", "float64"))
         assert np.array_equal(found.radius, alone.radius)
         assert found.norm == norm
-        for promise in ("F", "D"):
-            assert np.array_equal(found.others[promise].radius, alone.others[promise].radius)
-            assert bool((found.others[promise].radius <= found.radius).all())
-            assert bool((found.others[promise].radius >= 0.98 * found.radius).all())
+        for arithmetic in ("native", "float64"):
+            assert np.array_equal(found.others[arithmetic].radius, alone.others[arithmetic].radius)
+            assert bool((found.others[arithmetic].radius <= found.radius).all())
+            assert bool((found.others[arithmetic].radius >= 0.98 * found.radius).all())
     # Balls nest, and bounds know it.
     assert bool((together["linf"].radius * 12**0.5 * (1 + 1e-12) >= together["l2"].radius).all())
     assert bool((together["l1"].radius * (1 + 1e-12) >= together["l2"].radius).all())

@@ -17,6 +17,7 @@ import torch
 from fuzzed import BLOCKS, captured, fuzzed, reweighted
 
 from lipaudit.certification.network_bound import pairwise
+from lipaudit.domains.ellipsoid.together import together
 from lipaudit.domains.graph import Graph, Node, evaluate
 from lipaudit.domains.interpreter import walk
 from lipaudit.domains.intervals import Range, ranges
@@ -138,12 +139,19 @@ def fits(held: Range, value: torch.Tensor) -> bool:
 
 
 def bounds(graph: Graph) -> tuple[float, torch.Tensor]:
-    """The network bound and those of the class pairs."""
+    """The network bound and those of the class pairs: the smaller ones of the product and of layers taken together."""
     ledger = Ledger(graph, torch.device("cpu"), domain=(0.0, 1.0), measure=False)
     with torch.no_grad():
-        head = walk(graph, RULES, Value(INPUT), ledger)
-        whole = ledger.so_far[ledger.settle(head).step]
-        return narrow_up(whole), torch.tensor(pairwise(head, ledger), dtype=torch.float64)
+        values: dict[str, Value] = {}
+        head = walk(graph, RULES, Value(INPUT), ledger, after=lambda node, value: values.update({node.name: value}))
+        logits = ledger.settle(head)
+        whole, pairs = ledger.so_far[logits.step], torch.tensor(pairwise(head, ledger), dtype=torch.float64)
+        found = together(ledger, values, head, logits)
+        if found is not None:
+            whole = min(whole, found.total)
+        if found is not None and found.pairs is not None:
+            pairs = pairs.minimum(torch.tensor(found.pairs, dtype=torch.float64))
+        return narrow_up(whole), pairs
 
 
 def examine(seed: int, name: str, tally: Tally) -> None:

@@ -178,6 +178,8 @@ class Ball:
         image = self.images[source]
         v = self.written(image)
         t = choose(v)
+        if not bool(((t > 0) & torch.isfinite(t)).all()):
+            raise Unfit("multipliers that are not positive numbers")
         if len(self.images) == 1 and not again and not low and v.shape[1] > v.shape[2]:
             self.images = {target: replace(self._wide(v, t, image.error), exponent=image.exponent)}
             self._times(target, rise)

@@ -116,7 +116,7 @@ def _taken(writers: Sequence[Writer | Images], start: str, output: str) -> _Take
 
 def _variants(best: list[torch.Tensor], closed: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
     """Multipliers to try in turn: smaller ones are proved more easily."""
-    for factor in (1.0, 0.9, 0.7):
+    for factor in (1.0, 0.95, 0.9, 0.8, 0.7):
         yield [t.double() * factor for t in best]
     for factor in (0.9, 0.5):
         yield [t.double() * factor for t in closed]
