@@ -91,5 +91,5 @@ def test_the_jump_is_told_and_rounding_is_not_promised() -> None:
     assert "continuous up to rounding: 1 (" in "".join(lipaudit.bound(network, (6, 2, 2)).notes)
     assert bool((lipaudit.certify(network, points).radius > 0).all())
     assert (
-        "function written in several operations: folded in 1" in lipaudit.certify(network, points, promise="F").why_not
+        "function written in several operations: folded in 1" in lipaudit.certify(network, points, arithmetic="native").why_not
     )
