@@ -27,7 +27,7 @@ from lipaudit.rounding import WIDE, power_of_two, up, wide
 
 MOST_FLOPS = 6e11
 """Of one run through the layers; beyond that they stay apart."""
-TUNING_FLOPS = 2e11
+TUNING_FLOPS = 5e10
 MOST_STEPS = 150
 _PAIRS = 512
 """So many pairs of classes are enough to choose multipliers by."""
