@@ -323,10 +323,10 @@ def test_a_headline_that_cannot_be_certified_says_so_and_certifies_nothing() -> 
     network = nn.Sequential(nn.Linear(6, 12), nn.GELU(), nn.Linear(12, 3)).eval().requires_grad_(False)
     images = torch.rand(20, 6)
     audit = lipaudit.audit(network, images, network(images).argmax(1), attacks="none", local="off", arithmetic="native")
-    assert audit.verdict.headline == "F: not certified."
+    assert audit.verdict.headline == "Nothing is certified for native arithmetic."
     assert (audit.verdict.integrity, audit.verdict.strength) == ("SOUND", "vacuous")
     assert "gelu in float32 has no proved error" in audit.verdict.sentences[0]
     assert not any(audit.samples.radius)
     assert any(audit.arithmetics[0].radius)
     assert audit.arithmetics[1].radius == ()
-    assert "F: not certified: gelu in float32 has no proved error" in to_text(audit)
+    assert "native: not certified: gelu in float32 has no proved error" in to_text(audit)

@@ -178,8 +178,8 @@ def test_help_needs_no_file(call: Call) -> None:
     assert call("gate", "--help").code == 0
 
 
-def test_the_readme_shows_settings_and_gates_that_work(call: Call, audited: dict[str, Any]) -> None:
-    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+def test_the_docs_show_settings_and_gates_that_work(call: Call, audited: dict[str, Any]) -> None:
+    text = (Path(__file__).parent.parent / "docs/tutorial/gate-in-ci.md").read_text(encoding="utf-8")
     Path("lipaudit.toml").write_text(text.partition("```toml\n")[2].partition("```")[0])
 
     assert call("run", "--attacks", "none").code == 0

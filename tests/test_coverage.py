@@ -215,7 +215,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     def invoke(*arguments: object) -> tuple[int, str, str]:
         with pytest.raises(SystemExit) as ended:
-            cli.main(["models", *map(str, arguments)])
+            cli.main(["survey", *map(str, arguments)])
         return int(ended.value.code or 0), *capsys.readouterr()
 
     return invoke
@@ -225,7 +225,7 @@ Command = Callable[..., tuple[int, str, str]]
 
 
 def test_the_table_states_its_terms_and_totals(command: Command, table: dict[str, Any]) -> None:
-    code, out, err = command("--coverage")
+    code, out, err = command()
     lines = out.splitlines()
 
     assert code == 1, "a failure is a defect"
@@ -240,14 +240,14 @@ def test_the_table_states_its_terms_and_totals(command: Command, table: dict[str
 
 
 def test_what_is_asked_for_is_surveyed(command: Command, table: dict[str, Any]) -> None:
-    command("--coverage", "--family", "vgg", "--family", "dla", "--library", "timm", "--variants")
+    command("--family", "vgg", "--family", "dla", "--library", "timm", "--variants")
 
     assert table == {"libraries": ["timm"], "families": ["vgg", "dla"], "meta": True, "slopes": False}
 
 
 @pytest.mark.usefixtures("table")
 def test_markdown_and_json(command: Command, tmp_path: Path) -> None:
-    _, out, _ = command("--coverage", "--markdown", "--json", tmp_path / "coverage.json")
+    _, out, _ = command("--markdown", "--json", tmp_path / "coverage.json")
     rows = [line for line in out.splitlines() if line.startswith("|")]
     written = json.loads((tmp_path / "coverage.json").read_text())
 
@@ -262,7 +262,7 @@ def test_markdown_and_json(command: Command, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("table")
 def test_slopes_have_two_columns(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lipaudit.cli.survey.survey", lambda *_, **__: [row("plain", "bounded", log10=6.94, slope=1.5)])
-    _, out, _ = command("--coverage", "--slopes", "--markdown")
+    _, out, _ = command("--slopes", "--markdown")
 
     assert "| 10^6.9 | 10^1.5 | 5.4 |" in out
     assert "| bound | steepest seen | decades between | seconds |" in out
@@ -270,12 +270,12 @@ def test_slopes_have_two_columns(command: Command, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.usefixtures("table")
 def test_variants_say_that_nothing_was_bounded(command: Command) -> None:
-    assert "without values" in " ".join(command("--coverage", "--variants")[1].split())
+    assert "without values" in " ".join(command("--variants")[1].split())
 
 
 def test_an_interruption_prints_what_there_is(command: Command, table: dict[str, Any]) -> None:
     table["interrupt"] = "product"
-    code, out, err = command("--coverage")
+    code, out, err = command()
 
     assert code == 130
     assert out.splitlines()[-1] == "timm: 1 models, 1 captured, 1 bounded, 0 refused with a reason, 0 failed"
@@ -285,15 +285,10 @@ def test_an_interruption_prints_what_there_is(command: Command, table: dict[str,
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--family", "vgg"], "--family belongs to --coverage"),
-        (["--library", "timm"], "--library belongs to --coverage"),
-        (["--variants"], "--variants belongs to --coverage"),
-        (["--slopes"], "--slopes belongs to --coverage"),
-        (["--coverage", "--slopes", "--variants"], "expected --variants or --slopes, got both"),
-        (["--json", "x.json"], "--json belongs to --coverage"),
-        (["--coverage", "--family", "vggg"], "did you mean vgg?"),
-        (["--coverage", "resnet"], "expected --family resnet with --coverage"),
-        (["--coverage", "--library", "keras"], "torchvision"),
+        (["--slopes", "--variants"], "expected --variants or --slopes, got both"),
+        (["--family", "vggg"], "did you mean vgg?"),
+        (["resnet"], "Got unexpected extra argument (resnet)"),
+        (["--library", "keras"], "torchvision"),
     ],
 )
 def test_bad_usage_is_one_line(command: Command, arguments: list[str], says: str) -> None:

@@ -228,7 +228,7 @@ def with_local_radii(
     deadline = math.inf if budget is None else time.monotonic() + budget / 2
     others = {}
     for arithmetic, other in certificates.others.items():
-        task = f"local radii, arithmetic {arithmetic}"
+        task = f"local radii, {arithmetic} arithmetic"
         others[arithmetic] = _locally(
             other,
             composition,

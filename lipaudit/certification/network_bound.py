@@ -75,6 +75,7 @@ class Composition:
     """Bounds in other norms that were asked for: norm_bounds.py."""
 
 
+@torch.inference_mode(False)  # multipliers of several layers are found by their gradients
 def compose(
     model: nn.Module,
     input_shape: tuple[int, ...],

@@ -127,7 +127,7 @@ def _strength(audit: Audit, eps: str) -> tuple[Strength, str, list[str]]:
     radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
     missing = next((p for p in audit.arithmetics if p.headline and not p.is_certified), None)
     if missing is not None:
-        return "vacuous", f"{missing.arithmetic}: not certified.", [f"{held} {missing.arithmetic}: {missing.why_not}."]
+        return "vacuous", f"Nothing is certified for {missing.arithmetic} arithmetic.", [f"{held} {missing.why_not}."]
     if share < WEAK:
         assert audit.bound is not None
         median = statistics.median(radii) if radii else 0.0

@@ -85,7 +85,7 @@ def test_an_adversarial_example_within_a_radius_refutes_its_promise(arithmetic: 
     ]
     _, verdict, code = examine(replace(audit, arithmetics=tuple(lies)))
     assert (verdict.integrity, code) == ("INVALID", 4)
-    assert f"a radius of arithmetic {arithmetic}" in verdict.headline
+    assert f"a radius certified for {arithmetic} arithmetic" in verdict.headline
 
 
 def test_a_witness_in_the_own_dtype_refutes_f_alone() -> None:

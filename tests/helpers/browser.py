@@ -37,7 +37,7 @@ def evaluate(folder: Path, page: str, code: str, *, library: str = "", mode: Mod
     assert POLICY in page
     free = page.replace(POLICY, '<meta name="policy-taken-out"', 1)
     ask = (
-        "(async () => { const loaded = new Arithmetic(done => addEventListener('load', done));"
+        "(async () => { const loaded = new Promise(done => addEventListener('load', done));"
         "if (document.readyState !== 'complete') await loaded;"
         "const out = document.createElement('pre'); out.id = 'answer';"
         f"try {{ out.textContent = JSON.stringify(await (async () => {{ {code} }})()); }}"

@@ -20,6 +20,7 @@ from lipaudit.errors import ReportError
 from lipaudit.report.html import to_html
 from lipaudit.results import audit as results
 from lipaudit.results import bounds
+from lipaudit.results.json import _upgraded as upgraded
 from lipaudit.results.json import from_json, to_json
 from lipaudit.results.json_schema import json_schema, to_schema
 from lipaudit.verdict.consistency import load_audit
@@ -69,7 +70,8 @@ def test_every_result_is_valid(name: str) -> None:
 def test_results_of_every_version_are_valid_and_render(file: Path) -> None:
     stored = json.loads(file.read_text(encoding="utf-8"))
     assert stored["schema"] == f"lipaudit-result/{file.stem.removeprefix('result-')}"
-    VALIDATOR.validate(stored)
+    if stored["schema"].partition("/")[2].split(".")[0] == results.SCHEMA.partition("/")[2].split(".")[0]:
+        VALIDATOR.validate(stored)
     audit = load_audit(file)
     parsed = seen(to_html(audit))
     assert "digits-cnn on digits test" in parsed.words()
@@ -79,7 +81,7 @@ def test_results_of_every_version_are_valid_and_render(file: Path) -> None:
     # Only its findings and sentences are those of today.
     for name in ("findings", "verdict"):
         del stored[name]
-    assert contains(json.loads(to_json(audit)), stored)
+    assert contains(json.loads(to_json(audit)), {**upgraded(stored), "arithmetic": audit.arithmetic})
 
 
 def contains(new: Any, old: Any) -> bool:
@@ -92,9 +94,9 @@ def contains(new: Any, old: Any) -> bool:
 
 def test_there_is_a_fixture_of_every_version() -> None:
     major, _, minor = results.SCHEMA.partition("/")[2].partition(".")
-    assert major == "1"
+    assert major == "2"
     names = {file.stem for file in FIXTURES}
-    assert names >= {f"result-1.{k}" for k in range(int(minor))}
+    assert names >= {"result-1.0", "result-1.1", *(f"result-2.{k}" for k in range(int(minor)))}
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> typing.Iterator[tuple[Any, ...]]:
@@ -153,9 +155,9 @@ def test_words_are_those_of_the_types(one: str, two: str) -> None:
 
 
 def test_a_later_minor_version_is_valid_and_another_family_is_not() -> None:
-    later = {**data(), "schema": "lipaudit-result/1.9", "new": {"x": [1]}}
+    later = {**data(), "schema": "lipaudit-result/2.9", "new": {"x": [1]}}
     assert VALIDATOR.is_valid(later)
-    for schema in ("lipaudit-result/2.0", "trivy/1.0", 1, None):
+    for schema in ("lipaudit-result/1.2", "lipaudit-result/3.0", "trivy/1.0", 1, None):
         assert not VALIDATOR.is_valid({**data(), "schema": schema})
 
 
