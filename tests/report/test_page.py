@@ -175,6 +175,19 @@ def test_the_bar_divides_all_images() -> None:
     assert widths[0] == pytest.approx(100 * audit.certified[0].value, abs=0.006)
 
 
+@pytest.mark.parametrize("name", ["strong", "vacuous", "invalid", "gated"])
+def test_every_mark_has_a_colour(name: str) -> None:
+    """What is drawn has a class that the style sheet knows."""
+    drawn = {
+        word
+        for tag, attributes in seen(page(name)).tags
+        if tag in ("rect", "path", "circle") or "swatch" in (attributes.get("class") or "")
+        for word in (attributes.get("class") or "").split()
+    }
+    assert {"proved", "unknown", "broken", "wrong"} <= drawn
+    assert {word for word in drawn if not re.search(rf"\.{word}\b", CSS)} <= {"strip"}
+
+
 def test_an_invalid_verdict_shows_no_number_that_rests_on_a_certificate() -> None:
     """Radii, rates and the bound of the same run under a sound verdict appear nowhere outside of struck-out text."""
     audit, before = audits.invalid(), audits.strong()
