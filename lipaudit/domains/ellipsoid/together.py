@@ -25,9 +25,9 @@ from lipaudit.norms.row_distances import pairs_of, row_distances
 from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.rounding import WIDE, power_of_two, up, wide
 
-MOST_FLOPS = 6e11
+MOST_FLOPS = 2e11
 """Of one run through the layers; beyond that they stay apart."""
-TUNING_FLOPS = 5e10
+TUNING_FLOPS = 2e10
 MOST_STEPS = 150
 _PAIRS = 512
 """So many pairs of classes are enough to choose multipliers by."""
