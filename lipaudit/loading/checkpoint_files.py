@@ -124,7 +124,10 @@ def _read_safetensors(path: Path) -> object:
 
 def _read_torch(path: Path) -> object:
     """By torch's own reader, which calls nothing that is not listed; what may lie beside the weights stays unread."""
-    forms: dict[str, type] = dict.fromkeys(HARMLESS, Unread) | {"collections.defaultdict": OrderedDict}
+    forms: dict[str, type] = dict.fromkeys(HARMLESS, Unread) | {
+        "collections.defaultdict": OrderedDict,
+        "collections.deque": list,
+    }
     own: list[str] = []
     while True:
         listed: list[Any] = [(_stand_in(name, form), name) for name, form in forms.items()]
