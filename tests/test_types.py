@@ -46,9 +46,11 @@ wrong: str = lipaudit.dense_norm(weight).value  # type: ignore[assignment]
 
 @pytest.mark.slow
 def test_user_code_is_checked(tmp_path: Path) -> None:
-    """The examples of the README have no errors, every public name has a type, and mistakes are found."""
+    """The examples of README and docs have no errors, every public name has a type, and mistakes are found."""
     pytest.importorskip("mypy")
-    examples = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
+    pages = [ROOT / "README.md", *(page for page in sorted((ROOT / "docs").rglob("*.md")) if page.stem != "claims")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    examples = re.findall(r"^```python\n(.*?)^```$", text, re.M | re.S)
     examples = [code for code in examples if "import" in code and "model = " not in code]
     assert len(examples) >= 4
     names = "".join(f"lipaudit.{name}\n" for name in lipaudit.__all__)
