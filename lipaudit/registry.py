@@ -44,6 +44,10 @@ class Registry(Generic[F]):
             raise RuleError(f"no {self.kind} named {name!r}; there are: {', '.join(self._entries)}")
         return self._entries[name]
 
+    def get(self, name: str) -> F | None:
+        """The entry of that name; None where there is none."""
+        return self._entries.get(name)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
 

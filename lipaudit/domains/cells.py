@@ -178,7 +178,6 @@ def _filled(a: Arguments, _: Sign) -> Form:
 PER_CHANNEL = {"prelu.default", "_prelu_kernel.default"}
 
 SUMS = ("add.Tensor", "add.Scalar", "sub.Tensor", "sub.Scalar", "rsub.Tensor", "rsub.Scalar")
-PRODUCTS = ("mul.Tensor", "mul.Scalar", "div.Tensor", "div.Scalar")
 MASKED = {
     "where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar", "masked_fill.Scalar", "masked_fill.Tensor",
 }  # fmt: skip

@@ -104,9 +104,8 @@ def _bound(node: Node, length: _Length, ledger: Ledger, entered: Mapping[str, Va
     growth = gamma(32 + length.roundings) / gamma(32) * (1 + 1e-6)
     grown = [(part.name, growth if part is node else 0.0) for part in length.nodes]
     upper = Upper(1.0, "norm", "a length moves no farther than its vector")
-    return ledger.record(
-        node, "root_sum_squares", moved, upper, exact=False, parts=tuple((p, None) for p in length.nodes), grown=grown
-    )
+    parts = tuple((part, None) for part in length.nodes)
+    return ledger.record_block(node, "root_sum_squares", moved, upper, parts, grown, exact=False)
 
 
 def _length(root: Node, ledger: Ledger) -> _Length | None:

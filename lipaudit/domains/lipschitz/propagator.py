@@ -163,9 +163,8 @@ class Ledger:
         `part` of `parts`. `computed` are the nodes that give the parts, where they round.
         """
         if fork not in self._forks:
-            grown = [(each.name, 1.0) for each, _ in computed] if computed else None
-            joined = self.record(replace(node, name=fork), law, inputs, upper, parts=computed, grown=grown)
-            self._forks[fork] = joined
+            grown = [(each.name, 1.0) for each, _ in computed]
+            self._forks[fork] = self.record_block(replace(node, name=fork), law, inputs, upper, computed, grown)
         whole = self._forks[fork]
         entries = torch.zeros(parts, math.prod(node.shape), dtype=torch.bool, device=self.device)
         entries[part] = True
@@ -258,22 +257,23 @@ class Ledger:
                 found[line.step] = WIDE.multiply(wide(line.upper.value), _joined(line.law, inputs))
         return found.get(last)
 
-    def record(
+    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
+        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line."""
+        return self.record_block(node, law, inputs, upper, (), [], exact=exact)
+
+    def record_block(
         self,
         node: Node,
         law: Law,
         inputs: Sequence[Value],
         upper: Upper,
+        parts: Parts,
+        grown: list[tuple[str, float]],
         *,
         exact: bool = True,
-        parts: Parts = (),
-        grown: list[tuple[str, float]] | None = None,
     ) -> Value:
-        """The value after a nonlinear or joining operation; exactly one times one input, unrounded, needs no line.
-
-        For a whole block that ends in the node, `parts` and `grown` are as `replaced` has them.
-        """
-        if grown is not None:
+        """`record` for a whole block that ends in the node, with `parts` and `grown` as `replaced` has them."""
+        if grown:
             self._grown[node.name] = grown
         steps = [self.settle(value).step for value in inputs]
         pieces = joined([value.pieces for value in inputs])

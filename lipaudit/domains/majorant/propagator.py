@@ -171,19 +171,8 @@ class Majorants(Ledger):
         nodes = tuple(part for part, _ in link.parts)
         return self._new(nodes, value.length if only_moves(link) else math.inf, [value], forth, back)
 
-    def record(
-        self,
-        node: Node,
-        law: Law,
-        inputs: Sequence[Value],
-        upper: Upper,
-        *,
-        exact: bool = True,
-        parts: Parts = (),
-        grown: list[tuple[str, float]] | None = None,
-    ) -> Value:
-        assert not parts, "blocks of several operations are for ledgers that look back"
-        del exact, grown
+    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
+        del exact
         self._bent.add(node.name)
         values = [self.settle(value) for value in inputs]
         # Branches that move apart in one tensor do so in L2: here their lengths are not shares of one.
@@ -195,7 +184,7 @@ class Majorants(Ledger):
             known, rule = {"self": values[0]}, one_entry
         else:
             known = {name: self.settle(self._values[ref]) for name, ref in _operands(node)}
-            rule = next((STEPS[op] for op in (node.op,) if op in STEPS), None)
+            rule = STEPS.get(node.op)
         if rule is not None and rule(node, {name: value.m for name, value in known.items()}, upper.value) is not None:
             return self._entrywise(node, rule, known, length, values, upper)
         return self._by_length(node, length, values, upper, law)

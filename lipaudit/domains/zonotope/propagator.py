@@ -149,19 +149,8 @@ class LocalLedger(Ledger):
         remainder = form.remainder * upper.value * (1 + 1e-15)
         return Tracked(node.name, form=replace(form, remainder=remainder, loose=remainder), stretched=True)
 
-    def record(
-        self,
-        node: Node,
-        law: Law,
-        inputs: Sequence[Value],
-        upper: Upper,
-        *,
-        exact: bool = True,
-        parts: Parts = (),
-        grown: list[tuple[str, float]] | None = None,
-    ) -> Value:
-        assert not parts, "blocks of several operations are for ledgers that look back"
-        del exact, grown
+    def record(self, node: Node, law: Law, inputs: Sequence[Value], upper: Upper, *, exact: bool = True) -> Value:
+        del exact
         forms = [self.settle(value).form for value in inputs]
         remainder = LAWS[law]([form.remainder for form in forms]) * upper.value
         if node.op in BANDS:
