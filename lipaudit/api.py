@@ -13,9 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lipaudit.certification.certificates import Certificates, certify_with, under, with_local_radii
+from lipaudit.certification.certificates import Certificates, as_asked, certify_with
 from lipaudit.certification.inputs import check_inputs, check_labels, doubt_of
-from lipaudit.certification.local_search import BUDGET
 from lipaudit.certification.network_bound import compose
 from lipaudit.certification.norm_bounds import bound_in
 from lipaudit.errors import BadThreat
@@ -82,14 +81,7 @@ def bound(
     settings = settings_from(keywords, settings, "bound", takes=BOUNDING, was={"method": ("norms", {})})
     network, _ = network_of(model, settings)
     shape, domain = tuple(input_shape), network.domain
-    composition = compose(
-        network.module,
-        shape,
-        domain=domain,
-        method=settings.norms,
-        global_method=settings.global_method,
-        progress=progress,
-    )
+    composition = compose(network.module, shape, domain=domain, progress=progress, **settings.bounding)
     return bound_in(composition, measured)
 
 
@@ -133,30 +125,12 @@ def certify(
     if domain is not None and not bool(((points >= domain[0]) & (points <= domain[1])).all()):
         reached = f"{float(points.min()):g} to {float(points.max()):g}"
         raise BadThreat(f"expected inputs in the domain [{domain[0]:g}, {domain[1]:g}], got entries from {reached}")
-    composition = compose(
-        network.module,
-        shape,
-        domain=domain,
-        method=settings.norms,
-        global_method=settings.global_method,
-        progress=progress,
-    )
+    composition = compose(network.module, shape, domain=domain, progress=progress, **settings.bounding)
     answers = None if truth is None else check_labels(truth, len(points), len(composition.network.pairwise))
     asked = () if settings.arithmetic == "real" else (settings.arithmetic,)
     found = certify_with(composition, points, answers, norm=measured, arithmetics=asked, progress=progress)
-    if settings.local == "off":
-        return under(found, settings.arithmetic)
-    found, local = with_local_radii(
-        found,
-        composition,
-        points,
-        budget=BUDGET if settings.local == "auto" else None,
-        most=settings.local_samples,
-        together=settings.local == "thorough",
-        progress=progress,
-    )
-    found = under(found, settings.arithmetic)
-    if settings.local == "auto" or not local.why_not:
+    found, local = as_asked(found, composition, points, settings, progress=progress)
+    if local is None or settings.local == "auto" or not local.why_not:
         return found
     return replace(found, why_not=found.why_not or f"local radii, {local.tried} tried: {local.why_not}")
 

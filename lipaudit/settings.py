@@ -313,6 +313,11 @@ class Settings:
         for one in options_of(type(self)).values():
             _check(one, getattr(self, one.name))
 
+    @property
+    def bounding(self) -> dict[str, Any]:
+        """How a network is bounded: keywords of `compose`."""
+        return {"method": self.norms, "global_method": self.global_method}
+
     def affecting(self, *what: Affects) -> dict[str, Any]:
         """The settings that affect one of these, by name."""
         return {one.name: getattr(self, one.name) for one in options_of(type(self)).values() if one.affects in what}

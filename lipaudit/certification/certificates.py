@@ -30,7 +30,7 @@ from lipaudit.certification.executed import (
     lost,
 )
 from lipaudit.certification.held import Held, differs_in_double, refuse
-from lipaudit.certification.local_search import LocalRadii, confirmed, local_radii
+from lipaudit.certification.local_search import BUDGET, LocalRadii, confirmed, local_radii
 from lipaudit.certification.margins import ErrorRecursion, _spared, sure_margins
 from lipaudit.certification.network_bound import Composition
 from lipaudit.certification.norm_bounds import bound_in
@@ -40,6 +40,7 @@ from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import Arithmetic, Certificate
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import down
+from lipaudit.settings import Settings
 
 
 @dataclass(frozen=True, repr=False)
@@ -188,6 +189,34 @@ def under(certificates: Certificates, arithmetic: Arithmetic) -> Certificates:
     mine = InArithmetic(certificates.radius, tuple(row.method for row in certificates.rows), certificates.why_not)
     others = {**certificates.others, certificates.arithmetic: mine}
     return replace(certificates, rows=rows, arithmetic=arithmetic, why_not=found.why_not, others=others)
+
+
+def as_asked(
+    certificates: Certificates,
+    composition: Composition,
+    points: torch.Tensor,
+    settings: Settings,
+    *,
+    progress: Progress | None = None,
+    journal: Journal | None = None,
+) -> tuple[Certificates, LocalRadii | None]:
+    """The certificates of the arithmetic that is asked for, with the local radii that are; what came of these.
+
+    None where no local radii are asked for.
+    """
+    found = None
+    if settings.local != "off":
+        certificates, found = with_local_radii(
+            certificates,
+            composition,
+            points,
+            budget=BUDGET if settings.local == "auto" else None,
+            most=settings.local_samples,
+            together=settings.local == "thorough",
+            progress=progress,
+            journal=journal,
+        )
+    return under(certificates, settings.arithmetic), found
 
 
 def with_local_radii(

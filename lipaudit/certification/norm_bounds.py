@@ -64,13 +64,12 @@ def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
         logits, entries = math.inf, torch.full((classes, classes), math.inf, dtype=torch.float64)
         notes = (*notes, f"in {norm} bounded by way of L2 alone: {error}")
     # Of the L2 bounds, only the ledger's are proportional to those of single steps.
-    through = tuple(zip(known.pairwise, composition.product, strict=True))
     pairs = tuple(
         tuple(
-            0.0 if i == j else min(own, _stretched(through[i][0][j], around), _stretched(through[i][1][j], share))
-            for j, own in enumerate(row)
+            0.0 if i == j else min(own, _stretched(both, around), _stretched(product, share))
+            for j, (own, both, product) in enumerate(zip(*rows, strict=True))
         )
-        for i, row in enumerate(entries.tolist())
+        for i, rows in enumerate(zip(entries.tolist(), known.pairwise, composition.product, strict=True))
     )
     whole = WIDE.multiply(ledger.so_far[ledger.settle(composition.head).step], share)
     if math.isfinite(known.value):

@@ -66,13 +66,8 @@ class CertificateLog:
             return None
         with random_state_kept(0), _evaluating(self.model):
             network = prepared(self.model, self.settings)
-            composition = compose(
-                network.module,
-                tuple(self.inputs.shape[1:]),
-                domain=self.domain,
-                method=self.settings.norms,
-                global_method=self.settings.global_method,
-            )
+            shape = tuple(self.inputs.shape[1:])
+            composition = compose(network.module, shape, domain=self.domain, **self.settings.bounding)
             answers = check_labels(self.labels, len(self.inputs), len(composition.network.pairwise))
             certificates = certify_with(composition, self.inputs, answers)
         scalars = {

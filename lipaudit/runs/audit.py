@@ -15,11 +15,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lipaudit.certification.certificates import Certificates, certify_with, under, with_local_radii
+from lipaudit.certification.certificates import Certificates, as_asked, certify_with, under
 from lipaudit.certification.executed import lost, sentence_of
 from lipaudit.certification.held import Held, Limit
 from lipaudit.certification.inputs import as_pixels, check_inputs, check_labels, within
-from lipaudit.certification.local_search import BUDGET
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
 from lipaudit.files.journal import Journal, Parts
@@ -159,15 +158,8 @@ def _begin(
         source = replace(source, warnings=(*source.warnings, NO_CLIP_VALUES))
     code = "" if journal is None else provenance.of_code()
     bounds = None if journal is None else Parts(journal, code)
-    composition = compose(
-        network.module,
-        tuple(points.shape[1:]),
-        domain=box,
-        method=settings.norms,
-        global_method=settings.global_method,
-        progress=progress,
-        journal=bounds,
-    )
+    shape = tuple(points.shape[1:])
+    composition = compose(network.module, shape, domain=box, progress=progress, journal=bounds, **settings.bounding)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
     rows = _rows(points, answers, settings, source, box)
     kept = None
@@ -217,20 +209,10 @@ def _certify(task: Task) -> Certificates:
 def _locally(task: Task, certificates: Certificates) -> tuple[Certificates, tuple[Skip, ...]]:
     """The certificates that are asked for, with local radii where these are larger; why some images were left out."""
     local, most = task.settings.local, task.settings.local_samples
-    if local == "off":
-        return under(certificates, task.settings.arithmetic), ()
-    certificates, found = with_local_radii(
-        certificates,
-        task.composition,
-        task.rows.points,
-        budget=BUDGET if local == "auto" else None,
-        most=most,
-        together=local == "thorough",
-        progress=task.progress,
-        journal=task.journal,
+    certificates, found = as_asked(
+        certificates, task.composition, task.rows.points, task.settings, progress=task.progress, journal=task.journal
     )
-    certificates = under(certificates, task.settings.arithmetic)
-    if not found.why_not:
+    if found is None or not found.why_not:
         return certificates, ()
     how = f"{found.tried} tried" if found.tried else "none"
     complete = local == "auto" or (most is not None and found.tried >= most)
