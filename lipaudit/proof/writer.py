@@ -87,7 +87,7 @@ def write_proof(
     """
     file = Path(file)
     points = check_inputs(images)
-    composition = composition or compose(model, tuple(points.shape[1:]))
+    composition = composition or compose(model, tuple(points.shape[1:]), global_method="product")
     steps = listing(composition.graph)
     answers = check_labels(labels, len(points), len(composition.network.pairwise))
     source, names, missing = _weights(steps, file, None if checkpoint is None else Path(checkpoint))
