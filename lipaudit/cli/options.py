@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
+from lipaudit.errors import RenamedWarning
 from lipaudit.settings import (
     GROUPS,
     File,
@@ -169,6 +171,6 @@ def renamed(context: click.Context, chosen: dict[str, Any]) -> dict[str, str]:
         if newer == source:
             raise click.UsageError(f"--{one.was.name} is called {one.typed} now; leave --{one.was.name} out", context)
         chosen[name], found[name] = one.was.values[value], one.was.name
-        said = f"{one.typed} {shlex.quote(str(chosen[name]))}"
-        click.echo(f"lipaudit: --{one.was.name} is called {one.typed} now: {said}", err=True)
+        said = f"--{one.was.name} is called {one.typed} now: {one.typed} {shlex.quote(str(chosen[name]))}"
+        warnings.warn(said, RenamedWarning, stacklevel=2)
     return found
