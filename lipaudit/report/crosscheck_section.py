@@ -37,16 +37,13 @@ NO_TEST = "No image was attacked, so nothing has tested these certificates."
 NO_RADIUS = "No attacked image has a certified radius above zero: there is nothing to compare with attacks."
 
 
-LABEL = "Estimated, not proved"
-
-
 @dataclass(frozen=True)
 class CurveRow:
     eps: str
     certified: str
-    proved_ci: str
+    certified_ci: str
     empirical: str
-    unbroken_ci: str
+    empirical_ci: str
     unknown: str
     parts: tuple[Part, ...]
 
