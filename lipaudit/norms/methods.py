@@ -125,15 +125,18 @@ DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
 }
 
 
-def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
+def norm_bound(
+    linear: LinearMap, method: str = "best", device: torch.device | None = None
+) -> tuple[Upper, tuple[Upper, ...]]:
     """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table.
 
     `method` is "best" (what can be the smallest; small maps with their real borders where that takes at most as much
     work again as the torus, by their shapes, or next to none; the torus says where it is left out), "all" (every method
     that costs little, for the report), "tight" (real borders whatever they take), or the name of a single method.
+    `device` is where a map that is given as a function has its constants.
     """
     if isinstance(linear, Transposed):
-        return norm_bound(linear.conv, method)
+        return norm_bound(linear.conv, method, device)
     if isinstance(linear, (Conv, Dense)):
         table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
         chosen = _chosen(linear, table, method)
@@ -152,7 +155,7 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
         return Upper(1.0, "isometry", "borders of a constant, or cropped (exact)"), ()
     if isinstance(linear, Gather) and linear.coisometry is not None:
         return Upper(linear.coisometry, "disjoint-windows", "rows of equal length without overlap (exact)"), ()
-    value = schur_test(linear)
+    value = schur_test(linear, device)
     return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
 
 
