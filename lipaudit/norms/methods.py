@@ -44,7 +44,7 @@ from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Upper
 from lipaudit.results.threat import Norm, norm_of
-from lipaudit.rounding import check_arithmetic, norm_up, up
+from lipaudit.rounding import check_arithmetic, norm_up, plain_sums, up
 
 Map = TypeVar("Map", Conv, Dense)
 
@@ -207,6 +207,7 @@ def _bound_in(linear: Conv | Dense, norm: str, method: str) -> Upper:
     return Upper(sum_norm(linear, measured), f"{what}-sums", because)
 
 
+@plain_sums()
 def dense_norm(weight: torch.Tensor, *, method: str = "best", norm: Norm = "l2") -> Upper:
     """A proved bound of the operator norm of a matrix (out, in) of any floating dtype: the spectral norm in L2.
 
@@ -219,6 +220,7 @@ def dense_norm(weight: torch.Tensor, *, method: str = "best", norm: Norm = "l2")
     return _bound_in(Dense(weight, (weight.shape[1],)), norm, method)
 
 
+@plain_sums()
 def conv_norm(
     weight: torch.Tensor,
     *,
