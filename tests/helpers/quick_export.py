@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch._decomp import decompositions_for_rng
+from torch._functorch import config
 from torch._subclasses import fake_impls
 from torch.export import exported_program
 
 _FROM = {
     exported_program: ("_collect_all_valid_cia_ops", "_override_composite_implicit_decomp"),
+    decompositions_for_rng: ("PhiloxStateTracker",),
     fake_impls: ("_deregister_op_impl", "_is_op_registered_to_fake_rule", "op_implementations_dict"),
 }
 
@@ -24,6 +27,8 @@ def install() -> None:
     """For the rest of this process. Does nothing where torch looks otherwise inside."""
     if not all(hasattr(module, name) for module, names in _FROM.items() for name in names):
         return
+    if not config.functionalize_rng_ops:  # nothing reads these tensors, made at each call
+        decompositions_for_rng.PhiloxStateTracker.reset = staticmethod(lambda: None)
     exported_program._collect_all_valid_cia_ops = _once(exported_program._collect_all_valid_cia_ops)
     exported_program._override_composite_implicit_decomp = _again(exported_program._override_composite_implicit_decomp)
 
