@@ -292,6 +292,15 @@ class Settings:
     std: Sequence[float] | Literal["none"] | None = option(
         None, "Standard deviation per channel.", NETWORK, "question", Parsed(numbers), metavar="S,S,S"
     )
+    claimed_lipschitz: float | None = option(
+        None,
+        "Claimed Lipschitz constant (L2), raw inputs to logits: the report says whether it holds.",
+        NETWORK,
+        "question",
+        Number(),
+        metavar="K",
+        shown="what the layers claim",
+    )
     domain: Box | None = option(None, "Range of the entries of raw inputs.", NETWORK, "question", library_only=True)
     seed: int = option(0, "Seed of everything random.", NETWORK, "question", Whole(0))
     gates: str | Sequence[str] = option(
