@@ -255,6 +255,15 @@ class Settings:
         OneOf(tuple(LETTERS.values())),
         was=Was("promise", LETTERS, OneOf(tuple(LETTERS))),
     )
+    claimed_lipschitz: float | None = option(
+        None,
+        "Claimed Lipschitz constant (L2), raw inputs to logits: the report says whether it holds.",
+        PROOF,
+        "question",
+        Number(),
+        metavar="K",
+        shown="what the layers claim",
+    )
     eps: str | float | Sequence[str | float] | None = option(
         None,
         "L2 budgets, such as 0.5 or 36/255; repeat, or separate by commas.",
@@ -291,15 +300,6 @@ class Settings:
     )
     std: Sequence[float] | Literal["none"] | None = option(
         None, "Standard deviation per channel.", NETWORK, "question", Parsed(numbers), metavar="S,S,S"
-    )
-    claimed_lipschitz: float | None = option(
-        None,
-        "Claimed Lipschitz constant (L2), raw inputs to logits: the report says whether it holds.",
-        NETWORK,
-        "question",
-        Number(),
-        metavar="K",
-        shown="what the layers claim",
     )
     domain: Box | None = option(None, "Range of the entries of raw inputs.", NETWORK, "question", library_only=True)
     seed: int = option(0, "Seed of everything random.", NETWORK, "question", Whole(0))
