@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 import lipaudit
+from lipaudit import zoo
 from lipaudit.certification.claimed import claim_of, proved_secant
 from lipaudit.certification.exact_network import ExactNetwork
 from lipaudit.certification.network_bound import compose
@@ -243,8 +244,8 @@ def test_layers_claim_constants(network: Callable[[], nn.Module], constant: floa
 
 
 def test_the_bundled_certified_network_claims_one() -> None:
-    assert claim_of(lipaudit.zoo.load("digits-aol"), None).constant == 1.0
-    assert claim_of(lipaudit.zoo.load("digits-cnn"), None) is None
+    assert claim_of(zoo.load("digits-aol"), None).constant == 1.0
+    assert claim_of(zoo.load("digits-cnn"), None) is None
 
 
 @pytest.mark.parametrize("package", ["torchlip", "orthogonium"])
