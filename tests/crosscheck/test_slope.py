@@ -109,8 +109,8 @@ def test_slope_is_below_a_proved_bound_and_distance_above_the_truth(seed: int, s
     torch.manual_seed(seed)
     first, second = scale * torch.rand(2, 7, dtype=torch.float64)
     exact = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(first.tolist(), second.tolist(), strict=True))
-    assert Fraction(distance_up(first, second)) ** 2 >= exact
-    assert distance_up(first, second) <= (first - second).div(scale).norm().item() * scale * (1 + 1e-12)
+    assert Fraction(distance_up(first, second, "l2")) ** 2 >= exact
+    assert distance_up(first, second, "l2") <= (first - second).div(scale).norm().item() * scale * (1 + 1e-12)
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
     bound = torch.linalg.matrix_norm(network[1].weight, 2).item()
     last = network[3].weight.detach()
