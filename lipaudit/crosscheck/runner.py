@@ -118,7 +118,7 @@ def _excuse(run: Run, entry: Attack) -> str:
     if network.no_gradient and entry.passes(network.classes).backward:
         return network.no_gradient
     if entry.fits is not None:
-        height, width = network.shape[1:]
+        height, width = network.raw_shape[1:]
         if not entry.fits(height, width, run.arena.norm):
             return f"its squares do not fit on images of {height} × {width} pixels"
     if entry.aim in ("eps", "largest") and not run.eps:
