@@ -118,7 +118,9 @@ def drawn_into_ball(clean: Tensor, points: Tensor, budget: Tensor, norm: Norm) -
         return points
     size = budget.reshape(-1, *[1] * (points.ndim - 1))
     if norm == "l1":
-        share = (INSIDE * budget / lengths(points - clean, norm)).reshape(size.shape)
+        # Each entry of the point is rounded once more.
+        rounding = 2.0**-52 * (lengths(clean, norm) + budget)
+        share = ((INSIDE * budget - rounding).clamp_min(0.0) / lengths(points - clean, norm)).reshape(size.shape)
         return torch.where(share < 1, clean + share * (points - clean), points)
     return points.clamp(-_up_to(-clean, size), _up_to(clean, size))
 
