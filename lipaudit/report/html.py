@@ -23,7 +23,13 @@ TEMPLATE = "report.html.j2"
 
 def to_html(audit: Audit) -> str:
     """The report as one self-contained page; same audit, same bytes."""
-    environment = jinja2.Environment(
+    text = to_json(audit)
+    return environment().get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
+
+
+def environment() -> jinja2.Environment:
+    """In which templates are rendered: what they are given is escaped."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(template_folder()),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -31,8 +37,6 @@ def to_html(audit: Audit) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = to_json(audit)
-    return environment.get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
 
 
 def template_folder() -> Path:
