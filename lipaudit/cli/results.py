@@ -8,7 +8,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
 import click
 
@@ -173,7 +172,7 @@ def table(results: tuple[Path, ...], kind: str, out: str) -> None:
 
     here = Path(out).parent if out != "-" else Path()
     pages = [file.with_suffix(".html") for file in results]
-    links = [quote(os.path.relpath(page, here).replace(os.sep, "/")) if page.is_file() else "" for page in pages]
+    links = [os.path.relpath(page, here).replace(os.sep, "/") if page.is_file() else "" for page in pages]
     text = to_table([load_audit(file) for file in results], kind, links)
     if out == "-":
         click.echo(text, nl=False)
