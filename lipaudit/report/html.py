@@ -7,6 +7,7 @@ a copy of the result, for `load_audit`.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jinja2
@@ -29,8 +30,14 @@ def to_html(audit: Audit) -> str:
 
 def environment() -> jinja2.Environment:
     """In which templates are rendered: what they are given is escaped."""
+    return _compiled(template_folder())
+
+
+@functools.cache
+def _compiled(folder: Path) -> jinja2.Environment:
+    """With its templates compiled, which takes longer than a page."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_folder()),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import mpmath
 import pytest
 import torch
 from balls import inside, lowest, operands
+from quick import mostly_slow
 from torch import nn
 
 from lipaudit import zoo
@@ -35,12 +37,13 @@ class Residual(nn.Module):
         return self.last(self.curved(x + torch.relu(self.left(x))).flatten(1))
 
 
+@functools.cache
 def tiny(seed: int, curved: bool = False) -> tuple[Composition, torch.Tensor]:
     torch.manual_seed(seed)
     network = Residual(curved).double().eval().requires_grad_(False)
     for layer in (network.first, network.left, network.last):
         layer.weight.mul_(2.0)
-    return compose(network, (1, 4, 4)), torch.rand(1, 4, 4, dtype=torch.float64)
+    return compose(network, (1, 4, 4), global_method="product"), torch.rand(1, 4, 4, dtype=torch.float64)
 
 
 def together(composition: Composition, x: torch.Tensor, radius: float) -> tuple[Form, Sectors]:
@@ -49,7 +52,7 @@ def together(composition: Composition, x: torch.Tensor, radius: float) -> tuple[
     return logits, logits.sectors
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", mostly_slow(range(4), 2))
 @pytest.mark.parametrize("radius", [0.05, 0.3, 2.0])
 def test_no_input_of_the_ball_breaks_a_constraint(seed: int, radius: float) -> None:
     composition, x = tiny(seed)
@@ -81,7 +84,7 @@ def test_no_input_of_the_ball_breaks_a_constraint(seed: int, radius: float) -> N
 
 
 @pytest.mark.parametrize("curved", [False, True])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", mostly_slow(range(6), 2))
 def test_no_difference_falls_below_its_bound(seed: int, curved: bool) -> None:
     composition, x = tiny(seed, curved)
     label = int(evaluate(composition.graph, x).argmax())
@@ -100,7 +103,7 @@ def test_no_difference_falls_below_its_bound(seed: int, curved: bool) -> None:
         assert bool((sectors.multipliers > 0).all())
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", mostly_slow(range(3), 1))
 @pytest.mark.parametrize("share", [0.0, 0.9, 0.999999, 1 - 1e-12])
 def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
     """Against the same quadratic problem with 60 digits, up to multipliers that leave next to nothing of B."""
