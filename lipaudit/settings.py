@@ -264,6 +264,15 @@ class Settings:
         OneOf(tuple(LETTERS.values())),
         was=Was("promise", LETTERS, OneOf(tuple(LETTERS))),
     )
+    claimed_lipschitz: float | None = option(
+        None,
+        "Claimed Lipschitz constant (L2), raw inputs to logits: the report says whether it holds.",
+        PROOF,
+        "question",
+        Number(),
+        metavar="K",
+        shown="what the layers claim",
+    )
     norm: str | float | Sequence[str | float] = option(
         ("l2",),
         "Norm that changes are measured in: l2, linf, l1; several, such as linf,l2, share one run.",

@@ -269,7 +269,7 @@ def test_settings_and_keywords_say_the_same() -> None:
         ({"eps": 1, "norm": "linf,l2"}, BadThreat, "which norm is the budget 1 for"),
         ({"eps": "l1:1", "norm": "linf"}, BadThreat, "budget 1 is for l1, which is not asked for"),
         ({"gates": "certified_accuracy[l1]@1>=0.5"}, ConfigError, r"expected l2; audit with --norm l2,l1"),
-        ({"norm": "linf", "clever": True}, BadThreat, "clever estimates L2 radii: add l2"),
+        ({"norm": "linf", "clever": True}, BadThreat, "clever is about L2: add l2"),
         ({"samples": 3}, TypeError, "unexpected keyword argument 'samples'"),
         ({"local": "maybe"}, ConfigError, "local: expected auto, on, thorough, off, got 'maybe'"),
         ({"arithmetic": "F"}, ConfigError, "arithmetic: expected real, native, float64, got 'F'"),

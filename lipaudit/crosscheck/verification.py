@@ -118,7 +118,9 @@ def drawn_into_ball(clean: Tensor, points: Tensor, budget: Tensor, norm: Norm) -
         return points
     size = budget.reshape(-1, *[1] * (points.ndim - 1))
     if norm == "l1":
-        share = (INSIDE * budget / lengths(points - clean, norm)).reshape(size.shape)
+        # Each entry of the point is rounded once more.
+        rounding = 2.0**-52 * (lengths(clean, norm) + budget)
+        share = ((INSIDE * budget - rounding).clamp_min(0.0) / lengths(points - clean, norm)).reshape(size.shape)
         return torch.where(share < 1, clean + share * (points - clean), points)
     return points.clamp(-_up_to(-clean, size), _up_to(clean, size))
 
@@ -168,7 +170,7 @@ def drawn_in(
 
     Looks for the decision boundary on each segment by false position (the Illinois variant: an end that stays twice
     counts half), which takes fewer passes than bisection, as margins are nearly linear there. It aims beyond the
-    boundary by the noise of the logits' dtype. A row whose next step arithmetics less than `WORTHWHILE` is left alone.
+    boundary by the noise of the logits' dtype. A row whose next step promises less than `WORTHWHILE` is left alone.
     """
     best = points.clone()
     (above, _), (below, aim) = (height(logits(end), labels) for end in (clean, points))

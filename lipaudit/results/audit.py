@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from lipaudit.errors import BadThreat, RenamedWarning
-from lipaudit.results.bounds import Agreement, Arithmetic, NetworkBound
+from lipaudit.results.bounds import Agreement, Arithmetic, Claim, NetworkBound
 from lipaudit.results.formatting import plural
 from lipaudit.results.threat import Norm, Threat, eps_value, norm_of, spoken
 
@@ -355,6 +355,7 @@ class InNorm:
     arithmetics: tuple[ArithmeticResult, ...] = ()
     thumbnails: tuple[Thumbnail, ...] = ()
     estimates: tuple[Estimate, ...] = ()
+    claim: Claim | None = None
 
 
 @dataclass(frozen=True, repr=False)
@@ -412,6 +413,8 @@ class Audit:
     """None for all samples."""
     parts: tuple[Part, ...] = ()
     """The shards of a merged result, whose times are summed; empty for one run."""
+    claim: Claim | None = None
+    """None where nobody claims a constant in L2."""
     other_norms: tuple[InNorm, ...] = ()
     """What was found in further norms."""
     schema: str = SCHEMA

@@ -103,6 +103,8 @@ def _slim_in_norm(data: dict[str, Any], columns: dict[str, Any], digits: int) ->
         data["bound"]["least"] = [None if min(row) == math.inf else min(row) for row in least]
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the result file has them"
+    if data.get("claim") and data["claim"]["steepest"]:
+        data["claim"]["steepest"]["inputs"] = []
     budgets = [eps_value(eps) for eps in data["threat"]["eps"]]
     pairs = [
         _pair(radius, distance, digits, budgets)

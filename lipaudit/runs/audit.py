@@ -17,18 +17,28 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lipaudit.certification.certificates import Certificates, as_asked, certify_in, under
+from lipaudit.certification.claimed import claim_of, proved_secant
 from lipaudit.certification.executed import lost, sentence_of
 from lipaudit.certification.held import Held, Limit
 from lipaudit.certification.inputs import as_pixels, check_inputs, check_labels, within
 from lipaudit.certification.network_bound import Composition, compose
 from lipaudit.certification.norm_bounds import bound_in
-from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
+from lipaudit.crosscheck import (
+    Evidence,
+    cross_check,
+    estimates_of,
+    executed_distances,
+    largest_slope,
+    plan,
+    steepest_pair,
+)
 from lipaudit.errors import BadThreat
 from lipaudit.files.journal import Journal, Parts
 from lipaudit.graph.wrappers import Prepared, device_of
 from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit, DataFacts, Estimate, Samples, Shard, Skip, Verdict, in_shard
+from lipaudit.results.bounds import Claim
 from lipaudit.results.intervals import rate
 from lipaudit.results.threat import Norm, Threat, box_of, eps_value, norm_of, spoken, threats_of, with_norms
 from lipaudit.runs import provenance
@@ -91,6 +101,8 @@ class Task:
     journal: Journal | None
     progress: Progress
     clock: Clock
+    claim: Claim | None
+    """What is claimed of the Lipschitz constant, as yet without a slope."""
 
     @property
     def box(self) -> tuple[float, float]:
@@ -121,6 +133,7 @@ class Found:
     slopes: Slopes
     samples: Samples
     estimates: tuple[Estimate, ...]
+    claim: Claim | None
     skipped: tuple[Skip, ...]
 
 
@@ -157,11 +170,13 @@ def _found(task: Task, threat: Threat, certificates: Certificates, limit: Limit 
     task.clock.mark("attacks")
     slopes = _slopes(task, certificates.norm, evidence)
     task.clock.mark("slopes")
+    claim = _against_claim(task, evidence) if certificates.norm == "l2" else None
     samples = _samples(task, certificates, evidence)
     task.clock.mark("as executed")
     estimates = _estimates(task, threat, samples, evidence)
     task.clock.mark("estimates")
-    return Found(threat, certificates, evidence, slopes, samples, estimates, (*skipped, *slopes.skipped))
+    skipped = (*skipped, *slopes.skipped)
+    return Found(threat, certificates, evidence, slopes, samples, estimates, claim, skipped)
 
 
 def _begin(
@@ -175,11 +190,12 @@ def _begin(
 ) -> Task:
     """Reads the images, bounds the network, opens the journal."""
     clock = Clock()
+    claim = claim_of(network.module, settings.claimed_lipschitz)
     inputs, labels = with_labels(inputs, labels)
     box = box_of(network.domain)
     points = within(check_inputs(inputs), box)
     threats = threats_of(settings.eps, settings.measured, box, points.shape[1:])
-    _refuse_estimates(settings)
+    _refuse_in_l2(settings)
     if network.unstated:
         source = replace(source, warnings=(*source.warnings, NO_CLIP_VALUES))
     code = "" if journal is None else provenance.of_code()
@@ -195,14 +211,19 @@ def _begin(
         audited = provenance.of_audit(composition, rows.facts.rows_sha256, provenance.plain(key), code)
         kept = Journal(journal, audited, clock.started)
         kept.restored += 0.0 if bounds is None else bounds.restored
-    return Task(settings, source, network, rows, threats, composition, Held(composition), kept, progress, clock)
+    return Task(settings, source, network, rows, threats, composition, Held(composition), kept, progress, clock, claim)
 
 
-def _refuse_estimates(settings: Settings) -> None:
-    """CLEVER and randomized smoothing are about L2."""
-    for name, asked in (("smoothing", settings.smoothing is not None), ("clever", settings.clever)):
-        if asked and "l2" not in settings.measured:
-            raise BadThreat(f"{name} estimates L2 radii: add l2 to --norm, or leave {name} out")
+def _refuse_in_l2(settings: Settings) -> None:
+    """CLEVER, randomized smoothing and claims of a constant are about L2."""
+    asked = {
+        "smoothing": settings.smoothing,
+        "clever": settings.clever,
+        "claimed_lipschitz": settings.claimed_lipschitz,
+    }
+    for name, value in asked.items():
+        if value not in (None, False) and "l2" not in settings.measured:
+            raise BadThreat(f"{name} is about L2: add l2 to --norm, or leave {name} out")
 
 
 def _words(settings: Settings) -> tuple[str, ...]:
@@ -312,6 +333,26 @@ def _slopes(task: Task, norm: Norm, evidence: Evidence) -> Slopes:
     return Slopes(slope.value, max(shares))
 
 
+def _against_claim(task: Task, evidence: Evidence) -> Claim | None:
+    """The claim with the steepest slope that could be proved, from the images and the adversarial examples."""
+    if task.claim is None or evidence.no_gradient:
+        return task.claim
+    found = [witness.sample for witness in evidence.witnesses]
+    rows = [*range(len(task.points)), *found]
+    points = torch.cat([task.points.to(torch.float64), evidence.perturbed[found].to(task.points.device)])
+    row, one, two = steepest_pair(
+        task.network.module,
+        points,
+        judge=task.against.judge,
+        low=task.box[0],
+        high=task.box[1],
+        seed=task.settings.seed,
+    )
+    secant = proved_secant(task.composition, rows[row], one, two, task.claim.constant)
+    task.clock.mark("claimed constant")
+    return replace(task.claim, steepest=secant)
+
+
 def _samples(task: Task, certificates: Certificates, evidence: Evidence) -> Samples:
     """One row per image: its certificate and what attacks found, also of the model as executed."""
     worth = [radius > 0 for radius in under(certificates, "native").radius]  # elsewhere nothing is claimed
@@ -415,5 +456,6 @@ def _in_norm(task: Task, found: Found, config: dict[str, Any]) -> Audit:
         environment=provenance.environment(device_of(task.network.module)),
         config=config,
         estimates=found.estimates,
+        claim=found.claim,
         agreement=task.against.found(),
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
-from crosscheck_nets import exact_distances, labelled, linear, never_too_close, samples
+from crosscheck_nets import exact_distances, labelled, linear, never_too_close, planted, samples
 from torch import nn
 
 from lipaudit.crosscheck import ATTACKS, PRESETS, art, autoattack, cross_check
-from lipaudit.results.threat import Norm
+from lipaudit.crosscheck.registry import Batch
+from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.results.threat import NORMS, Norm
 
 NEAREST = ("deepfool", "fab-t", "fab-t-quick", "fab")
 IMAGES = (1, 10, 10)
@@ -175,6 +179,60 @@ def test_pgd_at_radius_stays_within_the_radius() -> None:
     radii = exact_distances(network, inputs, labels) * (1 + 1e-5)
     evidence = cross_check(network, inputs, labels, attacks=["pgd-at-radius"], eps=[], radii=radii)
     assert [w.distance <= radii[w.sample] for w in evidence.witnesses] == [True] * 6
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_what_float32_puts_outside_the_ball_by_an_ulp_counts(norm: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, inputs = linear(2), samples(6)
+    labels = labelled(network, inputs)
+    steepest = (network[1].weight[1] - network[1].weight[0]).detach()
+    if norm == "l1":
+        steepest = torch.where(steepest.abs() == steepest.abs().max(), steepest, 0.0)
+
+    def run(_network: UnitBox, batch: Batch) -> Iterator[torch.Tensor]:
+        ahead = (1 - 2 * batch.labels.float()[:, None]) * steepest.sign()
+        assert batch.budget is not None
+        yield batch.inputs + ((batch.budget.float()[:, None] + 2**-23) * ahead).reshape(batch.inputs.shape)
+
+    monkeypatch.setitem(ATTACKS._entries, "planted", planted(run, "eps"))
+    for row, exact in enumerate(exact_distances(network, inputs, labels, norm)):
+        eps = exact * (1 + 1e-5)  # float32 sees a boundary up to so much beyond
+        some = slice(row, row + 1)
+        evidence = cross_check(
+            network, inputs[some], labels[some], attacks=["planted"], eps=[eps], radii=None, norm=norm
+        )
+        assert [witness.distance <= eps for witness in evidence.witnesses] == [True]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+def test_presets_of_other_norms_run_and_tell_the_closest_point(norm: Norm, fewer_steps: None) -> None:
+    del fewer_steps
+    network, inputs = linear(5, shape=IMAGES), samples(4, shape=IMAGES)
+    labels = labelled(network, inputs)
+    exact = exact_distances(network, inputs, labels, norm)
+    given = {"eps": [0.5 * float(exact.min()), 2 * float(exact.max())], "radii": 0.9 * exact, "norm": norm}
+    evidence = cross_check(network, inputs, labels, attacks="standard", **given)
+    assert [(record.name, record.status) for record in evidence.records] == [
+        ("fab-t", "done"), ("slide-at-radius" if norm == "l1" else "pgd-at-radius", "done"),
+        ("apgd-ce-5" if norm == "l1" else "apgd-ce", "done"), ("apgd-t", "done"), ("square-5000", "done"),
+    ]  # fmt: skip
+    assert evidence.norm == norm
+    assert [witness.distance for witness in evidence.witnesses] == pytest.approx(list(exact), rel=0.01)
+    never_too_close(network, inputs, labels, evidence.witnesses, norm)
+    # AutoAttack's at the largest budget only, where everything is broken by then.
+    assert [record.attacked for record in evidence.records] == [4, 4, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "norm"), [(name, norm) for name in ATTACKS for norm in NORMS if norm not in ATTACKS[name].norms]
+)
+def test_an_attack_without_the_norm_is_not_run_in_another(name: str, norm: Norm) -> None:
+    network, inputs = linear(3), samples(2)
+    given = {"attacks": [name], "eps": [1.0], "radii": np.ones(2), "norm": norm}
+    evidence = cross_check(network, inputs, labelled(network, inputs), **given)
+    (record,) = evidence.records
+    assert (record.status, record.why, record.attacked) == ("not run", f"{name} has no {norm} form", 0)
+    assert not evidence.witnesses
 
 
 def test_perturbed_holds_the_witness_and_clean_inputs_elsewhere() -> None:
