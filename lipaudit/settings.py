@@ -255,6 +255,15 @@ class Settings:
         OneOf(tuple(LETTERS.values())),
         was=Was("promise", LETTERS, OneOf(tuple(LETTERS))),
     )
+    claimed_lipschitz: float | None = option(
+        None,
+        "Claimed Lipschitz constant (L2), raw inputs to logits: the report says whether it holds.",
+        PROOF,
+        "question",
+        Number(),
+        metavar="K",
+        shown="what the layers claim",
+    )
     eps: str | float | Sequence[str | float] | None = option(
         None,
         "L2 budgets, such as 0.5 or 36/255; repeat, or separate by commas.",

@@ -262,7 +262,8 @@ def test_every_audit_records_its_settings_and_says_who_it_is_in_five_lines() -> 
         "eps": ["0.5"], "domain": [0.0, 1.0], "attacks": ["none"], "norms": "all", "global_method": "best",
         "arithmetic": "real", "local": "auto", "local_samples": None, "seed": 3, "device": "cpu", "time_limit": None,
         "batch_size": None, "samples": 6,
-        "mean": [0.5], "std": [0.25], "smoothing": None, "clever": False, "gates": ["clean_accuracy>=0.5"],
+        "mean": [0.5], "std": [0.25], "claimed_lipschitz": None, "smoothing": None, "clever": False,
+        "gates": ["clean_accuracy>=0.5"],
         "shard": None,
     }  # fmt: skip
     assert from_json(made.to_json()).config == made.config

@@ -185,10 +185,13 @@ def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
 
 
 def _device(name: str | None) -> str:
-    """`cpu` or `cuda`."""
+    """`cpu` or `cuda`, where convolutions are then not taken in TF32: what is certified is what is attacked."""
     if name == "cuda" and not torch.cuda.is_available():
         raise LoadError("--device cuda: this torch finds no CUDA device; use --device cpu")
-    return name if name in ("cpu", "cuda") else "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = name if name in ("cpu", "cuda") else "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return chosen
 
 
 def _origin(asked: RunSettings, running: Resumable) -> dict[str, str]:

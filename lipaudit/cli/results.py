@@ -174,13 +174,16 @@ def verify(proof: Path, checkpoint: Path, samples: int | None) -> int:
     The checker shares no code with the rest of lipaudit, and runs without it: lipaudit/checker.py. Exit codes:
     0 accepted, 4 rejected, 2 a file that cannot be read.
     """
-    from lipaudit.checker import Rejected, check
+    from lipaudit.checker import Rejected, check, once
     from lipaudit.errors import LoadError
 
     try:
-        claims, weights = json.loads(proof.read_bytes()), checkpoint.read_bytes()
+        claims, weights = json.loads(proof.read_bytes(), object_pairs_hook=once), checkpoint.read_bytes()
     except (OSError, ValueError, RecursionError) as error:
         raise LoadError(f"cannot read {proof} and {checkpoint}: {error}") from error
+    except Rejected as error:
+        click.echo(f"lipaudit: REJECTED: {error}", err=True)
+        return ExitCode.INTEGRITY
     if not isinstance(claims, dict) or "schema" in claims:
         raise LoadError(f"expected a proof, got {proof}, a result; add --proof FILE to `lipaudit run`, and check FILE")
     if weights[8:9] != b"{":

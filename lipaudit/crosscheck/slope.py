@@ -27,6 +27,11 @@ DUAL: dict[Norm, Norm] = {"l2": "l2", "linf": "l1", "l1": "linf"}
 """The norm of a gradient that says how steep it is, for inputs measured in some norm."""
 POINTS, PAIRS = 32, 16
 """Points that gradients are taken at, and pairs of classes whose slopes are then measured, at most."""
+CLIMBED, STEPS = 8, 20
+"""Points from which the steepest direction of all logits is looked for, and steps of power iteration."""
+STRIDE = 1e-2
+LENGTHS = (1e-3, 1e-2, 1e-1)
+"""Distances of two inputs in that direction, as shares of the width of the box: on the way, and in the end."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,66 @@ def largest_slope(
             seen[pair] = _secant(judge, centres[at : at + 1], direction * step / 2, pair, measured, low, high)
     pair, value = max(seen.items(), key=lambda entry: entry[1])
     return Slope(value, tried[steepest[pair][1]], *pair, seen)
+
+
+@torch.no_grad()
+def steepest_pair(
+    logits: nn.Module, points: Tensor, *, judge: nn.Module, low: float, high: float, seed: int = 0
+) -> tuple[int, Tensor, Tensor]:
+    """Two inputs of the box between which all logits together change as much as was found, and near which point.
+
+    The direction is found by power iteration on the Jacobian at some points (n, ...): forwards by differences of the
+    network as it runs, backwards by autograd. Its entries are exact in float32, so that they can be handed on. It
+    is a proposal: nothing is said of how steep the network is there.
+    """
+    with torch.inference_mode(False), random_state_kept(0):
+        fast, width = private_copy(logits), high - low
+        like = next((p for p in fast.parameters() if p.is_floating_point()), points)
+        tried = np.unique(np.linspace(0, len(points) - 1, min(len(points), CLIMBED)).round().astype(int)).tolist()
+        margin = LENGTHS[0] * width / 2
+        centres = points[tried].detach().double().clamp(low + margin, high - margin)
+        draw = torch.Generator().manual_seed(seed)
+        at = centres.to(like.dtype)
+        first = torch.randn(fast(at).shape, generator=draw).to(at)
+        direction = _units(_pulled_back(fast, at, first))
+        for _ in range(STEPS):
+            half = (direction * (STRIDE * width / 2)).to(like.dtype)
+            turned = _units(_pulled_back(fast, at, fast(at + half) - fast(at - half)))
+            # Where rounding hides what the logits do, the last direction stays.
+            moved = turned.flatten(1).any(1).reshape(-1, *[1] * (turned.ndim - 1))
+            direction = torch.where(moved, turned, direction)
+        best: tuple[float, int, Tensor, Tensor] | None = None
+        for length in LENGTHS:
+            ends = [_held_by_float32(centres + sign * direction * (length * width / 2), low, high) for sign in (1, -1)]
+            risen = (judge(ends[0]).double() - judge(ends[1]).double()).flatten(1).norm(dim=1)
+            slopes = (risen / (ends[0] - ends[1]).flatten(1).norm(dim=1)).nan_to_num(0.0, 0.0, 0.0)
+            row = int(slopes.argmax())
+            if best is None or float(slopes[row]) > best[0]:
+                best = float(slopes[row]), tried[row], ends[0][row], ends[1][row]
+    assert best is not None
+    return best[1:]
+
+
+def _pulled_back(fast: nn.Module, at: Tensor, rise: Tensor) -> Tensor:
+    """The transposed Jacobian times `rise`, row by row."""
+    with torch.enable_grad():
+        at = at.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((fast(at) * rise).sum(), at)
+    return gradient.double().nan_to_num(0.0, 0.0, 0.0)
+
+
+def _units(direction: Tensor) -> Tensor:
+    """Each row divided by its length; a zero row stays zero."""
+    length = direction.flatten(1).norm(dim=1).clamp_min(1e-300)
+    return direction / length.reshape(-1, *[1] * (direction.ndim - 1))
+
+
+def _held_by_float32(points: Tensor, low: float, high: float) -> Tensor:
+    """The points, in float64, with entries that float32 has, inside the box."""
+    single = points.clamp(low, high).float()
+    single = torch.where(single.double() > high, single.nextafter(torch.full_like(single, -math.inf)), single)
+    single = torch.where(single.double() < low, single.nextafter(torch.full_like(single, math.inf)), single)
+    return single.double()
 
 
 def _chosen(

@@ -170,7 +170,7 @@ def drawn_in(
 
     Looks for the decision boundary on each segment by false position (the Illinois variant: an end that stays twice
     counts half), which takes fewer passes than bisection, as margins are nearly linear there. It aims beyond the
-    boundary by the noise of the logits' dtype. A row whose next step arithmetics less than `WORTHWHILE` is left alone.
+    boundary by the noise of the logits' dtype. A row whose next step promises less than `WORTHWHILE` is left alone.
     """
     best = points.clone()
     (above, _), (below, aim) = (height(logits(end), labels) for end in (clean, points))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lipaudit.errors import RenamedWarning
-from lipaudit.results.bounds import Agreement, Arithmetic, NetworkBound
+from lipaudit.results.bounds import Agreement, Arithmetic, Claim, NetworkBound
 from lipaudit.results.formatting import plural
 from lipaudit.results.threat import Threat, eps_value
 
@@ -370,6 +370,8 @@ class Audit:
     """None for all samples."""
     parts: tuple[Part, ...] = ()
     """The shards of a merged result, whose times are summed; empty for one run."""
+    claim: Claim | None = None
+    """None where nobody claims a constant."""
     schema: str = SCHEMA
 
     @property

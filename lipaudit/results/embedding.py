@@ -89,6 +89,8 @@ def _slim(data: dict[str, Any], digits: int) -> dict[str, Any]:
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the result file has them"
     data["samples"].pop("image", None)
+    if data.get("claim") and data["claim"]["steepest"]:
+        data["claim"]["steepest"]["inputs"] = []
     samples, budgets = data["samples"], [eps_value(eps) for eps in data["threat"]["eps"]]
     samples["margin"] = [_rounded(value, min(digits, MARGIN_DIGITS), 0) for value in samples["margin"]]
     pairs = [

@@ -36,6 +36,10 @@ LIMITS: dict[tuple[str, str], dict[str, Any]] = {
     ("ArithmeticResult", "radius"): NO_LESS_THAN_ZERO,
     ("NetworkBound", "pairwise"): NO_LESS_THAN_ZERO,
     ("Thumbnail", "sample"): NO_LESS_THAN_ZERO,
+    ("Claim", "constant"): NO_LESS_THAN_ZERO,
+    ("Secant", "sample"): NO_LESS_THAN_ZERO,
+    ("Secant", "distance"): NO_LESS_THAN_ZERO,
+    ("Secant", "error"): NO_LESS_THAN_ZERO,
 }
 """What the numbers of a field, or of its column, cannot be outside of."""
 _PLAIN: dict[Any, dict[str, Any]] = {

@@ -16,16 +16,26 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lipaudit.certification.certificates import Certificates, as_asked, certify_with, under
+from lipaudit.certification.claimed import claim_of, proved_secant
 from lipaudit.certification.executed import lost, sentence_of
 from lipaudit.certification.held import Held, Limit
 from lipaudit.certification.inputs import as_pixels, check_inputs, check_labels, within
 from lipaudit.certification.network_bound import Composition, compose
-from lipaudit.crosscheck import Evidence, cross_check, estimates_of, executed_distances, largest_slope, plan
+from lipaudit.crosscheck import (
+    Evidence,
+    cross_check,
+    estimates_of,
+    executed_distances,
+    largest_slope,
+    plan,
+    steepest_pair,
+)
 from lipaudit.files.journal import Journal, Parts
 from lipaudit.graph.wrappers import Prepared, device_of
 from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Audit, DataFacts, Estimate, Samples, Shard, Skip, Verdict
+from lipaudit.results.bounds import Claim
 from lipaudit.results.intervals import rate
 from lipaudit.results.threat import Threat, box_of, eps_value, threat_of
 from lipaudit.runs import provenance
@@ -87,6 +97,8 @@ class Task:
     journal: Journal | None
     progress: Progress
     clock: Clock
+    claim: Claim | None
+    """What is claimed of the Lipschitz constant, as yet without a slope."""
 
     @property
     def box(self) -> tuple[float, float]:
@@ -130,13 +142,14 @@ def audit(
     task.clock.mark("attacks")
     slopes = _slopes(task, evidence)
     task.clock.mark("slopes")
+    claim = _against_claim(task, evidence)
     samples = _samples(task, certificates, evidence)
     task.clock.mark("as executed")
     estimates = _estimates(task, samples, evidence)
     task.clock.mark("estimates")
     config = _config(task, [condition.expression for condition in wanted])
     draft = _draft(task, certificates, evidence, samples, slopes, config)
-    return conclude(replace(draft, skipped=(*skipped, *slopes.skipped), estimates=estimates), wanted)
+    return conclude(replace(draft, skipped=(*skipped, *slopes.skipped), estimates=estimates, claim=claim), wanted)
 
 
 def _begin(
@@ -150,6 +163,7 @@ def _begin(
 ) -> Task:
     """Reads the images, bounds the network, opens the journal."""
     clock = Clock()
+    claim = claim_of(network.module, settings.claimed_lipschitz)
     inputs, labels = with_labels(inputs, labels)
     box = box_of(network.domain)
     points = within(check_inputs(inputs), box)
@@ -169,7 +183,7 @@ def _begin(
         audited = provenance.of_audit(composition, rows.facts.rows_sha256, provenance.plain(key), code)
         kept = Journal(journal, audited, clock.started)
         kept.restored += 0.0 if bounds is None else bounds.restored
-    return Task(settings, source, network, rows, threat, composition, Held(composition), kept, progress, clock)
+    return Task(settings, source, network, rows, threat, composition, Held(composition), kept, progress, clock, claim)
 
 
 def _words(settings: Settings) -> tuple[str, ...]:
@@ -270,6 +284,26 @@ def _slopes(task: Task, evidence: Evidence) -> Slopes:
         value / pairwise[i][j] if pairwise[i][j] else float(value > 0) * 2 for (i, j), value in slope.pairs.items()
     ]
     return Slopes(slope.value, max(shares))
+
+
+def _against_claim(task: Task, evidence: Evidence) -> Claim | None:
+    """The claim with the steepest slope that could be proved, from the images and the adversarial examples."""
+    if task.claim is None or evidence.no_gradient:
+        return task.claim
+    found = [witness.sample for witness in evidence.witnesses]
+    rows = [*range(len(task.points)), *found]
+    points = torch.cat([task.points.to(torch.float64), evidence.perturbed[found].to(task.points.device)])
+    row, one, two = steepest_pair(
+        task.network.module,
+        points,
+        judge=task.against.judge,
+        low=task.threat.low,
+        high=task.threat.high,
+        seed=task.settings.seed,
+    )
+    secant = proved_secant(task.composition, rows[row], one, two, task.claim.constant)
+    task.clock.mark("claimed constant")
+    return replace(task.claim, steepest=secant)
 
 
 def _samples(task: Task, certificates: Certificates, evidence: Evidence) -> Samples:

@@ -32,7 +32,7 @@ from lipaudit.results.audit import (
     Skip,
     Thumbnail,
 )
-from lipaudit.results.bounds import Agreement, NetworkBound
+from lipaudit.results.bounds import Agreement, Claim, NetworkBound
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import refuted
 from lipaudit.settings import SHARDS, named, options_of, recorded
@@ -100,6 +100,7 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         arithmetics=_arithmetics(audits),
         estimates=_estimates(audits),
         agreement=_agreement(audits),
+        claim=_claim(audits),
         shard=None,
         parts=tuple(
             Part(a.run, a.started, s.number, s.of, len(a.samples.index), _where(a))
@@ -285,6 +286,23 @@ def _agreement(audits: Sequence[Audit]) -> Agreement | None:
             for difference in one.differences
         ),
     )
+
+
+def _claim(audits: Sequence[Audit]) -> Claim | None:
+    """With the steepest slope of all shards. The claim is one of the settings or of the network, the same in all."""
+    of, first = len(audits), audits[0].claim
+    if any((audit.claim is None) != (first is None) for audit in audits):
+        raise ReportError("expected the same claimed constant in all shards, got one in some of them")
+    each = [(number, audit.claim) for number, audit in enumerate(audits) if audit.claim is not None]
+    if len({(claim.constant, claim.source) for _, claim in each}) > 1:
+        raise ReportError("expected the same claimed constant in all shards, got several")
+    if not each:
+        return None
+    number, steepest = max(each, key=lambda entry: entry[1].slope)
+    if steepest.steepest is None:
+        return steepest
+    secant = replace(steepest.steepest, sample=steepest.steepest.sample * of + number)
+    return replace(steepest, steepest=secant)
 
 
 def _skipped(audits: Sequence[Audit]) -> tuple[Skip, ...]:

@@ -7,8 +7,10 @@ What nothing else in the file determines (which wrong class was predicted, how l
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 from lipaudit import __version__
 from lipaudit.errors import LipauditError, ReportError
 from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, Shard
+from lipaudit.results.bounds import Secant
 from lipaudit.results.embedding import result_text
 from lipaudit.results.formatting import clean
 from lipaudit.results.intervals import rate
@@ -68,7 +71,7 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
 
 def check_rows(audit: Audit, *, page: bool = False) -> None:
     """Raises `ReportError` for rows, bounds and counts that cannot belong to one audit."""
-    for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds):
+    for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds, _claim):
         for field, expected in check(audit, page):
             raise ReportError(f"result.{field}: expected {expected}; the file is not what lipaudit wrote")
 
@@ -276,6 +279,49 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
         least, most = audit.slope / high, audit.slope / low
         if not least * (1 - CLOSE) <= audit.slope_share <= most * (1 + CLOSE):
             yield "slope_share", f"the slope over a pairwise bound, {least:.6g} to {most:.6g}"
+
+
+def _claim(audit: Audit, page: bool) -> Faults:
+    """The claim is that of the settings; its slope follows from the two inputs and their logits."""
+    claim, asked = audit.claim, audit.config.get("claimed_lipschitz")
+    if claim is None:
+        if asked is not None and audit.schema == SCHEMA:
+            yield "claim", f"the claimed constant {_short(asked)} of result.config"
+        return
+    if not 0 < claim.constant < math.inf:
+        yield "claim.constant", f"a finite number above 0, got {claim.constant}"
+    if asked is not None and asked != claim.constant:
+        yield "claim.constant", f"{_short(asked)}, as result.config says, got {claim.constant}"
+    secant = claim.steepest
+    if secant is None:
+        return
+    ends = secant.logits
+    if len(ends) != 2 or any(len(end) != audit.model.classes or not all(map(math.isfinite, end)) for end in ends):
+        yield "claim.steepest.logits", f"{audit.model.classes} finite logits at each of two inputs"
+        return
+    if not 0 <= secant.sample < len(audit.samples.index):
+        yield "claim.steepest.sample", f"a row below {len(audit.samples.index)}, got {secant.sample}"
+    if not (0 < secant.distance < math.inf and 0 <= secant.error < math.inf):
+        yield "claim.steepest.distance", "finite numbers, a distance above 0 and an error from 0 on"
+        return
+    if secant.inputs or (claim.standing(audit.bound) == "refuted" and not page):
+        yield from _inputs(audit, secant)
+
+
+def _inputs(audit: Audit, secant: Secant) -> Faults:
+    """The two inputs lie in the box, as far apart as is said."""
+    try:
+        packed = [base64.b64decode(text, validate=True) for text in secant.inputs]
+        points = [struct.unpack(f"<{math.prod(audit.model.input_shape)}f", one) for one in packed]
+    except (ValueError, struct.error):
+        points = []
+    if len(points) != 2:
+        yield "claim.steepest.inputs", "two inputs as base64 of float32, beside a slope that refutes the claim"
+        return
+    if not all(audit.threat.low <= entry <= audit.threat.high for point in points for entry in point):
+        yield "claim.steepest.inputs", f"entries from {audit.threat.low:g} to {audit.threat.high:g}"
+    if not 0 <= secant.distance - math.dist(*points) <= CLOSE * secant.distance:
+        yield "claim.steepest.distance", f"{math.dist(*points)!r}, that of the two inputs, got {secant.distance!r}"
 
 
 def _near(one: float, two: float) -> bool:

@@ -20,8 +20,6 @@ FIELDS = (
 )  # fmt: skip
 """Of RobustBench's own files."""
 
-TRUTHFUL = [name for name, build in audits.ALL.items() if build().verdict.integrity != "INVALID"]
-
 
 def test_robustbench_model_info() -> None:
     audit = audits.strong(40)
@@ -64,9 +62,13 @@ def test_a_model_index_as_the_hub_reads_it() -> None:
     assert {r.task_type for r in results} == {"image-classification"}
 
 
-@pytest.mark.parametrize("name", TRUTHFUL)
-def test_every_audit_can_be_published(name: str) -> None:
+@pytest.mark.parametrize("name", audits.ALL)
+def test_every_true_audit_can_be_published(name: str) -> None:
     audit = audits.ALL[name]()
+    if audit.verdict.integrity == "INVALID":
+        with pytest.raises(ReportError, match="nothing to publish"):
+            to_robustbench(audit)
+        return
 
     info = json.loads(to_robustbench(audit))
     assert (info["certified_acc"] is None) == (not audit.certified)

@@ -9,7 +9,7 @@ from typing import Literal
 from lipaudit.results.audit import Audit, Gate
 from lipaudit.results.formatting import percent
 from lipaudit.results.intervals import CONFIDENCE, at_most
-from lipaudit.results.metrics import reached
+from lipaudit.results.metrics import held_against, reached
 from lipaudit.verdict.checks.registry import WITHHELD, Outcome, State, check
 from lipaudit.verdict.gates import MEASURES, about, compared
 
@@ -106,6 +106,36 @@ def bound_against_slope(audit: Audit) -> Outcome | None:
         return None
     decades = -math.log10(audit.slope_share)
     return Outcome("info", "Gap between the Lipschitz bound and slopes seen", f"{decades:.1f} decades")
+
+
+@check(
+    "LA106",
+    "Claimed Lipschitz constant",
+    asks="Does the network have the Lipschitz constant that is claimed of it?",
+    why="Many architectures claim a constant, most often 1, and certificates of others rest on it. Here the claim is "
+    "held against the proved bound from above and the steepest proved slope from below. It is about all logits "
+    "together, L2 to L2, from raw inputs on, with the normalisation. A factor of up to 1.00001 counts as rounding, and "
+    "is shown. No certificate of lipaudit rests on the claim.",
+    fix="If it is open, try --norms tight, and look in the table of layers for one above its claimed constant: most "
+    "often a power iteration that has not converged. If it is refuted, do not use certificates that rest on the claim: "
+    "the result file holds the two inputs, so that anybody can evaluate them.",
+    states={
+        "pass": "the proved bound is at most the claimed constant, or above it by rounding only",
+        "warn": "open: the bound is above the claim, and no slope is",
+        "fail": "refuted: between two inputs the logits move farther than claimed; the exit code stays as it is",
+        "not run": WITHHELD,
+    },
+    rests_on_bounds=True,
+)
+def claim_holds(audit: Audit) -> Outcome | None:
+    if audit.claim is None:
+        return None
+    standing, value = audit.claim.standing(audit.bound), held_against(audit)
+    if standing == "refuted":
+        return Outcome("fail", "A slope refutes the claimed Lipschitz constant", value)
+    if standing == "open":
+        return Outcome("warn", "The claimed Lipschitz constant is neither proved nor refuted", value)
+    return Outcome("pass", "The bound confirms the claimed Lipschitz constant", value)
 
 
 @check(
