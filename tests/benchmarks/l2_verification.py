@@ -37,8 +37,8 @@ class Normalised(nn.Module):
         return (x - self.mean.to(x.dtype)) / self.std.to(x.dtype)
 
 
-def networks(shared: Path) -> dict[str, nn.Sequential]:
-    """As their README describes them."""
+def networks(shared: Path, **how: object) -> dict[str, nn.Sequential]:
+    """As their README describes them; `how` torch reads a file of weights: of weights only, where it knows that."""
     flat = nn.Flatten
     found = {
         "mnist_mlp": [flat(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 100), nn.ReLU(), nn.Linear(100, 10)],
@@ -52,7 +52,9 @@ def networks(shared: Path) -> dict[str, nn.Sequential]:
         ],
     }  # fmt: skip
     for name, layers in found.items():
-        state = torch.load(shared / "models/l2-verification" / f"{name}.pth", weights_only=True, map_location="cpu")
+        state = torch.load(
+            shared / "models/l2-verification" / f"{name}.pth", map_location="cpu", **(how or {"weights_only": True})
+        )
         weights = list(state.values())
         parameters = [parameter for layer in layers for parameter in layer.parameters()]
         for parameter, weight in zip(parameters, weights, strict=True):

@@ -3,10 +3,10 @@
     python tests/benchmarks/radii_in_norms.py --shared DIR [--first 10] [--norm linf] [--only mnist_mlp]
 
 DIR as in `linf_table.py`; the bundled digits-cnn is a fourth network. For each network and norm, of the first images:
-the images that are right, the median radius of `lipaudit.certify(norm=..., local="on")` and of the closest adversarial
-example found, and the images with an adversarial example closer than their radius: of AutoAttack at
-the radius of each image, of projected gradient ascent on the margin at it (1,000 steps, four starts), and of all those
-of the preset `standard`; seconds an image for the radius. The exit code is 4 if there is one.
+the images that are right, the median radius of `lipaudit.certify(norm=..., local="on")`, the median distance of the
+closest adversarial example found, and the images with an adversarial example closer than their radius: of AutoAttack's
+standard version at that radius, of projected gradient ascent on the margin at it (1,000 steps, four starts), of any
+attack of the preset `standard`; seconds an image for the radius. The exit code is 4 if there is one.
 """
 
 from __future__ import annotations
