@@ -41,7 +41,6 @@ def main() -> int:
 
 def _rows(name, model, images, labels, norm) -> None:
     right = [row for row, label in enumerate(labels) if int(model(images[row : row + 1]).argmax()) == label]
-    bounded = BoundedModule(model, images[:1])
     for budget in BUDGETS[norm][name]:
         top, _, bottom = budget.partition("/")
         eps, counts, seconds = float(top) / float(bottom or 1), [0, 0], [0.0, 0.0]
@@ -56,6 +55,7 @@ def _rows(name, model, images, labels, norm) -> None:
             margins = margins[[other for other in range(10) if other != labels[row]]].unsqueeze(0)
             for place, method in enumerate(METHODS):
                 began = time.monotonic()
+                bounded = BoundedModule(model, x)  # it keeps slopes of an image, which do not fit another
                 lower = bounded.compute_bounds(x=(BoundedTensor(x, ball),), C=margins, method=method, bound_upper=False)
                 seconds[place] += time.monotonic() - began
                 counts[place] += bool((lower[0] > 0).all())
