@@ -98,7 +98,7 @@ class Arena:
             untouched, finite = (claim == start).flatten(1).all(1), claim.flatten(1).isfinite().all(1)
             far[place] = lengths(raw[place] - clean, self.norm).where(finite & ~untouched, math.inf)
             rejected += int((~finite).sum())
-        if budget is not None:
+        if budget is not None and self.norm != "l2":
             raw, far = self._with_drawn_in(clean, raw, far, torch.as_tensor(budget, device=clean.device))
         edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
         odd, first = [], True
