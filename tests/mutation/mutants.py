@@ -158,7 +158,7 @@ MUTANTS = [
     Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/quadratic_constraints.py", "right, sizes = self.ball + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)", "right, sizes = self.ball, float(self.inputs)", SECTORS),
     Mutant("sectors: an ellipsoid too small", "lipaudit/domains/zonotope/quadratic_constraints.py", "length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))", "length = 0.9 * math.sqrt(square)", SECTORS),
     Mutant("sectors: a difference that fails counts", "lipaudit/domains/zonotope/logits.py", "return torch.full_like(room, -math.inf)", "return room", SECTORS),
-    Mutant("local: a failed proof counts", "lipaudit/certification/local_search.py", "return found > 0", "return found >= 0", ("tests/test_local.py",)),
+    Mutant("local: a failed proof counts", "lipaudit/certification/local_search.py", "if found.rows > 0:", "if found.rows >= 0:", ("tests/test_local.py",)),
     # --- capture
     Mutant("train mode passes", "lipaudit/graph/capture.py", "    if training:\n", "    if False:\n", CAPTURED),
     Mutant("writes to buffers pass", "lipaudit/graph/capture.py", "    if program.graph_signature.buffers_to_mutate:\n", "    if False:\n", CAPTURED),
