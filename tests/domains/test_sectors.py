@@ -17,7 +17,7 @@ from lipaudit.domains.graph import evaluate
 from lipaudit.domains.zonotope import logits as zonotope
 from lipaudit.domains.zonotope.affine_form import Form
 from lipaudit.domains.zonotope.backward import Banded, ancestors
-from lipaudit.domains.zonotope.quadratic_constraints import Sectors
+from lipaudit.domains.zonotope.quadratic_constraints import Sectors, _Block
 
 ROOM = 4000
 
@@ -41,6 +41,12 @@ def tiny(seed: int, curved: bool = False) -> tuple[Composition, torch.Tensor]:
     for layer in (network.first, network.left, network.last):
         layer.weight.mul_(2.0)
     return compose(network, (1, 4, 4)), torch.rand(1, 4, 4, dtype=torch.float64)
+
+
+def whole(block: _Block) -> tuple[torch.Tensor, torch.Tensor]:
+    """Y and Z of a layer, all of their columns."""
+    own = torch.diag(block.own)
+    return torch.cat([block.aside, own], 1), torch.cat([block.z, torch.zeros_like(own)], 1)
 
 
 def together(composition: Composition, x: torch.Tensor, radius: float) -> tuple[Form, Sectors]:
@@ -70,11 +76,11 @@ def test_no_input_of_the_ball_breaks_a_constraint(seed: int, radius: float) -> N
         assert bool((h.abs() <= sectors.far + 1e-9).all())
         done = 0
         for block in sectors.blocks:
-            size = block.y.shape[1]
-            beyond = sectors.beyond[done : done + len(block.y)]
-            left, right = (block.y @ h[:size]).square(), (block.z @ h[:size]).square() + beyond
+            y, z = whole(block)
+            beyond = sectors.beyond[done : done + len(y)]
+            left, right = (y @ h[: block.unknowns]).square(), (z @ h[: block.unknowns]).square() + beyond
             assert bool((left <= right + 1e-12 * (1 + right)).all())
-            done += len(block.y)
+            done += len(block.own)
         assert bool(((g @ h).abs() <= reach).all())
         nearest = max(nearest, float(((g @ h).abs() / reach).max()))
     assert nearest > 0.02  # or the test sees nothing
@@ -108,7 +114,7 @@ def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
     _, sectors = together(composition, x, 0.1)
     unknowns = sectors.inputs + len(sectors.shift)
     if share:  # as close to where B is singular as that, by the multipliers of the last layer
-        last, low, high = len(sectors.blocks[-1].y), 1.0, 1e9
+        last, low, high = len(sectors.blocks[-1].own), 1.0, 1e9
         begun = sectors.multipliers.clone()
         tail = begun.clone()
         tail[-last:] = 0.0
@@ -125,8 +131,8 @@ def test_reach_is_above_what_more_digits_say(seed: int, share: float) -> None:
             matrix[k, k] = mpmath.mpf(1)
         done, right = 0, mpmath.mpf(1)
         for block in sectors.blocks:
-            size = block.y.shape[1]
-            for y, z, beyond in zip(block.y, block.z, sectors.beyond[done : done + len(block.y)], strict=True):
+            size = block.unknowns
+            for y, z, beyond in zip(*whole(block), sectors.beyond[done : done + len(block.own)], strict=True):
                 t = mpmath.mpf(float(sectors.multipliers[done]))
                 right += t * mpmath.mpf(float(beyond))
                 y, z = ([mpmath.mpf(v) for v in row.tolist()] for row in (y, z))

@@ -53,31 +53,57 @@ _STILL = 1e-7
 _SLOWER = 0.7
 _PATIENCE, _FALLING = 25, 0.97
 """In so many steps the largest bound has to fall below this share of what it was."""
+_ABREAST_COLUMNS = 256
 _ABREAST = 32
 """Sums of rows with random factors that stand for all rows of a layer while multipliers are chosen."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """The symbols of one layer: Y and Z, (symbols, unknowns so far)."""
+    """The symbols of one layer: Y = (aside, diag(own)) and Z = (z, 0), (symbols, unknowns so far).
 
-    y: torch.Tensor
+    A symbol of its own is all that a row of Y has beyond the unknowns `before`, and Z has nothing there.
+    """
+
+    aside: torch.Tensor
+    """(symbols, unknowns before)."""
+    own: torch.Tensor
     z: torch.Tensor
+    """(symbols, unknowns before)."""
 
-    def quadratic(self, t: torch.Tensor) -> torch.Tensor:
-        """Y^T T Y - Z^T T Z, up to rounding."""
+    @property
+    def unknowns(self) -> int:
+        """Its own among them."""
+        return self.aside.shape[1] + len(self.own)
+
+    def add_to(self, matrix: torch.Tensor, t: torch.Tensor) -> None:
+        """Add Y^T T Y - Z^T T Z to the lower triangle of `matrix`, up to rounding."""
+        before, after = self.aside.shape[1], self.unknowns
         less, more = self._ends
         product = (less.mT * t) @ more
-        return (product + product.mT) / 2
+        matrix[:before, :before] += product.add_(product.mT.clone()).div_(2)
+        matrix[before:after, :before] += (t * self.own)[:, None] * self.aside
+        matrix[before:after, before:after].diagonal().add_(t * self.own.square())
+
+    def sizes(self, far: torch.Tensor) -> torch.Tensor:
+        """(|Y| + |Z|) far."""
+        before = self.aside.shape[1]
+        return (self.aside.abs() + self.z.abs()) @ far[:before] + self.own.abs() * far[before : self.unknowns]
+
+    def slopes(self, solved: torch.Tensor) -> torch.Tensor:
+        """(Z h)^2 - (Y h)^2 for every column h of `solved`."""
+        before = self.aside.shape[1]
+        y = self.aside @ solved[:before] + self.own[:, None] * solved[before : self.unknowns]
+        return (self.z @ solved[:before]).square() - y.square()
 
     @cached_property
     def _ends(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.y - self.z, self.y + self.z
+        return self.aside - self.z, self.aside + self.z
 
     @cached_property
     def rough(self) -> _Block:
         """Itself in single precision: enough to choose by."""
-        return _Block(self.y.float(), self.z.float())
+        return _Block(self.aside.float(), self.own.float(), self.z.float())
 
 
 @dataclass(frozen=True)
@@ -134,9 +160,8 @@ class Sectors:
         `error` is what they stand for, `reach` about how far that goes which they are added to: for a first multiplier.
         """
         count, before = len(error), start - 1
-        y = error.new_zeros(count, before + count)
-        y[:, before:].fill_diagonal_(1.0)
-        block = _Block(y, torch.zeros_like(y))
+        nothing = error.new_zeros(count, before)
+        block = _Block(nothing, torch.ones_like(error), nothing)
         self._add(block, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
 
     def add_relu(
@@ -159,22 +184,20 @@ class Sectors:
         length, multipliers = self._first(at.rows, half)
         boxed = (error <= _TINY_BEND * (c.abs() + high - low)) | ~(t.abs() <= FARTHEST) | (unsure > _TINY_OFF * length)
         aside, before = slope - middle, start - 1
-        z = error.new_zeros(len(places), before + len(places))
-        y = z.clone()
+        z = error.new_zeros(len(places), before)
+        y, own = z.clone(), error
         z[:, : at.rows.shape[1]] = half[:, None] * at.rows
         y[:, : at.rows.shape[1]] = aside[:, None] * at.rows
-        y[:, before:].diagonal().copy_(error)
         # How far <y, h> may be beyond +-<z, h>, and how far that goes.
         rounded = gamma(4) * (at.rows.abs() @ self.far[: at.rows.shape[1]])
         off = (half + aside.abs() + gamma(4)) * unsure + 2 * rounded + lost
         most = half * (torch.maximum(high - c, c - low) + unsure + rounded)
         beyond = (2 * off * most + off.square()) * (1 + gamma(16)) + TINY
         if bool(boxed.any()):  # of these nothing but |e| <= 1 counts
-            z[boxed], y[boxed] = 0.0, 0.0
-            y[:, before:].diagonal().masked_fill_(boxed, 1.0)
+            z[boxed], y[boxed], own = 0.0, 0.0, error.masked_fill(boxed, 1.0)
             t, beyond = t.masked_fill(boxed, 0.0), beyond.masked_fill(boxed, 1.0)
             multipliers = torch.where(boxed, _share(error, float((high - low).mean())), multipliers)
-        self._add(_Block(y, z), multipliers, t, beyond)
+        self._add(_Block(y, own, z), multipliers, t, beyond)
 
     def _add(self, block: _Block, multipliers: torch.Tensor, shift: torch.Tensor, beyond: torch.Tensor) -> None:
         self.blocks.append(block)
@@ -182,7 +205,7 @@ class Sectors:
         self.shift, self.beyond = torch.cat([self.shift, shift]), torch.cat([self.beyond, beyond])
         for _ in range(_HALVINGS):
             self.multipliers = torch.cat([old, multipliers])
-            if self._factor(block.y.shape[1], self.multipliers) is not None:
+            if self._factor(block.unknowns, self.multipliers) is not None:
                 return
             multipliers = multipliers / 2
 
@@ -200,19 +223,19 @@ class Sectors:
         """The blocks of the first so many unknowns, and where their multipliers stand."""
         found, done = [], 0
         for block in self.blocks:
-            if block.y.shape[1] > unknowns:
+            if block.unknowns > unknowns:
                 break
-            found.append((block, slice(done, done + len(block.y))))
-            done += len(block.y)
+            found.append((block, slice(done, done + len(block.own))))
+            done += len(block.own)
         return found
 
     def _matrix(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor:
-        """B for the first so many unknowns, up to rounding, in the precision of the multipliers."""
+        """B for the first so many unknowns, up to rounding, in the precision of the multipliers: its lower triangle."""
         matrix = multipliers.new_zeros(unknowns, unknowns)
         matrix.diagonal()[: self.inputs] = 1.0
         for block, part in self._blocks(unknowns):
-            m, block = block.y.shape[1], block.rough if multipliers.dtype == torch.float32 else block
-            matrix[:m, :m] += block.quadratic(multipliers[part])
+            block = block.rough if multipliers.dtype == torch.float32 else block
+            block.add_to(matrix, multipliers[part])
         return matrix
 
     def _factor(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor | None:
@@ -228,18 +251,15 @@ class Sectors:
             return rows.new_full((len(rows),), math.inf)
         right, sizes = self.ball + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)
         for block, part in self._blocks(unknowns):
-            each = (block.y.abs() + block.z.abs()) @ far[: block.y.shape[1]]
-            sizes += float(t[part] @ each.square())
-        # Of both triangles the lower one counts.
-        left = (matrix - factor @ factor.mT).tril().abs()
-        left = left + left.tril(-1).mT
-        sizes += float((factor.abs().mT @ far).square().sum())
-        square = right + float(far @ (left @ far)) + gamma(4 * unknowns + 64) * sizes
+            sizes += float(t[part] @ block.sizes(far).square())
+        along = factor.abs().mT @ far
+        sizes += float(along.square().sum())
+        square = right + _left(matrix, factor, far) + gamma(4 * unknowns + 64) * sizes
         length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))
         moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
         missed = rows.mT - factor @ moves
-        lost = gamma(unknowns + 8) * (rows.mT.abs() + factor.abs() @ moves.abs())
-        missed = far @ (missed.abs() + lost) * (1 + gamma(unknowns + 8))
+        lost = gamma(unknowns + 8) * (far @ rows.mT.abs() + along @ moves.abs())  # along = far^T |L|
+        missed = (far @ missed.abs() + lost) * (1 + gamma(2 * unknowns + 16))
         norm = torch.linalg.vector_norm(moves, dim=0) + LOST_IN_SQUARES
         found = norm * length * (1 + gamma(unknowns + 8)) + missed + TINY
         return torch.where(torch.isfinite(found), found, math.inf)
@@ -297,13 +317,26 @@ class Sectors:
         """The gradient of the weighted sum of bounds, by the multipliers."""
         found = []
         for block, _ in self._blocks(unknowns):
-            m, block = block.y.shape[1], block.rough
-            found.append(((block.z @ solved[:m]).square() - (block.y @ solved[:m]).square()) @ weights)
+            found.append(block.rough.slopes(solved) @ weights)
         return torch.cat(found)
 
 
 def _adam(now: torch.Tensor, rate: float) -> torch.optim.Adam:
     return torch.optim.Adam([now], lr=rate, betas=(0.9, 0.95), eps=_STILL)
+
+
+def _left(matrix: torch.Tensor, factor: torch.Tensor, far: torch.Tensor) -> float:
+    """far^T |matrix - L L^T| far, up to rounding, of the lower triangle mirrored."""
+    total = 0.0
+    for start in range(0, len(far), _ABREAST_COLUMNS):
+        stop = min(start + _ABREAST_COLUMNS, len(far))
+        # Of these columns the rows below: there L has nothing right of the last of them.
+        left = (matrix[start:, start:stop] - factor[start:, :stop] @ factor[start:stop, :stop].mT).abs()
+        square = left[: stop - start].tril()
+        square = square + square.tril(-1).mT
+        total += float(far[start:stop] @ (square @ far[start:stop]))
+        total += 2 * float(far[stop:] @ (left[stop - start :] @ far[start:stop]))
+    return total
 
 
 def _cholesky(matrix: torch.Tensor) -> torch.Tensor | None:
