@@ -13,6 +13,7 @@ from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.zonotope.backward import Banded, ancestors, lower_bounds
 from lipaudit.domains.zonotope.logits import Logits, logits_over, margins, margins_together, room_in_memory
 from lipaudit.domains.zonotope.propagator import TooWide
+from lipaudit.domains.zonotope.quadratic_constraints import Remembered
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import gamma
 
@@ -87,17 +88,21 @@ def attempted(
     *,
     norm: Norm = "l2",
     directly: bool = False,
+    remembered: Remembered | None = None,
 ) -> Attempt:
     """Whether there is a proof that every input within `radius` of `x` has the top class `label`, and how close it was.
 
     In Linf, every such input in the domain of the audit. Of the rows, not counting those that stand for roundings,
     `patience` is the most; `slack` is what the differences to the logits of all other classes, in their order, have to
     exceed, if not zero. Forms alone are tried first, and then with ranges that are sharpened backwards; `directly`
-    leaves out the first.
+    leaves out the first. Attempts of all symbols together pass on in `remembered` what they chose.
     """
     search, room = search or Search(), room_in_memory(composition.graph)
     if search.together:
-        return _together(composition, x, label, radius, norm, min(room, MOST_TOGETHER), max(slack or [0.0]))
+        remembered = remembered or Remembered()
+        remembered.next(radius)
+        room = min(room, MOST_TOGETHER)
+        return _together(composition, x, label, radius, norm, room, max(slack or [0.0]), remembered)
     forwards = margin = -math.inf
     for backwards in (False, True)[directly and search.backwards : 1 + search.backwards]:
         try:
@@ -134,10 +139,26 @@ def _least(bounds: torch.Tensor, gaps: torch.Tensor) -> float:
 
 
 def _together(
-    composition: Composition, x: torch.Tensor, label: int, radius: float, norm: Norm, room: int, slack: float
+    composition: Composition,
+    x: torch.Tensor,
+    label: int,
+    radius: float,
+    norm: Norm,
+    room: int,
+    slack: float,
+    remembered: Remembered,
 ) -> Attempt:
     try:
-        logits = logits_over(composition.ledger, x, radius, norm=norm, room_for=room, backwards=False, together=True)
+        logits = logits_over(
+            composition.ledger,
+            x,
+            radius,
+            norm=norm,
+            room_for=room,
+            backwards=False,
+            together=True,
+            remembered=remembered,
+        )
     except TooWide:
         return Attempt()
     bounds = margins_together(logits, label, _STEPS_TOGETHER, slack)

@@ -24,6 +24,7 @@ from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.graph import evaluate
 from lipaudit.domains.zonotope.logits import room_in_memory, seconds_of_a_pass
 from lipaudit.domains.zonotope.propagator import TooWide
+from lipaudit.domains.zonotope.quadratic_constraints import Remembered
 from lipaudit.errors import LipauditError
 from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
@@ -51,6 +52,8 @@ _FEW_ROWS = 4096
 _MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
+_COARSE = 1.1
+"""The precision of a search that takes all symbols together, at best."""
 _FURTHER = 1.9
 """A search in which all symbols are taken together begins at so many times the radius found without."""
 
@@ -247,13 +250,15 @@ def local_radius(
 
     # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
     proved = _searched(attempt, start, known, _STRIDE if start < 4 * known else _STEP, search.precision, deadline)
-    if search.together and 2 * max(rows, 2 * x.numel()) <= MOST_TOGETHER:
+    if search.together and max(rows, x.numel()) < MOST_TOGETHER:
+        remembered = Remembered()
 
         def attempt_together(radius: float) -> Attempt:
-            return attempted(composition, x, label, radius, search, norm=norm)
+            return attempted(composition, x, label, radius, search, norm=norm, remembered=remembered)
 
         start = _FURTHER * proved if proved > known else start
-        proved = _searched(attempt_together, start, proved, _STEP, search.precision, deadline)
+        precision = max(search.precision, _COARSE)
+        proved = _searched(attempt_together, start, proved, _STEP, precision, deadline)
     return proved if proved > known else 0.0
 
 

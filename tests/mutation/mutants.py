@@ -157,6 +157,11 @@ MUTANTS = [
     Mutant("sectors: shifts with the wrong sign", "lipaudit/domains/zonotope/quadratic_constraints.py", "c = centre + known - (t * symbols).sum(0)", "c = centre + known + (t * symbols).sum(0)", SECTORS),
     Mutant("sectors: symbols in a box for nothing", "lipaudit/domains/zonotope/quadratic_constraints.py", "right, sizes = self.ball + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)", "right, sizes = self.ball, float(self.inputs)", SECTORS),
     Mutant("sectors: an ellipsoid too small", "lipaudit/domains/zonotope/quadratic_constraints.py", "length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))", "length = 0.9 * math.sqrt(square)", SECTORS),
+    Mutant("sectors: what a basis misses dropped", "lipaudit/domains/zonotope/quadratic_constraints.py", "(form.remainder + missed) * (1 + gamma(4))", "form.remainder * (1 + gamma(4))", SECTORS),
+    Mutant("sectors: a basis that is too long", "lipaudit/domains/zonotope/quadratic_constraints.py", "self._longest = basis, basis.shape[1], 1 + excess", "self._longest = basis, basis.shape[1], 1.0", SECTORS),
+    Mutant("sectors: one triangle of what is left", "lipaudit/domains/zonotope/quadratic_constraints.py", "total += 2 * float(", "total += float(", SECTORS),
+    Mutant("sectors: what is left beside the diagonal dropped", "lipaudit/domains/zonotope/quadratic_constraints.py", "square = square + square.tril(-1).mT", "square = square.diagonal().diag()", SECTORS),
+    Mutant("sectors: what a symbol has in common with those before dropped", "lipaudit/domains/zonotope/quadratic_constraints.py", "matrix[before:after, :before] += (t * self.own)[:, None] * self.aside", "pass", SECTORS),
     Mutant("sectors: a difference that fails counts", "lipaudit/domains/zonotope/logits.py", "return torch.full_like(room, -math.inf)", "return room", SECTORS),
     Mutant("local: a failed proof counts", "lipaudit/certification/local_search.py", "if found.rows > 0:", "if found.rows >= 0:", ("tests/test_local.py",)),
     # --- capture

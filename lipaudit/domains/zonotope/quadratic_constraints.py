@@ -20,6 +20,13 @@ Note [Roundings of sectors]
     right side, as every |<z, h>| is known to be at most so much. So do the differences of B to what was computed and of
     that to L L^T: with |h| <= far, |h^T E h| <= far^T |E| far. What L^-1 g is off by is seen by multiplying again.
 
+Note [Narrow inputs]
+    Where all that follows goes through k tensor entries with k well below the number of coordinates of d, only a few
+    directions of d count. Q is an orthonormal basis of them, up to rounding, and d' = Q^T d stands for d:
+        <row, d> = <r, d'> + <row - Q r, d>,    |<row - Q r, d>| <= ||row - Q r||_2,    ||d'||^2 <= ||Q||^2.
+    The r are whatever numbers Q^T row rounds to; the rest is computed, and joins what an entry is off by. So nothing
+    depends on what Q is but ||Q||^2, of which ||Q^T Q - I||_F + 1 is a bound.
+
 Source: quadratic constraints for slopes are M. Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants
 for Deep Neural Networks (LipSDP), NeurIPS 2019; around a point and over a range, after M. Fazlyab, M. Morari and
 G. Pappas, Safety Verification and Robustness Analysis of Neural Networks via Quadratic Constraints, IEEE TAC 2020.
@@ -28,6 +35,7 @@ G. Pappas, Safety Verification and Robustness Analysis of Neural Networks via Qu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -53,6 +61,10 @@ _STILL = 1e-7
 _SLOWER = 0.7
 _PATIENCE, _FALLING = 25, 0.97
 """In so many steps the largest bound has to fall below this share of what it was."""
+_LESS = 4
+"""With multipliers of an attempt before, so many times fewer steps are taken."""
+_NARROW = 0.7
+"""A basis is used where it has at most this share of the coordinates."""
 _ABREAST_COLUMNS = 256
 _ABREAST = 32
 """Sums of rows with random factors that stand for all rows of a layer while multipliers are chosen."""
@@ -117,15 +129,59 @@ class Anchored:
 
 
 @dataclass
+class Remembered:
+    """The multipliers of an attempt at another radius: where the next begins. Guesses, on which no proof rests."""
+
+    radius: float = math.inf
+    """Of the attempt that is under way."""
+    before: float = math.inf
+    """Of the one that `chosen` is of."""
+    chosen: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)
+    """For each choice of multipliers, for each layer: places and multipliers."""
+    now: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)
+
+    def next(self, radius: float) -> None:
+        """An attempt at that radius begins."""
+        if self.now:
+            self.before, self.chosen, self.now = self.radius, self.now, []
+        self.radius = radius
+
+    def recalled(self, places: Sequence[torch.Tensor], current: torch.Tensor) -> torch.Tensor | None:
+        """What was chosen at this point the last time, `current` where nothing was; None at the first time."""
+        if len(self.now) >= len(self.chosen):
+            return None
+        found, done, scale = current.clone(), 0, (self.before / self.radius) ** 2
+        for here, (there, values) in zip(places, self.chosen[len(self.now)], strict=False):
+            most = 1 + int(max(here.max(), there.max()))
+            all_places = values.new_full((most,), math.nan).index_copy_(0, there, values * scale)[here]
+            part = found[done : done + len(here)]
+            part.copy_(torch.where(all_places.isnan(), part, all_places))
+            done += len(here)
+        return found
+
+    def keep(self, places: Sequence[torch.Tensor], multipliers: torch.Tensor) -> None:
+        """What was chosen at this point."""
+        parts = multipliers.split([len(each) for each in places])
+        self.now.append(list(zip(places, parts, strict=True)))
+
+
+@dataclass
 class Sectors:
-    """See Note [Sectors]. `inputs` is the number of rows that share the ball, which lies within that of L2."""
+    """See Note [Sectors]. `inputs` is the number of unknowns that share the ball, which lies within that of L2."""
 
     inputs: int
     device: torch.device
+    remembered: Remembered = field(default_factory=Remembered)
     blocks: list[_Block] = field(default_factory=list, init=False)
+    places: list[torch.Tensor] = field(default_factory=list, init=False)
+    """Of the symbols of each block in their layer."""
+    basis: torch.Tensor | None = field(default=None, init=False)
+    """Q of Note [Narrow inputs], (rows that share the ball, inputs)."""
     multipliers: torch.Tensor = field(init=False)
     shift: torch.Tensor = field(init=False)
     """t of every symbol."""
+    _longest: float = field(default=1.0, init=False)
+    """At least ||Q||^2."""
     beyond: torch.Tensor = field(init=False)
     """What a symbol's constraint may be exceeded by, times its multiplier."""
 
@@ -136,38 +192,61 @@ class Sectors:
     @property
     def ball(self) -> float:
         """What ||d||^2 is at most on the right side; a box has no d."""
-        return 1.0 if self.inputs else 0.0
+        return self._longest if self.inputs else 0.0
 
     @property
     def far(self) -> torch.Tensor:
         """What each unknown is at most."""
-        return torch.cat([self.shift.new_ones(self.inputs), 1 + self.shift.abs()]) * (1 + gamma(4))
+        return torch.cat([self.shift.new_full((self.inputs,), self._longest), 1 + self.shift.abs()]) * (1 + gamma(4))
+
+    def narrow(self, form: Form, moving: torch.Tensor) -> None:
+        """From here on everything depends on the entries of `form` that are `moving`: see Note [Narrow inputs]."""
+        if self.blocks or self.basis is not None or int(moving.sum()) > _NARROW * self.inputs:
+            return
+        basis, _ = torch.linalg.qr(form.rows[: self.inputs].flatten(1)[:, moving.flatten()])
+        gram = basis.mT @ basis
+        gram.diagonal().sub_(1.0)
+        rounding = gamma(len(basis) + 8) * float(basis.square().sum())
+        excess = (float(torch.linalg.vector_norm(gram)) + rounding) * (1 + gamma(gram.numel() + 8))
+        if excess < _TINY_OFF:  # it is a number
+            self.basis, self.inputs, self._longest = basis, basis.shape[1], 1 + excess
+
+    def _turned(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of d in the unknowns that stand for it, and how far <row, d> may be from that."""
+        if self.basis is None:
+            return rows, rows.new_zeros(rows.shape[1])
+        turned = self.basis.mT @ rows
+        missed = rows - self.basis @ turned
+        sizes = torch.linalg.vector_norm(rows, dim=0)
+        rounding = gamma(len(rows) + 64) * (sizes + math.sqrt(self.inputs) * torch.linalg.vector_norm(turned, dim=0))
+        missed = (torch.linalg.vector_norm(missed, dim=0) + 2 * rounding) * (1 + gamma(len(rows) + 8))
+        return turned, missed + LOST_IN_SQUARES
 
     def anchored(self, form: Form, places: torch.Tensor) -> Anchored:
         """The entries at `places` of a form whose symbols are all known here."""
         rows, centre = form.rows.flatten(1)[:, places], form.centre.flatten()[places]
         n, t = form.inputs, self.shift[: len(form.rows) - form.inputs - 1, None]
+        directions, missed = self._turned(rows[:n])
         symbols, known = rows[n + 1 :], rows[n]
         assert len(t) == len(symbols), "a symbol that nobody has told of"
         c = centre + known - (t * symbols).sum(0)
         sizes = centre.abs() + known.abs() + (t * symbols).abs().sum(0)
-        off = gamma(len(rows) + 8) * sizes + form.remainder * (1 + gamma(4)) + TINY
-        return Anchored(c, torch.cat([rows[:n], symbols]).mT.contiguous(), off)
+        off = gamma(len(rows) + 8) * sizes + (form.remainder + missed) * (1 + gamma(4)) + TINY
+        return Anchored(c, torch.cat([directions, symbols]).mT.contiguous(), off)
 
-    def add_boxed(self, start: int, error: torch.Tensor, reach: float) -> None:
-        """Symbols from the row `start` on of which nothing is known but |e| <= 1.
+    def add_boxed(self, error: torch.Tensor, reach: float) -> None:
+        """The next symbols, of which nothing is known but |e| <= 1.
 
         `error` is what they stand for, `reach` about how far that goes which they are added to: for a first multiplier.
         """
-        count, before = len(error), start - 1
+        count, before = len(error), len(self.shift) + self.inputs
         nothing = error.new_zeros(count, before)
         block = _Block(nothing, torch.ones_like(error), nothing)
-        self._add(block, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
+        at = torch.arange(count, device=error.device)
+        self._add(block, at, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
 
-    def add_relu(
-        self, form: Form, places: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor], band: Band, start: int
-    ) -> None:
-        """The symbols from the row `start` on, which ReLU needs at these `places` of its operand `form`.
+    def add_relu(self, form: Form, places: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor], band: Band) -> None:
+        """The next symbols, which ReLU needs at these `places` of its operand `form`.
 
         `ends` is the range of the operand, `band` what it lies in.
         """
@@ -183,7 +262,7 @@ class Sectors:
         t, lost = off_line(c, slope, shift, error)
         length, multipliers = self._first(at.rows, half)
         boxed = (error <= _TINY_BEND * (c.abs() + high - low)) | ~(t.abs() <= FARTHEST) | (unsure > _TINY_OFF * length)
-        aside, before = slope - middle, start - 1
+        aside, before = slope - middle, len(self.shift) + self.inputs
         z = error.new_zeros(len(places), before)
         y, own = z.clone(), error
         z[:, : at.rows.shape[1]] = half[:, None] * at.rows
@@ -197,10 +276,18 @@ class Sectors:
             z[boxed], y[boxed], own = 0.0, 0.0, error.masked_fill(boxed, 1.0)
             t, beyond = t.masked_fill(boxed, 0.0), beyond.masked_fill(boxed, 1.0)
             multipliers = torch.where(boxed, _share(error, float((high - low).mean())), multipliers)
-        self._add(_Block(y, own, z), multipliers, t, beyond)
+        self._add(_Block(y, own, z), places, multipliers, t, beyond)
 
-    def _add(self, block: _Block, multipliers: torch.Tensor, shift: torch.Tensor, beyond: torch.Tensor) -> None:
+    def _add(
+        self,
+        block: _Block,
+        places: torch.Tensor,
+        multipliers: torch.Tensor,
+        shift: torch.Tensor,
+        beyond: torch.Tensor,
+    ) -> None:
         self.blocks.append(block)
+        self.places.append(places)
         old = self.multipliers
         self.shift, self.beyond = torch.cat([self.shift, shift]), torch.cat([self.beyond, beyond])
         for _ in range(_HALVINGS):
@@ -273,9 +360,16 @@ class Sectors:
         count = unknowns - self.inputs
         if not count or not len(rows):
             return
-        begun = self.multipliers[:count].log()
-        factor = self._factor(unknowns, begun.exp().float())
+        begun, factor, patience = self.multipliers[:count].log(), None, _PATIENCE
+        places = self.places[: len(self._blocks(unknowns))]
+        recalled = self.remembered.recalled(places, self.multipliers[:count])
+        if recalled is not None:
+            factor = self._factor(unknowns, recalled.float())
+            if factor is not None:
+                begun, patience, steps = recalled.log(), _PATIENCE // _LESS, steps // _LESS
+        factor = self._factor(unknowns, begun.exp().float()) if factor is None else factor
         if factor is None:
+            self.remembered.keep(places, self.multipliers[:count])
             return
         beyond, rows = self.beyond[:count].float(), rows.float()
         sketched = enough is None and len(rows) > _ABREAST
@@ -302,7 +396,7 @@ class Sectors:
             if enough is not None:
                 worst.append(float(values.max()) ** 0.5)
                 best = now.clone() if worst[-1] == min(worst) else best
-                before = worst[-_PATIENCE] if len(worst) >= _PATIENCE else math.inf
+                before = worst[-patience] if len(worst) >= patience else math.inf
                 if worst[-1] <= enough or worst[-1] > _FALLING * before:
                     break
             weights = right / values / len(values)
@@ -312,6 +406,7 @@ class Sectors:
         self.multipliers = torch.cat([(kept if best is None else best).double().exp(), old[count:]])
         if self._factor(self.inputs + len(old), self.multipliers) is None:
             self.multipliers = old  # what came later was weighed against these
+        self.remembered.keep(places, self.multipliers[:count])
 
     def _pull(self, unknowns: int, solved: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The gradient of the weighted sum of bounds, by the multipliers."""
