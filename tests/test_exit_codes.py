@@ -20,7 +20,10 @@ from lipaudit.runs import audit
 
 __all__ = ["call"]
 
-QUICK = ("run", "--model", "digits-cnn", "--samples", 6, "--attacks", "deepfool", "--local", "off", "-q")
+QUICK = (
+    "run", "--model", "digits-cnn", "--samples", 6, "--attacks", "deepfool", "--local", "off",
+    "--global-method", "product", "-q",
+)  # fmt: skip
 
 
 def result() -> dict[str, Any]:
@@ -35,6 +38,7 @@ def test_0_a_sound_audit_whose_gates_pass(call: Call) -> None:
     assert (result()["exit_code"], result()["verdict"]["gate"]) == (0, "passed")
     assert result()["config"]["origin"] == {
         "model": "--model", "samples": "--samples", "attacks": "--attacks", "local": "--local", "gates": "--gate",
+        "global_method": "--global-method",
     }  # fmt: skip
 
 
@@ -107,7 +111,7 @@ def test_130_ctrl_c_and_143_sigterm(number: int, code: int, how: str, tmp_path: 
     command = [
         sys.executable, "-m", "lipaudit", "run", "--model", "digits-cnn", "--samples", "8",
         "--attacks", "deepfool,pgd-at-radius,apgd-ce",
-        "--local", "off", "--batch-size", "2",
+        "--local", "off", "--global-method", "product", "--batch-size", "2",
     ]  # fmt: skip
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
