@@ -25,11 +25,16 @@ TEMPLATE = "report.html.j2"
 def to_html(audit: Audit) -> str:
     """The report as one self-contained page; same audit, same bytes."""
     text = to_json(audit)
-    return _environment(template_folder()).get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
+    return environment().get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
+
+
+def environment() -> jinja2.Environment:
+    """In which templates are rendered: what they are given is escaped."""
+    return _compiled(template_folder())
 
 
 @functools.cache
-def _environment(folder: Path) -> jinja2.Environment:
+def _compiled(folder: Path) -> jinja2.Environment:
     """With its templates compiled, which takes longer than a page."""
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(folder),

@@ -42,7 +42,7 @@ def test_second_trip_gives_the_same_bytes_of_strict_json(name: str) -> None:
 
 def test_columns_take_one_line_each_and_the_schema_stands_first() -> None:
     lines = to_json(audits.strong(300)).splitlines()
-    assert lines[1] == ' "schema": "lipaudit-result/2.0",'
+    assert lines[1] == ' "schema": "lipaudit-result/2.1",'
     for column in ("index", "label", "margin", "radius", "distance", "attack"):
         (line,) = [line for line in lines if line.startswith(f'  "{column}": [')]
         assert line.count(",") >= 299

@@ -70,7 +70,8 @@ def test_every_result_is_valid(name: str) -> None:
 def test_results_of_every_version_are_valid_and_render(file: Path) -> None:
     stored = json.loads(file.read_text(encoding="utf-8"))
     assert stored["schema"] == f"lipaudit-result/{file.stem.removeprefix('result-')}"
-    if stored["schema"].partition("/")[2].split(".")[0] == results.SCHEMA.partition("/")[2].split(".")[0]:
+    of_today = stored["schema"].partition(".")[0] == results.SCHEMA.partition(".")[0]
+    if of_today:
         VALIDATOR.validate(stored)
     audit = load_audit(file)
     parsed = seen(to_html(audit))
@@ -81,7 +82,8 @@ def test_results_of_every_version_are_valid_and_render(file: Path) -> None:
     # Only its findings and sentences are those of today.
     for name in ("findings", "verdict"):
         del stored[name]
-    assert contains(json.loads(to_json(audit)), {**upgraded(stored), "arithmetic": audit.arithmetic})
+    known = stored if of_today else upgraded(stored)
+    assert contains(json.loads(to_json(audit)), {**known, "arithmetic": audit.arithmetic})
 
 
 def contains(new: Any, old: Any) -> bool:
