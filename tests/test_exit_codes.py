@@ -104,7 +104,11 @@ def test_5_an_attack_without_time(call: Call) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
 @pytest.mark.parametrize(
-    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
 )
 def test_130_ctrl_c_and_143_sigterm(number: int, code: int, how: str, tmp_path: Path) -> None:
     """A real signal in a real process, once something is finished that can be resumed."""
