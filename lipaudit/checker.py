@@ -36,12 +36,13 @@ import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
-from operator import mul
+from operator import mul, sub
 from pathlib import Path
 from typing import Any
 
 HEAD = ["lipaudit-proof/2", "every input closer than radius (L2) to the image has the label as its only largest logit"]
 BITS, PLACES, SIZE = 224, 128, 60  # binary places of logits; of factors and sines; of bounds in matrices: any are sound
+ENTRIES, STEPS = 1 << 22, 1 << 12  # of what one step gives; of steps: more would take days
 DIGITS = 32  # significant bits of a layer bound: one moved by less is refused; by more, it changes what follows from it
 KINDS = {"F16": "e", "F32": "f", "F64": "d"}
 WINDOW = {"kernel": (1, 1), "stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)}
@@ -61,9 +62,15 @@ class Rejected(Exception):
 
 
 def require(field: str, claimed: Any, derived: Any = True) -> None:
-    """The claim has to be what was derived."""
-    if type(claimed) is not type(derived) or claimed != derived:
-        raise Rejected(f"{field}: " + ("is not so" if derived is True else f"claimed {claimed!r}, derived {derived!r}"))
+    """The claim has to be what was derived, as JSON: there, 1 is neither 1.0 nor true."""
+    one, two = (json.dumps(value, sort_keys=True, default=sorted) for value in (claimed, derived))
+    if one != two:
+        raise Rejected(f"{field}: " + ("is not so" if derived is True else f"claimed {one:.200}, derived {two:.200}"))
+
+
+def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    require("names of fields: each once", len(dict(pairs)), len(pairs))  # readers see the first, programs the last
+    return dict(pairs)
 
 
 def fields(item: dict[str, Any], names: str, where: str) -> list[Any]:
@@ -73,7 +80,7 @@ def fields(item: dict[str, Any], names: str, where: str) -> list[Any]:
 
 
 def whole(value: Any, where: str, least: int = 0) -> int:
-    require(f"{where}: {value!r} is a whole number from {least} on", type(value) is int and value >= least)
+    require(f"{where}: {value!r:.40} is a whole number from {least} on", type(value) is int and value >= least)
     return value
 
 
@@ -102,20 +109,15 @@ def root_above(square: Fraction) -> float:
     return root if Fraction(root) ** 2 >= square else math.nextafter(root, math.inf)
 
 
-def decode(raw: bytes, kind: str, shape: Sequence[int]) -> tuple[float, ...]:
-    """The numbers of a tensor; NaN and infinity fail wherever they are made exact."""
-    return struct.unpack(f"<{math.prod(shape)}{KINDS[kind]}", raw)
-
-
 def read_tensors(claims: dict[str, Any], data: bytes) -> dict[str, tuple[tuple[int, ...], tuple[float, ...]]]:
-    """Shapes and numbers of tensors in a safetensors file: they are what the proof says of them."""
+    """Shapes and numbers of tensors in a safetensors file, as the proof says; NaN and infinity fail once made exact."""
     start, found = 8 + struct.unpack("<Q", data[:8])[0], {}
-    header = json.loads(data[8:start])
+    header = json.loads(data[8:start], object_pairs_hook=once)
     for name, claim in claims.items():
         kind, shape, (first, last) = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
         raw = data[start + first : start + last]
         require(f"tensors.{name}", claim, {"dtype": kind, "shape": shape, "sha256": hashlib.sha256(raw).hexdigest()})
-        found[name] = tuple(shape), decode(raw, kind, shape)
+        found[name] = tuple(shape), struct.unpack(f"<{math.prod(shape)}{KINDS[kind]}", raw)
     return found
 
 
@@ -231,8 +233,7 @@ def bound_holds(step: Step, after: list[Step], bound: Fraction, hint: Any) -> bo
         for rows in matrices(step.window, kernel, hint):
             # Of a symbol's entry: its taps' own, their two roundings, cosines and sines off by 1.01 units each.
             error = (math.isqrt(sum(len(row) for _, row in rows)) + 1) * (off + 2) * taps + (2 * total >> PLACES) + 2
-            room = math.floor(bound * unit) - error
-            if room <= 0 or not norm_at_most(rows, room):
+            if (room := math.floor(bound * unit) - error) <= 0 or not norm_at_most(rows, room):
                 return False
     return True
 
@@ -240,8 +241,8 @@ def bound_holds(step: Step, after: list[Step], bound: Fraction, hint: Any) -> bo
 def read_step(item: Any, shapes: dict[str, tuple[int, ...]], tensors: dict[str, Any]) -> Step:
     """One step; its shape follows from those of earlier ones."""
     name, op, inputs, settings, used = fields(item, "name op inputs settings tensors", "steps")
+    require("steps: known operation, new printable name", op in OPS and name not in shapes and name.isprintable())
     where, given = f"steps.{name}", {key: tensors[source] for key, source in used.items() if source is not None}
-    require(f"{where}: a known operation, a new name", [op in OPS, name in shapes], [True, False])
     require(f"{where}.inputs", inputs, [source for source in shapes if source in inputs])
     require(f"{where}.inputs: number, shapes", [len(inputs), len({*map(shapes.get, inputs)})], [1 + (op == "add"), 1])
     fields(settings, OPS[op][0], f"{where}.settings")
@@ -317,13 +318,14 @@ class Network:
     def __init__(self, proof: dict[str, Any], checkpoint: bytes, say: Callable[[str], None]) -> None:
         tensors = read_tensors(proof["tensors"], checkpoint)
         self.shape, self.kind = fields(proof["input"], "shape dtype", "input")
-        require("input.shape: axes", len(self.shape) in (1, 3))
+        require("input.shape, steps: axes, number", len(self.shape) in (1, 3) and len(proof["steps"]) <= STEPS)
         self.steps, shapes = [], {"input": tuple(whole(n, "input.shape", 1) for n in self.shape)}
         for item in proof["steps"]:
             self.steps.append(read_step(item, shapes, tensors))
             shapes[self.steps[-1].name] = self.steps[-1].shape
         unread = set(shapes) - {source for step in self.steps for source in step.inputs}
-        require("steps: last", [unread, self.steps[-1].op], [{self.steps[-1].name}, "linear"])
+        found = [unread, self.steps[-1].op, max(map(math.prod, shapes.values())) <= ENTRIES]
+        require(f"steps: last; at most {ENTRIES} numbers in each", found, [{self.steps[-1].name}, "linear", True])
         reach, waiting, named = {"input": Fraction(1)}, list(proof["bounds"]), {step.name: step for step in self.steps}
         for step in self.steps[:-1]:
             where = f"bounds.{step.name}"
@@ -333,7 +335,7 @@ class Network:
                 require(f"{where}: links", [one.inputs for one in after], [[first.name]] * (len(chain) > 1))
                 require(f"{where}: {claimed} > 0, of few bits", bound > 0 and bound.numerator.bit_length() <= DIGITS)
                 say(f"proving {' + '.join(chain)}: at most {float(bound):.6g}")
-                require(f"{where}: {float(bound)!r} is proved, hint {hint}", bound_holds(first, after, bound, hint))
+                require(f"{where}: {float(bound)!r} is proved, {hint!r:.40}", bound_holds(first, after, bound, hint))
                 reach[step.name] = sum((reach[source] for source in first.inputs), Fraction(0)) * bound
             elif step.op not in ("conv2d", "linear") and max(squares(step)) == 1:
                 reach[step.name] = sum((reach[source] for source in step.inputs), Fraction(0))
@@ -341,15 +343,13 @@ class Network:
         require("bounds: in order, and of all that need one", [before in reach, waiting], [True, []])
         (weights, places), width = integers(self.steps[-1].values["weight"]), self.steps[-1].before[0]
         rows, factor = [weights[k : k + width] for k in range(0, len(weights), width)], (reach[before] / 2**places) ** 2
-        self.pairwise = [  # of i and j > i
-            [root_above(sum((a - b) ** 2 for a, b in zip(v, w, strict=True)) * factor).hex() for w in rows[i:]]
-            for i, v in enumerate(rows, 1)
-        ]
+        pairs = ([sum(d * d for d in map(sub, v, w)) * factor for w in rows[i:]] for i, v in enumerate(rows, 1))
+        self.pairwise = [[root_above(square).hex() for square in line] for line in pairs]  # of i and j > i
 
     def sample(self, claimed: dict[str, Any]) -> dict[str, Any]:
         """What a proof says of a sample, derived from image and label; logits in 2^-BITS."""
         raw, label = base64.b64decode(claimed["image"]), whole(claimed["label"], "samples.label")
-        state = {"input": (fixed(decode(raw, self.kind, self.shape)), 1)}
+        state = {"input": (fixed(struct.unpack(f"<{math.prod(self.shape)}{KINDS[self.kind]}", raw)), 1)}
         for step in self.steps:
             state[step.name] = run(step, *zip(*(state[source] for source in step.inputs), strict=True))
         logits, error = state[self.steps[-1].name]
@@ -382,18 +382,18 @@ def check(proof: dict[str, Any], checkpoint: bytes, most: int | None = None, say
                 require(f"samples.{k}.{name}", value, found[name])
             say(f"sample {k}: radius {float.fromhex(claimed['radius']):.6g}")
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, struct.error) as error:
-        raise Rejected(f"a field is missing or of the wrong kind: {type(error).__name__}: {error}") from error
+        raise Rejected(f"a field is missing or of the wrong kind: {type(error).__name__}: {error!s:.200}") from error
     return f"accepted: {len(proof['bounds'])} layer bounds, radii of {len(samples)} of {proof['count']} samples"
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Check a lipaudit proof: exit code 0 accepted, 4 rejected.")
+    parser = argparse.ArgumentParser(description="Check a lipaudit proof. Exit: 0 accepted, 4 rejected, 2 unreadable.")
     parser.add_argument("proof", type=Path)
     parser.add_argument("--checkpoint", type=Path, required=True, help="the safetensors file that it is about")
     parser.add_argument("--samples", type=int, help="check at most so many samples")
     given = parser.parse_args()
     try:
-        said = check(json.loads(given.proof.read_bytes()), given.checkpoint.read_bytes(), given.samples)
-        sys.stdout.write(said + "\n")
-    except Rejected as error:
-        parser.exit(4, f"rejected: {error}\n")
+        claims = json.loads(given.proof.read_bytes(), object_pairs_hook=once)
+        sys.stdout.write(check(claims, given.checkpoint.read_bytes(), given.samples) + "\n")
+    except (Rejected, OSError, ValueError, RecursionError) as error:
+        parser.exit(4 if isinstance(error, Rejected) else 2, f"rejected: {error}\n")

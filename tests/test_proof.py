@@ -187,7 +187,7 @@ def test_the_command_line_accepts_and_rejects(
     (tmp_path / "wrong.json").write_text(json.dumps(claims))
     assert verify(tmp_path / "wrong.json", "--checkpoint", weights) == 4
     said = capsys.readouterr().err
-    assert f"REJECTED: samples.1.margin: claimed {wrong!r}, derived {true!r}" in said
+    assert f"REJECTED: samples.1.margin: claimed {json.dumps(wrong)}, derived {json.dumps(true)}" in said
 
 
 def test_files_that_are_no_proofs_are_usage_errors(

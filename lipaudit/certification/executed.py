@@ -33,7 +33,7 @@ from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
 from lipaudit.norms.linear_maps import schur_test
 from lipaudit.results.bounds import Arithmetic, LayerBound
 from lipaudit.results.threat import Norm, circumradius
-from lipaudit.rounding import down, length_up, narrow_up, norm_up, up
+from lipaudit.rounding import down, length_up, narrow_up, norm_up, shortened, up
 
 REAL = (
     "Real arithmetic: certificates are about the exact function of the stored weights. Margins are evaluated in "
@@ -152,6 +152,8 @@ class Execution:
         form = self.formats[arithmetic]
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
+        if form.dtype == torch.float32 and (short := shortened(self.ledger.device)):
+            return short
         if self.graph.rounded:
             return f"rounding is not proved for a function written in several operations: {self.graph.rounded[0]}"
         if self.graph.rewritten:

@@ -8,12 +8,17 @@ import itertools
 import json
 import math
 import random
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path as FilePath
 from typing import Any
 
 import pytest
 from proofs import Proof, accepted, prove, remembering
 
+from lipaudit import checker
 from lipaudit.checker import DIGITS
 
 NETWORKS = ("digits-aol", "digits-cnn", "everything")
@@ -55,7 +60,8 @@ def test_every_change_of_a_field_is_rejected(
     survived = []
     for path, value in changes[::every]:
         mutated = changed(claims, path, value)
-        if mutated == claims or stands(claims, path):
+        # As JSON: to Python, true is 1 and 1.0 is 1.
+        if json.dumps(mutated) == json.dumps(claims) or stands(claims, path):
             continue
         if accepted(mutated, weights):
             survived.append((path, value))
@@ -147,6 +153,66 @@ def test_names_of_tensors_and_steps_cannot_be_exchanged(
     # Some of them, always the same: most of their time goes into layers with weights that are not theirs.
     for path, value in random.Random(0).sample(exchanges, min(len(exchanges), 100)):
         assert not accepted(changed(claims, path, value), weights), (path, value)
+
+
+UNREADABLE = {"nothing": "", "other text": "hello", "too deep": "[" * 200_000, "an endless number": "9" * 5_000}
+TWICE = {
+    "a radius": ('"radius":', '"radius": "0x1.0p+9", "radius":'),
+    "all steps": ('"steps":', '"steps": [], "steps":'),
+}
+
+
+@pytest.mark.parametrize("name", [*UNREADABLE, *TWICE])
+def test_a_file_that_is_no_proof_ends_in_one_line(
+    name: str, true: dict[str, tuple[Proof, bytes]], tmp_path: FilePath
+) -> None:
+    claims, weights = true["everything"]
+    text = UNREADABLE[name] if name in UNREADABLE else json.dumps(claims).replace(*TWICE[name], 1)
+    (tmp_path / "forged.json").write_text(text)
+    (tmp_path / "weights").write_bytes(weights)
+    ended = subprocess.run(
+        [sys.executable, checker.__file__, tmp_path / "forged.json", "--checkpoint", tmp_path / "weights"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (2 if name in UNREADABLE else 4, "")
+    assert ended.stderr.startswith("rejected: ")
+    assert ended.stderr.count("\n") == 1
+
+
+def in_front(claims: Proof, steps: list[Proof]) -> Proof:
+    first = {**claims["steps"][0], "inputs": [steps[-1]["name"]]}
+    return {**claims, "steps": [*steps, first, *claims["steps"][1:]]}
+
+
+def chain(count: int, op: str, inputs: int = 1, **settings: Any) -> list[Proof]:
+    names = ["input", *(f"more{k}" for k in range(count))]
+    pairs = itertools.pairwise(names)
+    return [{"name": b, "op": op, "inputs": [a] * inputs, "settings": settings, "tensors": {}} for a, b in pairs]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        chain(20_000, "relu"),
+        chain(1, "pad_channels", before=10**12, after=0),
+    ],
+    ids=["steps", "channels"],
+)
+def test_no_proof_takes_for_ever(steps: list[Proof], true: dict[str, tuple[Proof, bytes]]) -> None:
+    claims, weights = true["everything"]
+    started = time.process_time()
+    assert not accepted(in_front(claims, steps), weights)
+    assert time.process_time() - started < 5
+
+
+def test_what_a_proof_prints_is_of_one_line(true: dict[str, tuple[Proof, bytes]]) -> None:
+    claims, weights = true["everything"]
+    told = json.loads(json.dumps(claims).replace('"conv1"', json.dumps("conv1\n\x1b[31maccepted")))
+    with pytest.raises(checker.Rejected, match="printable name") as caught:
+        checker.check(told, weights, say=lambda _: None)
+    assert str(caught.value).isprintable()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
