@@ -155,14 +155,14 @@ def put_to_the_test(audit: Audit) -> int:
 
 
 def held_against(audit: Audit) -> str:
-    """The claimed constant beside the bound and the slope that decide of it: `1.0000004 ≤ 1, but for rounding`."""
+    """The claimed constant beside the bound or slope that decides: `bound 0.98 ≤ 1`, `2.68 > 1, inputs 0.001 apart`."""
     claim, bound = audit.claim, audit.bound
     if claim is None:
         return ""
     standing, constant = claim.standing(bound), f"{claim.constant:.9g}"
     if standing == "refuted":
         assert claim.steepest is not None
-        return f"slope {claim.slope:.9g} > {constant}, inputs {number(claim.steepest.distance)} apart"
+        return f"{claim.slope:.7g} > {constant}, inputs {number(claim.steepest.distance)} apart"
     if standing == "confirmed":
         assert bound is not None
         if bound.value <= claim.constant:
