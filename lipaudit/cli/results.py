@@ -15,6 +15,7 @@ from lipaudit.cli.main import commands
 from lipaudit.cli.options import FILE, in_groups, options, text_or_json
 from lipaudit.cli.output import REPORTS, deliver, prepare_output, render, spared
 from lipaudit.errors import ExitCode
+from lipaudit.results.threat import NORMS
 from lipaudit.settings import OUTPUT, RunSettings
 
 if TYPE_CHECKING:
@@ -139,7 +140,8 @@ def explain(check_id: str) -> None:
     type=click.Choice([*REPORTS, "robustbench", "huggingface"]),
     help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
 )
-def report(result: Path, out: str, kind: str | None) -> None:
+@click.option("--norm", type=click.Choice(NORMS), help="Of a result in several norms: which comes first.")
+def report(result: Path, out: str, kind: str | None, norm: str | None) -> None:
     """Write the report of a result again."""
     from lipaudit.files.atomic import write_all
     from lipaudit.verdict.consistency import load_audit
@@ -147,7 +149,8 @@ def report(result: Path, out: str, kind: str | None) -> None:
     kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
     if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
         raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
-    text = render(load_audit(result), kind)
+    audit = load_audit(result)
+    text = render(audit if norm is None else audit.in_norm(norm), kind)
     if out == "-":
         click.echo(text, nl=False)
     else:

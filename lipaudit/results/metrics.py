@@ -124,6 +124,11 @@ def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:
     return next((rate for rate in rates if eps_value(rate.eps) == eps_value(eps)), None)
 
 
+def measured_in(audit: Audit) -> str:
+    """` in Linf`: what a sentence adds where the norm would not be clear. Of an audit in L2 alone, nothing."""
+    return "" if audit.norms == ("l2",) else f" in {audit.threat.norm}"
+
+
 def class_name(audit: Audit, label: int | None) -> str:
     """The name of a class, or its number."""
     names = audit.dataset.class_names
