@@ -30,6 +30,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from lipaudit.errors import BadThreat, ConfigError, RenamedWarning
 from lipaudit.results.bounds import Arithmetic
+from lipaudit.results.formats import FORMATS
 from lipaudit.results.formatting import clean
 from lipaudit.results.threat import DEFAULT_EPS, NORMS, Box, Budgets, Norm, comma_list, norms_of
 
@@ -147,8 +148,8 @@ def part_of(text: str) -> tuple[int, int]:
 def formats(text: str) -> tuple[str, ...]:
     """`json,html` -> ("json", "html")."""
     chosen = tuple(dict.fromkeys(comma_list(text)))
-    if not chosen or not set(chosen) <= {"json", "html", "md"}:
-        raise ValueError(f"expected some of json,html,md; got {text!r}")
+    if not chosen or not set(chosen) <= FORMATS.keys():
+        raise ValueError(f"expected some of {','.join(FORMATS)}; got {text!r}")
     return chosen
 
 
@@ -424,7 +425,7 @@ class RunSettings(Settings):
     )
     out: str = option("reports", "Folder for reports; - prints to stdout.", OUTPUT, "output", short="-o", metavar="DIR")
     formats: tuple[str, ...] = option(
-        ("json", "html"), "Some of json,html,md.", OUTPUT, "output", Parsed(formats), flag="--format"
+        ("json", "html"), f"Some of {', '.join(FORMATS)}.", OUTPUT, "output", Parsed(formats), flag="--format"
     )
     proof: Path | None = option(
         None, "Also write a proof of the global radii, for `lipaudit verify`.", OUTPUT, "output", File(), metavar="FILE"

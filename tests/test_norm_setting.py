@@ -19,8 +19,10 @@ from lipaudit.errors import BadThreat, ReportError
 from lipaudit.integrations.pytest_plugin import assert_certified
 from lipaudit.report.html import to_html
 from lipaudit.report.markdown import to_markdown
+from lipaudit.report.table import rows_of
 from lipaudit.report.terminal import to_text
 from lipaudit.results.audit import Audit, InNorm
+from lipaudit.results.exports import to_cyclonedx
 from lipaudit.results.json import from_json, to_json
 from lipaudit.results.leaderboards import to_model_index, to_robustbench
 from lipaudit.results.threat import Norm, norm_of, norms_of, threats_of
@@ -185,6 +187,11 @@ def test_exports_name_the_norm(both: Audit) -> None:
     assert json.loads(to_robustbench(both.in_norm("l2")))["eps"] == "0.1"
     index = to_model_index(both)
     assert index.count("norm: Linf") == index.count("norm: L2") == 4
+    (head, row) = rows_of([both])
+    assert {f"certified {norm} {eps}" for norm, eps in (("Linf", "0.02"), ("L2", "0.1"))} <= set(head)
+    assert "–" not in row
+    bom = json.loads(to_cyclonedx(both))
+    assert {claim["bom-ref"] for claim in bom["declarations"]["claims"]} >= {"claim-linf-0.02", "claim-l2-0.1"}
     frame = both.to_dataframe()
     assert frame["radius[l2]"].tolist() == list(both.in_norm("l2").samples.radius)
 

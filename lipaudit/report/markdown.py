@@ -87,7 +87,7 @@ def _markdown_gates(audit: Audit) -> list[str]:
 
 
 def _markdown_checks(audit: Audit) -> list[str]:
-    loud = [f for state in ("fail", "warn") for f in audit.findings if f.state == state]
+    loud = [f for state in ("fail", "warn") for f in metrics.all_findings(audit) if f.state == state]
     if not loud:
         return []
     cells = [(f.state, clean(f.id, 12), clean(f.title, 160), clean(f.value, 60)) for f in loud]

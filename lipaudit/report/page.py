@@ -19,6 +19,7 @@ from lipaudit.report.figures.charts import Figure
 from lipaudit.report.header import Part, Top, title, top
 from lipaudit.report.images_section import Images, images
 from lipaudit.report.limits_section import Closing, closing
+from lipaudit.results import metrics
 from lipaudit.results.audit import Audit, Finding
 from lipaudit.results.formatting import clean
 
@@ -123,7 +124,6 @@ def _norm_rows(view: Audit) -> tuple[NormRow, ...]:
 
 
 def _other(view: Audit, first: Audit) -> OtherNorm:
-    known = {(finding.id, finding.state, finding.title, finding.value) for finding in first.findings}
     drawn, compared, norm = curves(view), crosscheck(view), view.norms[0]
     found, claimed = bounds(view), claim(view)
     said = [f"Lipschitz bound {found.value}.", found.note or found.reality]
@@ -137,7 +137,7 @@ def _other(view: Audit, first: Audit) -> OtherNorm:
         replace(drawn, figure=_apart(drawn.figure, norm), other=_apart(drawn.other, norm)),
         arithmetics(view),
         replace(compared, figure=_apart(compared.figure, norm)),
-        tuple(_check(f) for f in view.findings if (f.id, f.state, f.title, f.value) not in known),
+        tuple(map(_check, metrics.further_findings(first, view))),
         " ".join(filter(None, said)),
     )
 

@@ -131,9 +131,10 @@ def _arithmetics(audit: Audit, *, explained: bool) -> list[Line]:
 def _checks(audit: Audit) -> list[Line]:
     """What failed or warns, one line each; the rest counted."""
     lines: list[Line] = []
+    findings = metrics.all_findings(audit)
     for state in ("fail", "warn"):
-        lines += [_check(finding) for finding in audit.findings if finding.state == state]
-    tally = [(sum(f.state == state for f in audit.findings), state) for state in ("pass", "info", "not run")]
+        lines += [_check(finding) for finding in findings if finding.state == state]
+    tally = [(sum(f.state == state for f in findings), state) for state in ("pass", "info", "not run")]
     said = " · ".join(f"{many} {state}" for many, state in tally if many)
     if said:
         lines.append((Span(f"{MARKS['pass']} ", STYLES["pass"]), Span(said)))

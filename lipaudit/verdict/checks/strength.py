@@ -135,7 +135,9 @@ def claim_holds(audit: Audit) -> Outcome | None:
         return Outcome("fail", "A slope refutes the claimed Lipschitz constant", value)
     if standing == "open":
         return Outcome("warn", "The claimed Lipschitz constant is neither proved nor refuted", value)
-    return Outcome("pass", "The bound confirms the claimed Lipschitz constant", value)
+    exact = audit.bound is not None and audit.bound.value <= audit.claim.constant
+    title = "The bound confirms the claimed Lipschitz constant"
+    return Outcome("pass", title if exact else f"{title}, but for rounding", value)
 
 
 @check(
