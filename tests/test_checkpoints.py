@@ -8,15 +8,17 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import tarfile
 import types
 import uuid
 import zipfile
-from collections import Counter, OrderedDict, defaultdict, deque
+from collections import ChainMap, Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from ipaddress import IPv4Address
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -106,6 +108,7 @@ BESIDE: dict[str, Any] = {
     "dict and list classes": [Attributes({"a": Rows([1])}, b=2), Rows([1, 2])],
     "user": [Settings(), Config(), {Path("as a key"): np.int64(3)}],
     "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9).state_dict(),
+    "what is not there": [..., NotImplemented, re.compile("layer.*"), ChainMap({"a": 1}), IPv4Address("1.1.1.1")],
     "whole optimizer": torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), 2),
 }  # fmt: skip
 """What training scripts of this world keep beside the weights."""
@@ -334,10 +337,26 @@ def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path: Path, monkeypa
     assert not (tmp_path / "ran").exists()
 
 
+def test_losses_and_classes_of_layers_may_lie_beside_the_weights(tmp_path: Path) -> None:
+    extra = [nn.CrossEntropyLoss(weight=torch.ones(3)), nn.GELU, nn.functional.relu, nn.BatchNorm2d, nn.Linear(2, 3)]
+    torch.save({"state_dict": STATE, "extra": extra}, tmp_path / "weights.pt")
+    model = network()
+    load_checkpoint(model, tmp_path / "weights.pt")
+    assert all(torch.equal(value, STATE[name]) for name, value in model.state_dict().items())
+
+    # Files of before torch 1.6 hold the source of such classes, where torch's reader expects tensors.
+    torch.save({"state_dict": STATE, "extra": extra}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    assert "a whole network or a part of one" in refusal(lambda: read_checkpoint(tmp_path / "old.pt", network()))
+
+
 def test_a_whole_pickled_model_is_refused(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "whole.pt")
 
-    assert "Sequential" in refusal(lambda: read_checkpoint(tmp_path / "whole.pt", network()))
+    torch.save({"model": network(), "epoch": 3}, tmp_path / "inside.pt")
+
+    for name in ("whole.pt", "inside.pt"):
+        message = refusal(lambda name=name: read_checkpoint(tmp_path / name, network()))
+        assert "a whole network (Sequential), which only its code could read" in message
 
 
 def test_missing_folder_empty_text(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_what_becomes_of_a_claim(claim: float, state: str, standing: str) -> Non
     assert 1.99 < audit.claim.slope <= 2.0 <= audit.bound.value
     assert (audit.verdict.integrity, audit.exit_code) == ("SOUND", 0)
     assert bool(audit.claim.steepest.inputs) is (standing == "refuted")
+    assert finding(audit).title.endswith(", but for rounding") is (standing == "confirmed" and claim <= 2)
+    assert ("counts as rounding." in to_html(audit)) is (standing == "confirmed" and claim <= 2)
     for shown in (to_text(audit), to_markdown(audit), to_html(audit)):
         assert standing in shown
 

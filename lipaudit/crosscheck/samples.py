@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from lipaudit.results.threat import Norm, box_of
 
 USUAL, MIDDLE = (2.0**-6, 2.0**6), 4.0
 """Sizes of margins that attacks work with in float32 as they are; what others are scaled to."""
+POWERS = {torch.float32: 126, torch.float64: 1000}
+"""By which powers of two logits can be multiplied, and gradients with them, in the dtypes that attacks run in."""
 FLAT = 100.0
 """Margins beyond which the float32 gradient of cross-entropy is zero."""
 CLOSE = 1.01
@@ -95,7 +98,7 @@ class Arena:
             untouched, finite = (claim == start).flatten(1).all(1), claim.flatten(1).isfinite().all(1)
             far[place] = lengths(raw[place] - clean, self.norm).where(finite & ~untouched, math.inf)
             rejected += int((~finite).sum())
-        if budget is not None:
+        if budget is not None and self.norm != "l2":
             raw, far = self._with_drawn_in(clean, raw, far, torch.as_tensor(budget, device=clean.device))
         edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
         odd, first = [], True
@@ -207,8 +210,11 @@ def arena(
     opinion = _judged(judge, clean, labels, size)
     inside = ((clean >= low) & (clean <= high)).flatten(1).all(1)
     right = (opinion.prediction == labels) & (opinion.margin > 0)
-    scale = _scale(judge, clean, opinion.margin[right & inside])
-    network = UnitBox(private_copy(logits), inputs, low, high, classes, scale).eval()
+    attacked, like = _attacked(logits, inputs)
+    network = UnitBox(attacked, like, low, high, classes)
+    most = POWERS.get(network.dtype, POWERS[torch.float32])
+    network.scale = _scale(judge, clean, opinion.margin[right & inside], most)
+    network.eval()
     network.no_gradient = why_no_gradient(network, network.to_unit(inputs[:1]))
     return Arena(
         network=network,
@@ -219,7 +225,7 @@ def arena(
         predictions=opinion.prediction.cpu().numpy(),
         correct=(right & inside).cpu().numpy(),
         outside=int((right & ~inside).sum()),
-        apart=int((opinion.margin[right & inside] * scale > FLAT).sum()),
+        apart=int((opinion.margin[right & inside] * network.scale > FLAT).sum()),
         points=clean.cpu().clone(),
         distance=np.full(len(inputs), math.inf),
         found_by=[None] * len(inputs),
@@ -227,8 +233,22 @@ def arena(
     )
 
 
-def _scale(judge: nn.Module, clean: Tensor, margins: Tensor) -> float:
-    """A power of two that brings margins to a usual size; 1 where they have it, and for probabilities.
+def _attacked(logits: nn.Module, inputs: Tensor) -> tuple[nn.Module, Tensor]:
+    """A copy of the network to attack, and inputs of its dtype: float32 for a network of less, if it runs in that.
+
+    What decides is the exact function. The roundings of half precision would hide what lies closest to an input.
+    """
+    dtype = next((p.dtype for p in logits.parameters() if p.is_floating_point()), inputs.dtype)
+    if dtype not in POWERS:
+        with contextlib.suppress(RuntimeError, TypeError, ValueError), torch.no_grad():
+            wide = private_copy(logits, torch.float32)
+            wide(inputs[:1].float())
+            return wide, inputs.float()
+    return private_copy(logits), inputs
+
+
+def _scale(judge: nn.Module, clean: Tensor, margins: Tensor, most: int) -> float:
+    """A power of two, up to 2^most, that brings margins to a usual size; 1 where they have it, and for probabilities.
 
     Attacks compute in float32, some with constants that are made for logits of the usual size: on others they fail
     without a word. What is a probability distribution is to be seen as one.
@@ -240,7 +260,7 @@ def _scale(judge: nn.Module, clean: Tensor, margins: Tensor) -> float:
         first = judge(clean[:1])
     if bool((first >= 0).all()) and abs(float(first.sum()) - 1) < 1e-5:
         return 1.0
-    return 2.0 ** min(100, max(-100, round(math.log2(MIDDLE / usual))))
+    return 2.0 ** min(most, max(-most, round(math.log2(MIDDLE / usual))))
 
 
 def batches(rows: np.ndarray, size: int) -> Iterator[np.ndarray]:

@@ -40,9 +40,10 @@ class UnitBox(nn.Module):
         raw = unit.reshape(-1, *self.raw_shape).to(self.dtype)
         if (self.low, self.high) != (0.0, 1.0):
             raw = raw * (self.high - self.low) + self.low
-        output = self.logits(raw).float()
+        output = self.logits(raw)
         output = output.clone() if output.is_inference() else output  # which attacks may not work on
-        return output if self.scale == 1 else output * self.scale
+        output = output if output.dtype == torch.float64 else output.float()
+        return (output if self.scale == 1 else output * self.scale).float()
 
     def to_unit(self, raw: Tensor) -> Tensor:
         """Raw inputs to what `forward` takes; exact if the box is [0, 1] and the inputs float32.

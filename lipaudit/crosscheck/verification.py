@@ -20,8 +20,8 @@ their rounding leaves over, so the distance is the smallest float64 that is not 
 distance of at most eps lies within eps.
 
 Note [Drawn into the ball]: libraries add eps to pixels in float32, clip, scale and average, which leaves the ball by
-an ulp. So each claim of an attack with a budget that lies outside is looked at once more at the nearest point of
-the ball (Linf), or at the one on the way to the clean input (L1), in float64: what the judge sees there counts.
+an ulp. So in Linf and L1 each claim of an attack with a budget that lies outside is looked at once more at the nearest
+point of the ball (Linf), or on the way to the clean input (L1), in float64: what the judge sees there counts.
 """
 
 from __future__ import annotations
@@ -110,14 +110,12 @@ def _exact_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drawn_into_ball(clean: Tensor, points: Tensor, budget: Tensor, norm: Norm) -> Tensor:
-    """The points, each moved into the ball around its clean input that its budget (n,) allows; only those outside move.
+    """The points, each moved into the Linf or L1 ball around its clean input that its budget (n,) allows, if outside.
 
-    All float64. In L2 none moves. See Note [Drawn into the ball].
+    All float64. See Note [Drawn into the ball].
     """
-    if norm == "l2":
-        return points
     size = budget.reshape(-1, *[1] * (points.ndim - 1))
-    if norm == "l1":
+    if norm != "linf":
         # Each entry of the point is rounded once more.
         rounding = 2.0**-52 * (lengths(clean, norm) + budget)
         share = ((INSIDE * budget - rounding).clamp_min(0.0) / lengths(points - clean, norm)).reshape(size.shape)

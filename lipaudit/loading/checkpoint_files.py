@@ -24,20 +24,22 @@ SUFFIXES = (".pt", ".pth", ".th", ".ckpt", ".bin", ".tar", ".safetensors")
 HARMLESS = (
     *(f"builtins.{kind.__name__}" for kind in (
         list, dict, tuple, int, float, str, bool, bytes, frozenset, slice, range, object)),
-    *(f"collections.{name}" for name in ("defaultdict", "deque")),
+    *(f"collections.{name}" for name in ("defaultdict", "deque", "ChainMap")),
     *(f"datetime.{name}" for name in ("datetime", "date", "time", "timedelta", "timezone")),
     *(f"{module}.{name}" for module in ("pathlib", "pathlib._local") for name in (
         "Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
     *(f"numpy.{kind.__name__}" for kind in {*np.sctypeDict.values(), np.ndarray, np.dtype}),
     *(f"numpy.{core}.{name}" for core in ("core", "_core") for name in (
         "multiarray.scalar", "multiarray._reconstruct", "numeric._frombuffer")),
-    "argparse.Namespace", "copyreg._reconstructor", "decimal.Decimal", "enum.Enum", "fractions.Fraction",
+    *(f"ipaddress.IPv{n}{kind}" for n in (4, 6) for kind in ("Address", "Network", "Interface")),
+    "builtins.Ellipsis", "builtins.NotImplemented", "re._compile", "argparse.Namespace", "copyreg._reconstructor",
+    "decimal.Decimal", "enum.Enum", "fractions.Fraction",
     "functools.partial", "logging.getLogger", "torch.torch_version.TorchVersion", "types.SimpleNamespace", "typing.Any",
     "uuid.UUID",
 )  # fmt: skip
 """What training scripts keep beside the weights: their arguments, scores, paths and dates."""
-KEPT = ("torch.optim.", "torch.amp.", "torch.cuda.amp.", "numpy.random.")
-"""The same, as beginnings of names: optimisers and states of generators."""
+KEPT = ("torch.optim.", "torch.amp.", "torch.cuda.amp.", "torch.nn.", "numpy.random.")
+"""The same, as beginnings of names: optimisers, losses, activations by name, states of generators."""
 NEVER = frozenset({*sys.stdlib_module_names, "torch", "numpy"})
 """Packages of which nothing else may stand in a file: among the rest is what runs programs."""
 MOST_NAMES = 50
@@ -128,7 +130,7 @@ def _read_torch(path: Path) -> object:
         "collections.defaultdict": OrderedDict,
         "collections.deque": list,
     }
-    own: list[str] = []
+    others = 0
     while True:
         listed: list[Any] = [(_stand_in(name, form), name) for name, form in forms.items()]
         try:
@@ -138,9 +140,9 @@ def _read_torch(path: Path) -> object:
                 return torch.load(stream, map_location="cpu", weights_only=True)
         except Exception as error:
             name, form = _wanted(error)
-            if forms.get(name) is form or not (name in forms or _is_kept(name)) or len(own) >= MOST_NAMES:
-                raise LoadError(f"{path}: {_why_unreadable(error, own)}") from error
-            own.append(name)
+            if forms.get(name) is form or not (name in forms or _is_kept(name)) or others >= MOST_NAMES:
+                raise LoadError(f"{path}: {_why_unreadable(error)}") from error
+            others += 1
             forms[name] = form
 
 
@@ -211,16 +213,16 @@ def _kind_of_archive(names: Sequence[str]) -> str:
     return f"a zip file without a checkpoint ({first_of(names) or 'nothing in it'}); {SAVE_ADVICE}"
 
 
-def _why_unreadable(error: Exception, own: Sequence[str]) -> str:
+def _why_unreadable(error: Exception) -> str:
     """What is wrong with a file that `torch.load(weights_only=True)` refuses, and what to do."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
-        if found[1].startswith("torch.nn."):
-            return f"it holds a whole network ({(*own, found[1])[0]}), which only its code could read; {SAVE_ADVICE}"
         return (
             f"it holds more than weights: unpickling it would call {found[1]}, which lipaudit never does; "
             f"where it was made, {SAVE_ADVICE}"
         )
+    if "persistent_load of storage" in text:
+        return f"it holds a whole network or a part of one, which only its code could read; {SAVE_ADVICE}"
     if "torch.distributed" in text:
         return f"its weights are divided among processes; gather the full state dict first, then {SAVE_ADVICE}"
     return f"damaged, truncated or not a PyTorch checkpoint ({_short(error)}); copy or download it again"

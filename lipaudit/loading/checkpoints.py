@@ -266,13 +266,14 @@ def _renamed(found: _Found, own: Mapping[str, str]) -> Weights:
 
 def _shown(content: object) -> str:
     """What a file without named tensors holds."""
-    if isinstance(content, Unread):
-        return f"a pickled {type(content).__name__}"
+    inside = content.values() if isinstance(content, Mapping) else [content]
+    objects = [type(value) for value in inside if isinstance(value, Unread)]
+    if whole := [kind for kind in objects if kind.__module__.startswith("torch.nn.")]:
+        return f"a whole network ({whole[0].__name__}), which only its code could read"
     if not isinstance(content, Mapping):
-        return type(content).__name__
-    first = next(iter(content.values()), None)
-    kind = f" ({type(first).__name__})" if isinstance(first, Unread) else ""
-    return f"keys {first_of(list(map(str, content)))}{kind}"
+        return f"a pickled {type(content).__name__}" if objects else type(content).__name__
+    kind = f" ({objects[0].__name__})" if objects else ""
+    return f"keys {first_of(list(map(str, content)))}{kind}" if content else "nothing"
 
 
 def _differences(

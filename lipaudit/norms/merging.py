@@ -90,8 +90,8 @@ def _averaged(conv: Conv, window: tuple[int, ...], stride: tuple[int, ...]) -> C
     size = torch.zeros_like(kernel)
     for place in itertools.product(*map(range, window)):
         taps = [slice(p * s, p * s + (k - 1) * d + 1, d) for p, (_, s, k, d) in zip(place, axes, strict=True)]
-        kernel[(..., *taps)] += conv.weight
-        size[(..., *taps)] += conv.weight.abs()
+        kernel[:, :, *taps] += conv.weight
+        size[:, :, *taps] += conv.weight.abs()
     count = math.prod(window)
     error = relative_error((1.01 * conv.relative_error + gamma(2 * count + 4)) * size, kernel)
     if error is None:

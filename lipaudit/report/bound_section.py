@@ -12,7 +12,7 @@ from lipaudit.report.figures.layer_groups import Stage, stages
 from lipaudit.report.figures.scales import Scale, log10
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
-from lipaudit.results.bounds import LayerBound, NetworkBound
+from lipaudit.results.bounds import ROUNDED, LayerBound, NetworkBound
 from lipaudit.results.formatting import NONE, clean, count, decades, factor, number, number_from_log10, percent, plural
 
 MOST_LAYERS = 60
@@ -121,6 +121,8 @@ def claim(audit: Audit) -> Claimed | None:
         word = "withheld"
     look, means = CLAIMED[word]
     said = f"Lipschitz constant {audit.claim.constant:.9g}, claimed by {clean(audit.claim.source, 80)}:"
+    if word == "confirmed" and audit.bound is not None and audit.bound.value > audit.claim.constant:
+        means = f"The proved bound is above the claim by a factor below {1 + ROUNDED:g}, which counts as rounding."
     if audit.bound is not None and audit.bound.domain is not None and word == "confirmed":
         low, high = audit.bound.domain
         means = f"{means} This is proved between inputs with all values in [{low:g}, {high:g}]."

@@ -33,6 +33,8 @@ LIMITS: dict[tuple[str, str], dict[str, Any]] = {
     ("Rate", "total"): NO_LESS_THAN_ZERO,
     ("Samples", "radius"): NO_LESS_THAN_ZERO,
     ("Samples", "distance"): NO_LESS_THAN_ZERO,
+    ("InNorm", "radius"): NO_LESS_THAN_ZERO,
+    ("InNorm", "distance"): NO_LESS_THAN_ZERO,
     ("ArithmeticResult", "radius"): NO_LESS_THAN_ZERO,
     ("NetworkBound", "pairwise"): NO_LESS_THAN_ZERO,
     ("Thumbnail", "sample"): NO_LESS_THAN_ZERO,

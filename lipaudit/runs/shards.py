@@ -31,6 +31,7 @@ from lipaudit.results.audit import (
     Shard,
     Skip,
     Thumbnail,
+    in_shard,
 )
 from lipaudit.results.bounds import Agreement, Claim, NetworkBound
 from lipaudit.results.intervals import rate
@@ -69,6 +70,13 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
     audits = sorted(shards, key=lambda audit: (audit.shard.number if audit.shard else 0, audit.run))
     parts = _complete(audits)
     _alike(audits)
+    first, *others = (_joined([audit.in_norm(norm) for audit in audits], parts) for norm in audits[0].norms)
+    draft = replace(first, command=tuple(command) or first.command, other_norms=tuple(each.part() for each in others))
+    return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
+
+
+def _joined(audits: Sequence[Audit], parts: Sequence[Shard]) -> Audit:
+    """The shards as one audit in the norm that is in front."""
     first = audits[0]
     samples = _samples(audits)
     if len(set(samples.index)) < len(samples.index):
@@ -79,11 +87,10 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
             "expected the images of the whole run, each in its place, got others (index, label or image of a row): "
             "these are not the shards of one run"
         )
-    draft = replace(
+    return replace(
         first,
         run="",
         started=min(audit.started for audit in audits),
-        command=tuple(command) or first.command,
         dataset=parts[0].whole,
         clean=rate("0", samples.correct()),
         bound=_bound(audits),
@@ -107,7 +114,6 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
             for a, s in zip(audits, parts, strict=True)
         ),
     )
-    return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
 
 
 def _unsplit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,6 +150,7 @@ def _alike(audits: Sequence[Audit]) -> None:
         assert audit.shard is not None
         return {
             "schema": audit.schema,
+            "norms": audit.norms,
             "model": audit.model,
             "data": audit.shard.whole,
             "threat": audit.threat,
@@ -156,19 +163,20 @@ def _alike(audits: Sequence[Audit]) -> None:
             "versions": {name: audit.environment.get(name) for name in WITHIN},
         }
 
-    expected = what(audits[0])
-    for audit in audits[1:]:
-        for name, value in what(audit).items():
-            if value != expected[name]:
-                raise ReportError(
-                    f"expected shards of one audit, got another {name} in {audit.run}{_detail(value, expected[name])}"
-                )
+    for norm in audits[0].norms:
+        expected = what(audits[0].in_norm(norm))
+        for audit in audits[1:]:
+            for name, value in what(audit.in_norm(norm) if norm in audit.norms else audit).items():
+                if value != expected[name]:
+                    told = _detail(value, expected[name])
+                    raise ReportError(f"expected shards of one audit, got another {name} in {audit.run}{told}")
     for audit in audits:
         try:
             check_rows(audit)
         except ReportError as error:
             raise ReportError(f"{audit.run}: {error}") from None
-    _same_bounds([audit for audit in audits if audit.bound is not None])
+    for norm in audits[0].norms:
+        _same_bounds([view for view in (audit.in_norm(norm) for audit in audits) if view.bound is not None])
 
 
 def _same_bounds(audits: Sequence[Audit]) -> None:
@@ -225,7 +233,7 @@ def _bound(audits: Sequence[Audit]) -> NetworkBound | None:
 def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
     """What one attack did in all shards."""
     records = [audit.attacks[place] for audit in audits]
-    name = records[0].name
+    name = in_shard(records[0].name, audits[0].norms[0])
     distances = [d for audit in audits if audit.shard for d in audit.shard.distances.get(name, ())]
     states = [record.status for record in records]
     status: Done = "failed" if "failed" in states else "done" if "done" in states else "not run"

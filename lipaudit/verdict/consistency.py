@@ -18,13 +18,13 @@ from typing import Any
 
 from lipaudit import __version__
 from lipaudit.errors import LipauditError, ReportError
-from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, Shard
+from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, Shard, in_shard
 from lipaudit.results.bounds import Secant
 from lipaudit.results.embedding import result_text
 from lipaudit.results.formatting import clean
 from lipaudit.results.intervals import rate
 from lipaudit.results.json import from_json
-from lipaudit.results.threat import eps_value
+from lipaudit.results.threat import eps_value, norm_of
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude, integrity_of
 
@@ -60,8 +60,7 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
         return audit  # the columns that say so may be among those left out
     if page or audit.schema != SCHEMA or audit.environment.get("lipaudit") != __version__:
         # What it says in words, another version may have said in others.
-        worded = replace(drawn.verdict, headline=audit.verdict.headline, sentences=audit.verdict.sentences)
-        difference = _difference(audit, replace(drawn, verdict=worded, findings=audit.findings), "result")
+        difference = _difference(audit, drawn.each_norm(lambda view: _in_words_of(view, audit)), "result")
     else:
         difference = _difference(audit, drawn, "result")
     if difference:
@@ -69,11 +68,22 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
     return audit if page else drawn
 
 
+def _in_words_of(drawn: Audit, stored: Audit) -> Audit:
+    """With verdict and findings in the first norm as they were stored."""
+    theirs = stored.in_norm(drawn.norms[0])
+    worded = replace(drawn.verdict, headline=theirs.verdict.headline, sentences=theirs.verdict.sentences)
+    return replace(drawn, verdict=worded, findings=theirs.findings)
+
+
 def check_rows(audit: Audit, *, page: bool = False) -> None:
     """Raises `ReportError` for rows, bounds and counts that cannot belong to one audit."""
-    for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds, _claim):
-        for field, expected in check(audit, page):
-            raise ReportError(f"result.{field}: expected {expected}; the file is not what lipaudit wrote")
+    if len(set(audit.norms)) < len(audit.norms):
+        raise ReportError("result.other_norms: expected each norm once; the file is not what lipaudit wrote")
+    for norm in audit.norms:
+        where = "" if norm == audit.norms[0] else f"other_norms.{norm}: "
+        for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds, _claim):
+            for field, expected in check(audit.in_norm(norm), page):
+                raise ReportError(f"result.{where}{field}: expected {expected}; the file is not what lipaudit wrote")
 
 
 def _difference(stored: Any, drawn: Any, where: str) -> str:
@@ -114,10 +124,15 @@ def _rows(audit: Audit, page: bool) -> Faults:
     if s.image or (audit.dataset.rows_sha256 and not page):
         if len(s.image) != count or digest_of(s.index, s.label, s.image) != audit.dataset.rows_sha256:
             yield "dataset.rows_sha256", "the digest of index, label and image of the rows"
-    elif not page and audit.schema == SCHEMA:
+    elif not page and _of_today(audit):
         yield "samples.image", "a digest of each image"
     if audit.parts and sum(part.samples for part in audit.parts) != count:
         yield "parts", f"{count} samples together"
+
+
+def _of_today(audit: Audit) -> bool:
+    """Whether it has all that results of this major version have."""
+    return audit.schema.partition(".")[0] == SCHEMA.partition(".")[0]
 
 
 def _shard(audit: Audit, shard: Shard) -> Faults:
@@ -129,7 +144,7 @@ def _shard(audit: Audit, shard: Shard) -> Faults:
         yield "samples", f"{rows} samples in shard {shard.number}/{shard.of}, got {len(audit.samples.index)}"
     if replace(audit.dataset, sha256="", rows_sha256="") != expected:
         yield "shard.whole", "the data set of result.dataset"
-    names = {record.name for record in audit.attacks}
+    names = {in_shard(r.name, norm) for norm in audit.norms for r in audit.in_norm(norm).attacks}
     if shard.distances.keys() - names:
         yield "shard.distances", "the attacks of result.attacks"
 
@@ -265,10 +280,14 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
     classes, omitted = audit.model.classes, page or audit.model.classes > MOST_CLASSES
     if len(bound.pairwise) != classes and (bound.pairwise or not omitted):
         yield "bound.pairwise", f"a row for each of {classes} classes, got {len(bound.pairwise)}"
-    if not bound.pairwise and len(bound.least) != classes and (bound.least or audit.schema == SCHEMA):
+    if not bound.pairwise and len(bound.least) != classes and (bound.least or _of_today(audit)):
         yield "bound.least", f"a number for each of {classes} classes, got {len(bound.least)}"
-    if any(not 0 <= v <= math.sqrt(2) * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
-        yield "bound.pairwise", f"numbers from 0 to the root of 2 times the bound {bound.value:.6g}"
+    if norm_of(audit.threat.norm) != bound.norm:
+        yield "bound.norm", f"{norm_of(audit.threat.norm)}, as result.threat says, got {bound.norm}"
+    # In L2 the bound is that of the vector of logits, elsewhere of each.
+    most, times = (math.sqrt(2), "the root of 2") if bound.norm == "l2" else (2.0, "2")
+    if any(not 0 <= v <= most * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
+        yield "bound.pairwise", f"numbers from 0 to {times} times the bound {bound.value:.6g}"
     for i, row in enumerate(bound.pairwise):
         if any(not _near(bound.pairwise[j][i], value) for j, value in enumerate(row)):
             yield f"bound.pairwise[{i}]", "the same number for both orders of two classes"
@@ -285,7 +304,7 @@ def _claim(audit: Audit, page: bool) -> Faults:
     """The claim is that of the settings; its slope follows from the two inputs and their logits."""
     claim, asked = audit.claim, audit.config.get("claimed_lipschitz")
     if claim is None:
-        if asked is not None and audit.schema == SCHEMA:
+        if asked is not None and _of_today(audit) and audit.norms[0] == "l2":
             yield "claim", f"the claimed constant {_short(asked)} of result.config"
         return
     if not 0 < claim.constant < math.inf:

@@ -34,14 +34,19 @@ def masked(z: Tensor) -> Tensor:
     return torch.cat([z[:, :3], torch.full_like(z[:, 3:], -1e9)], 1)
 
 
-@pytest.mark.parametrize("factor", [1e-30, 1e-8, 1e6, 1e25])
-def test_the_size_of_logits_changes_nothing(factor: float) -> None:
-    inputs, plain = samples(4), linear(4)
+@pytest.mark.parametrize(
+    ("factor", "dtype"),
+    [(factor, torch.float32) for factor in (1e-36, 1e-30, 1e-8, 1e6, 1e25)]
+    + [(1e-200, torch.float64), (1e-3, torch.float16), (1e3, torch.float16), (1e30, torch.bfloat16)],
+)
+def test_the_size_of_logits_changes_nothing(factor: float, dtype: torch.dtype) -> None:
+    inputs, plain = samples(4).to(dtype).float(), linear(4)
+    plain = plain.to(dtype).float()  # the same function with the weights that the dtype has
     labels = labelled(plain, inputs)
     exact = exact_distances(plain, inputs, labels)
     for name in ("deepfool", "fab-t-quick", "pgd-at-radius", "apgd-ce"):
         given = {"attacks": [name], "eps": [1.3 * float(exact.max())], "radii": 1.3 * exact}
-        evidence = cross_check(After(lambda z: z * factor), inputs, labels, **given)
+        evidence = cross_check(After(lambda z: z * factor).to(dtype), inputs.to(dtype), labels, **given)
         usual = cross_check(plain, inputs, labels, **given)
         assert evidence.records[0].broken >= usual.records[0].broken >= 3
     (flag,) = evidence.flags

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
-from lipaudit.results.audit import Audit, Gate
+from lipaudit.results.audit import Audit
 from lipaudit.results.formatting import percent
 from lipaudit.results.intervals import CONFIDENCE, at_most
 from lipaudit.results.metrics import held_against, reached
@@ -33,7 +33,7 @@ GATED: Mapping[State, str] = {
     "LA101",
     "Radii against the smallest change of an image",
     asks="Do certified radii reach the smallest change that an image of this kind can have?",
-    why="Two different 8-bit images differ by at least 1/255 in L2: one channel of one pixel, by one level. On "
+    why="Two different 8-bit images differ by at least 1/255 in every norm: one channel of one pixel, by one level. On "
     "another grid the value names the smallest change. A smaller radius certifies the image itself and no other.",
     fix="Train for a small Lipschitz bound, as the bundled digits-aol is (lipaudit.nn), or look for local radii with "
     "--local on.",
@@ -74,7 +74,7 @@ def accuracy_above_chance(audit: Audit) -> Outcome:
     classes, right, total = max(1, audit.model.classes), audit.clean.count, audit.clean.total
     value = f"{percent(audit.clean.value)}, {right} of {total}; by guessing {percent(1 / classes)}"
     fix = "Train longer or with a larger network, or ask for less."
-    gated = outcome(audit.gates, "clean_accuracy", fix)
+    gated = outcome(audit, "clean_accuracy", fix)
     if gated is not None and gated.state in ("fail", "warn"):
         return gated
     if audit.model.weights == "random":
@@ -135,7 +135,9 @@ def claim_holds(audit: Audit) -> Outcome | None:
         return Outcome("fail", "A slope refutes the claimed Lipschitz constant", value)
     if standing == "open":
         return Outcome("warn", "The claimed Lipschitz constant is neither proved nor refuted", value)
-    return Outcome("pass", "The bound confirms the claimed Lipschitz constant", value)
+    exact = audit.bound is not None and audit.bound.value <= audit.claim.constant
+    title = "The bound confirms the claimed Lipschitz constant"
+    return Outcome("pass", title if exact else f"{title}, but for rounding", value)
 
 
 @check(
@@ -150,7 +152,7 @@ def claim_holds(audit: Audit) -> Outcome | None:
     states={**GATED, "not run": f"the gate cannot be evaluated: {WITHHELD}"},
 )
 def proved_reaches_gate(audit: Audit) -> Outcome | None:
-    return outcome(audit.gates, "certified_accuracy")
+    return outcome(audit, "certified_accuracy")
 
 
 @check(
@@ -168,12 +170,13 @@ def proved_reaches_gate(audit: Audit) -> Outcome | None:
     },
 )
 def empirical_reaches_gate(audit: Audit) -> Outcome | None:
-    return outcome(audit.gates, "empirical_robust_accuracy")
+    return outcome(audit, "empirical_robust_accuracy")
 
 
-def outcome(gates: Iterable[Gate], measure: str, fix: str | None = None) -> Outcome | None:
-    """The gates on one measure as one outcome, the missed ones first; None where there are none."""
-    rows = [(eps, gate) for gate in gates for one, eps in [about(gate)] if one == measure]
+def outcome(audit: Audit, measure: str, fix: str | None = None) -> Outcome | None:
+    """The gates on one measure in the first norm as one outcome, the missed ones first; None where there are none."""
+    gates, norm = audit.gates, audit.norms[0]
+    rows = [(eps, gate) for gate in gates for one, of, eps in [about(gate)] if one == measure and of in ("", norm)]
     if not rows:
         return None
     failed = [row for row in rows if row[1].state == "failed"]
