@@ -24,7 +24,6 @@ from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.graph import evaluate
 from lipaudit.domains.zonotope.logits import products_of_a_pass, room_in_memory, seconds_of_a_pass
 from lipaudit.domains.zonotope.propagator import TooWide
-from lipaudit.domains.zonotope.quadratic_constraints import Remembered
 from lipaudit.errors import LipauditError
 from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
@@ -54,7 +53,7 @@ _FEW_ROWS = 4096
 _MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
-_COARSE = 1.1
+_COARSE = 1.45
 """The precision of a search that takes all symbols together, at best."""
 _FURTHER = 1.9
 """A search in which all symbols are taken together begins at so many times the radius found without."""
@@ -263,10 +262,10 @@ def local_radius(
     if search.together and needed >= MOST_TOGETHER and say is not None:
         say(f"thorough: {needed} unknowns are more than the {MOST_TOGETHER} that are taken together; plain forms only")
     if search.together and needed < MOST_TOGETHER:
-        remembered = Remembered()
 
         def attempt_together(radius: float) -> Attempt:
-            return attempted(composition, x, label, radius, search, norm=norm, remembered=remembered)
+            # Multipliers are only chosen until it passes: the margin says nothing of how far it is to the crossing.
+            return Attempt(attempted(composition, x, label, radius, search, norm=norm).rows)
 
         start = _FURTHER * proved if proved > known else start
         precision = max(search.precision, _COARSE)

@@ -25,7 +25,7 @@ from lipaudit.rounding import gamma, up
 
 LARGEST_ROWS_BYTES = 6 * 2**30
 """Memory of the rows of one tensor, at most."""
-_ENOUGH = 0.8
+_ENOUGH = 0.99
 """Share of what there is room for, where no better multipliers are looked for."""
 _TIMED_ROWS = 128
 _FEW_OPEN = 500
