@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lipaudit.certification.certificates import Certificates, as_asked, certify_with, under
-from lipaudit.certification.executed import lost, sentence_of
+from lipaudit.certification.executed import lost
 from lipaudit.certification.held import Held, Limit
 from lipaudit.certification.inputs import as_pixels, check_inputs, check_labels, within
 from lipaudit.certification.network_bound import Composition, compose
@@ -331,7 +331,7 @@ def _draft(
     config: dict[str, Any],
 ) -> Audit:
     """All that was found; rates, checks, gates and the verdict are added by `conclude`."""
-    journal, rows, dtype = task.journal, task.rows, task.composition.graph.dtype
+    journal, rows = task.journal, task.rows
     kept = {BEFORE: round(journal.restored, 3)} if journal and journal.restored else {}
     failures = (journal.failure,) if journal and journal.failure else ()
     shard = task.settings.shard
@@ -352,8 +352,8 @@ def _draft(
         slope=slopes.value,
         slope_share=slopes.share,
         rounding=certificates.rounding,
-        arithmetic=sentence_of(task.settings.arithmetic, dtype),
-        arithmetics=provenance.of_arithmetics(certificates, dtype),
+        arithmetic="",
+        arithmetics=provenance.of_arithmetics(certificates),
         samples=samples,
         attacks=evidence.records,
         findings=(),

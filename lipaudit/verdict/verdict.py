@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lipaudit.results.audit import Audit, Finding, Integrity, Status, Strength, Verdict
+from lipaudit.results.bounds import sentence_of
 from lipaudit.results.formatting import number, number_from_log10, percent, plural
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import put_to_the_test, reached, unfinished
@@ -19,7 +20,8 @@ from lipaudit.verdict.gates import Condition, judge
 
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
-    """The audit with its rates, gates, findings, verdict and exit code."""
+    """The audit with its rates, sentences, gates, findings, verdict and exit code."""
+    draft = spoken(draft)
     samples, budgets = draft.samples, draft.threat.eps
     proved = tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets)
     attacked = budgets if any(samples.attacked) else ()
@@ -47,6 +49,13 @@ def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
         if verdict.integrity == "SOUND"
         else tuple(replace(p, certified=()) for p in arithmetics),
     )
+
+
+def spoken(draft: Audit) -> Audit:
+    """The audit with what it says about each arithmetic."""
+    each = tuple(replace(p, sentence=sentence_of(p.arithmetic, draft.model.dtype)) for p in draft.arithmetics)
+    headline = next((p.sentence for p in each if p.headline), draft.arithmetic)
+    return replace(draft, arithmetics=each, arithmetic=headline)
 
 
 def run_name(draft: Audit) -> str:
