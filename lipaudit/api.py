@@ -25,13 +25,12 @@ from lipaudit.loading.user_data import with_labels
 from lipaudit.progress import Progress
 from lipaudit.results.audit import Audit, ModelFacts
 from lipaudit.results.bounds import NetworkBound
-from lipaudit.results.threat import Norm, norm_of
 from lipaudit.runs.audit import audit as audit_network
 from lipaudit.runs.provenance import Source
 from lipaudit.settings import Settings, settings_from, signature
-from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.gates import conditions, refuse_unmeasured
 
-BOUNDING = ("norms", "global_method", "mean", "std", "device", "domain")
+BOUNDING = ("norm", "norms", "global_method", "mean", "std", "device", "domain")
 CERTIFYING = (*BOUNDING, "local", "local_samples", "arithmetic")
 """The settings that `bound` and `certify` take."""
 BEST = Settings(norms="best")
@@ -57,16 +56,15 @@ def bound(
     model: nn.Module | Any,
     input_shape: tuple[int, ...],
     *,
-    norm: Norm = "l2",
     settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
 ) -> NetworkBound:
     """A proved bound of the Lipschitz constant of `model`, from raw inputs to logits.
 
-    Inputs move in `norm`: "l2", "linf" or "l1". In L2 the bound is that of the vector of logits (L2 to L2), otherwise
-    of every logit. `norms` is how L2 norms of layers are bounded: "best", "tight" (exact padding in small layers, takes
-    minutes), "all", or one method of norms/methods.py.
+    Inputs move in `norm`: "l2", "linf" or "l1" (or 2, inf, 1). In L2 the bound is that of the vector of logits (L2 to
+    L2), otherwise of every logit. `norms` is how L2 norms of layers are bounded: "best", "tight" (exact padding in
+    small layers, takes minutes), "all", or one method of norms/methods.py.
 
     `input_shape` has no batch axis: (3, 32, 32). Keywords replace `settings`. `mean` and `std` (per channel) put the
     normalisation (x - mean) / std in front. `device` defaults to the one the model is on. `domain` is the range of the
@@ -77,8 +75,8 @@ def bound(
     smaller bound, of the network and of each pair of classes.
     Raises `CaptureError`, `UnsupportedOp` or `NotLipschitz`, each naming the layer.
     """
-    measured = norm_of(norm)
     settings = settings_from(keywords, settings, "bound", takes=BOUNDING, was={"method": ("norms", {})})
+    measured = settings.only_norm
     network, _ = network_of(model, settings)
     shape, domain = tuple(input_shape), network.domain
     composition = compose(network.module, shape, domain=domain, progress=progress, **settings.bounding)
@@ -91,7 +89,6 @@ def certify(
     inputs: torch.Tensor | np.ndarray | DataLoader[Any] | Dataset[Any],
     labels: torch.Tensor | np.ndarray | Sequence[int] | None = None,
     *,
-    norm: Norm = "l2",
     settings: Settings = BEST,
     progress: Progress | None = None,
     **keywords: Any,
@@ -114,8 +111,8 @@ def certify(
     Raises the errors of `lipaudit.bound`, and `BadThreat` for unfit inputs. Warns of pixels from 0 to 255 without a
     `domain`: most networks take them from 0 to 1.
     """
-    measured = norm_of(norm)
     settings = settings_from(keywords, settings, "certify", takes=CERTIFYING, was={"method": ("local", METHODS)})
+    measured = settings.only_norm
     network, _ = network_of(model, settings)
     images, truth = with_labels(inputs, labels)
     points = check_inputs(images)
@@ -153,16 +150,18 @@ def audit(
     entries in `domain`: [0, 1], or the `clip_values` of an ART classifier. `labels` are integers or one-hot rows; a
     DataLoader or Dataset of pairs as `inputs` brings its own.
 
-    Keywords replace `settings`, and are those of `lipaudit.settings.Settings`. Radii, distances and `eps`, the L2
-    budgets ("36/255" or numbers), are in units of the inputs. `attacks` is a preset ("standard" unless said otherwise)
-    or a list of names, "none" for none. `norms` and `arithmetic` are those of `certify`; here certificates in all three
-    arithmetics are found (`Audit.arithmetics`), and `arithmetic` says which of them the radii, rates and gates of the
-    result are about. `local` radii are looked for around as many images as a minute allows ("auto"), around all ("on"),
-    around all with all neurons taken together at last, for many times as long ("thorough"), or not at all ("off"); of
-    at most `local_samples` images. `shard` (3, 8) audits the third of eight parts of the samples; `lipaudit.merge`
-    makes one audit of all of them. `smoothing`, the sigma of randomized smoothing in units of the inputs, and `clever`
-    add estimates, which no certificate rests on. `gates` are conditions such as "certified_accuracy@36/255>=0.30" (see
-    `lipaudit.verdict.gates`), judged at the end.
+    Keywords replace `settings`, and are those of `lipaudit.settings.Settings`. Changes are measured in `norm`: "l2",
+    "linf" or "l1", or several, such as ("linf", "l2"), which share one run: the fields of the result are about the
+    first, and `Audit.in_norm` gives those of another. Radii, distances and `eps`, the budgets ("36/255" or numbers;
+    with several norms "linf:8/255", or by norm), are in units of the inputs. `attacks` is a preset ("standard" unless
+    said otherwise) or a list of names, "none" for none. `norms` and `arithmetic` are those of `certify`; here
+    certificates in all three arithmetics are found (`Audit.arithmetics`), and `arithmetic` says which of them the
+    radii, rates and gates of the result are about. `local` radii are looked for around as many images as a minute
+    allows ("auto"), around all ("on"), around all with all neurons taken together at last, for many times as long
+    ("thorough"), or not at all ("off"); of at most `local_samples` images. `shard` (3, 8) audits the third of eight
+    parts of the samples; `lipaudit.merge` makes one audit of all of them. `smoothing`, the sigma of randomized
+    smoothing in units of the inputs, and `clever` add estimates, which no certificate rests on. `gates` are conditions
+    such as "certified_accuracy@36/255>=0.30" (see `lipaudit.verdict.gates`), judged at the end.
 
     `journal` is a folder that keeps what is finished, batch by batch: the same call with the same folder goes on where
     an interrupted one was, whatever ended it, and finds the same. It is the caller's to delete. `source` says where
@@ -171,7 +170,7 @@ def audit(
     `ResumeError` for the journal of another audit, and the errors of `bound`.
     """
     settings, source = given(keywords, settings, source)
-    conditions(settings.gates)  # a wrong gate is told before any work
+    refuse_unmeasured(conditions(settings.gates), settings.measured)  # a wrong gate is told before any work
     network, facts = network_of(model, settings)
     source = source if source.model_facts else replace(source, model_facts=facts)
     return audit_network(network, inputs, labels, settings, source, progress=progress, journal=journal)

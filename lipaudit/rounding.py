@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import decimal
 import math
+import operator
 import os
 from collections.abc import Iterator
 from decimal import Decimal
@@ -124,13 +125,59 @@ def check_arithmetic(device: torch.device) -> None:
         )
 
 
+_ALL_PRODUCTS = "torch.set_float32_matmul_precision('highest')"
+_MULTIPLYING = {
+    "mkldnn.matmul": _ALL_PRODUCTS, "mkldnn.conv": "torch.backends.mkldnn.conv.fp32_precision = 'ieee'",
+    "mkldnn.rnn": "torch.backends.mkldnn.rnn.fp32_precision = 'ieee'", "cuda.matmul": _ALL_PRODUCTS,
+    "cudnn.conv": "torch.backends.cudnn.allow_tf32 = False", "cudnn.rnn": "torch.backends.cudnn.allow_tf32 = False",
+}  # fmt: skip
+"""Where torch keeps a format for products of float32 (CPUs have those of mkldnn), and how to have float32 again."""
+SHORT_UNITS = {"tf32": 2.0**-11, "bf16": 2.0**-8}
+
+
+def short_formats(device: torch.device | None = None) -> dict[str, str]:
+    """What torch may multiply in a shorter format than float32 (on `device`): {"cudnn.conv": "tf32"}.
+
+    That is so for convolutions on GPUs unless it is switched off.
+    """
+    names = [name for name in _MULTIPLYING if device is None or (device.type == "cpu") == name.startswith("mkldnn")]
+    formats = {name: operator.attrgetter(name)(torch.backends).fp32_precision for name in names}
+    return {name: short for name, short in formats.items() if short not in ("ieee", "none")}
+
+
+def shortened(device: torch.device) -> str:
+    """Why products of float32 may be something else there, and what to do; empty if they are what they say."""
+    for name, short in short_formats(device).items():
+        return f"torch may multiply in {short} where the network runs ({name}); set {_MULTIPLYING[name]} and run again"
+    return ""
+
+
 @contextlib.contextmanager
 def plain_sums() -> Iterator[None]:
-    """Without the kernels that no arithmetic covers: cuDNN may use Winograd or TF32, matrix products may use TF32."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    """Without the kernels that no arithmetic covers: Winograd, FFT and TF32 in cuDNN, TF32 and bf16 in products."""
+    short = {name: value for name, value in short_formats().items() if not name.startswith("cudnn")}
+    enabled, precision = torch.backends.cudnn.enabled, _matmul_precision()
+    torch.backends.cudnn.enabled = False
+    _set(dict.fromkeys(short, "ieee"))
+    if precision is not None:
+        torch.set_float32_matmul_precision("highest")
     try:
-        with torch.backends.cudnn.flags(enabled=False):
-            yield
+        yield
     finally:
-        torch.set_float32_matmul_precision(precision)
+        _set(short)
+        if precision is not None:
+            torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.enabled = enabled
+
+
+def _matmul_precision() -> str | None:
+    """None where formats were set one by one: torch then refuses to sum them up."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return None
+
+
+def _set(formats: dict[str, str]) -> None:
+    for name, value in formats.items():
+        operator.attrgetter(name)(torch.backends).fp32_precision = value

@@ -28,10 +28,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
-from lipaudit.errors import ConfigError, RenamedWarning
+from lipaudit.errors import BadThreat, ConfigError, RenamedWarning
 from lipaudit.results.bounds import Arithmetic
+from lipaudit.results.formats import FORMATS
 from lipaudit.results.formatting import clean
-from lipaudit.results.threat import DEFAULT_EPS, Box, comma_list
+from lipaudit.results.threat import DEFAULT_EPS, NORMS, Box, Budgets, Norm, comma_list, norms_of
 
 Affects = Literal["question", "proof", "attack", "place", "output"]
 """What changes with a setting:
@@ -105,6 +106,7 @@ class Parsed:
     """What `parse` makes of a text; it raises `ValueError` that says what was expected."""
 
     parse: Callable[[str], Any]
+    propose: tuple[str, ...] = ()
 
 
 Kind = Text | Whole | Number | Flag | OneOf | File | Parsed
@@ -146,9 +148,17 @@ def part_of(text: str) -> tuple[int, int]:
 def formats(text: str) -> tuple[str, ...]:
     """`json,html` -> ("json", "html")."""
     chosen = tuple(dict.fromkeys(comma_list(text)))
-    if not chosen or not set(chosen) <= {"json", "html", "md"}:
-        raise ValueError(f"expected some of json,html,md; got {text!r}")
+    if not chosen or not set(chosen) <= FORMATS.keys():
+        raise ValueError(f"expected some of {','.join(FORMATS)}; got {text!r}")
     return chosen
+
+
+def measures(text: str) -> tuple[Norm, ...]:
+    """`linf,l2` -> ("linf", "l2")."""
+    try:
+        return norms_of(text)
+    except BadThreat as error:
+        raise ValueError(str(error)) from None
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -255,14 +265,31 @@ class Settings:
         OneOf(tuple(LETTERS.values())),
         was=Was("promise", LETTERS, OneOf(tuple(LETTERS))),
     )
-    eps: str | float | Sequence[str | float] | None = option(
+    claimed_lipschitz: float | None = option(
         None,
-        "L2 budgets, such as 0.5 or 36/255; repeat, or separate by commas.",
+        "Claimed Lipschitz constant (L2), raw inputs to logits: the report says whether it holds.",
+        PROOF,
+        "question",
+        Number(),
+        metavar="K",
+        shown="what the layers claim",
+    )
+    norm: str | float | Sequence[str | float] = option(
+        ("l2",),
+        "Norm that changes are measured in: l2, linf, l1; several, such as linf,l2, share one run.",
+        ATTACKS,
+        "question",
+        Parsed(measures, propose=NORMS),
+        metavar="N",
+    )
+    eps: Budgets | None = option(
+        None,
+        "Budgets, such as 0.5 or 36/255; repeat, or separate by commas. With several norms: linf:8/255,l2:0.5.",
         ATTACKS,
         "question",
         Text(several=True),
         metavar="E",
-        shown=",".join(DEFAULT_EPS),
+        shown=", ".join(f"{norm}:{','.join(usual)}" for norm, usual in DEFAULT_EPS.items()),
     )
     attacks: str | Sequence[str] | None = option(
         None,
@@ -310,8 +337,21 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", norms_of(self.norm))
         for one in options_of(type(self)).values():
             _check(one, getattr(self, one.name))
+
+    @property
+    def measured(self) -> tuple[Norm, ...]:
+        """The norms, each once."""
+        return cast(tuple[Norm, ...], self.norm)
+
+    @property
+    def only_norm(self) -> Norm:
+        """The norm. Raises `ConfigError` where there are several."""
+        if len(self.measured) > 1:
+            raise ConfigError(f"norm: expected one of {', '.join(NORMS)}, got {', '.join(self.measured)}")
+        return self.measured[0]
 
     @property
     def bounding(self) -> dict[str, Any]:
@@ -385,7 +425,7 @@ class RunSettings(Settings):
     )
     out: str = option("reports", "Folder for reports; - prints to stdout.", OUTPUT, "output", short="-o", metavar="DIR")
     formats: tuple[str, ...] = option(
-        ("json", "html"), "Some of json,html,md.", OUTPUT, "output", Parsed(formats), flag="--format"
+        ("json", "html"), f"Some of {', '.join(FORMATS)}.", OUTPUT, "output", Parsed(formats), flag="--format"
     )
     proof: Path | None = option(
         None, "Also write a proof of the global radii, for `lipaudit verify`.", OUTPUT, "output", File(), metavar="FILE"

@@ -78,14 +78,16 @@ def planted() -> Audit:
     from lipaudit.runs import audit as pipeline
 
     loaded, data = load_model("digits-cnn", dataset="digits"), load_dataset("digits", samples=60)
-    honest = pipeline.certify_with
+    honest = pipeline.certify_in
 
-    def lying(*given: Any, **more: Any) -> Certificates:
-        certificates = honest(*given, **more)
-        return replace(certificates, rows=tuple(replace(row, radius=LIE * row.radius) for row in certificates.rows))
+    def lying(*given: Any, **more: Any) -> dict[str, Certificates]:
+        return {
+            norm: replace(found, rows=tuple(replace(row, radius=LIE * row.radius) for row in found.rows))
+            for norm, found in honest(*given, **more).items()
+        }
 
     name = f"digits-cnn with planted lie (radii x {LIE:g})"
-    with mock.patch.object(pipeline, "certify_with", lying):
+    with mock.patch.object(pipeline, "certify_in", lying):
         return lipaudit.audit(
             loaded.module, data.inputs, data.labels, attacks="quick", local="off", index=data.index,
             model_facts=replace(loaded.facts, name=name), data_facts=data.facts,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -52,7 +53,9 @@ def imports(file: Path) -> set[str]:
     return names
 
 
-IMPORTS = {module: imports(file) for module, file in MODULES.items()}
+@functools.cache
+def all_imports() -> dict[str, set[str]]:
+    return {module: imports(file) for module, file in MODULES.items()}
 
 
 def room(module: str) -> str:
@@ -60,7 +63,7 @@ def room(module: str) -> str:
 
 
 def test_no_circle_of_modules() -> None:
-    graph = {module: (names & set(MODULES)) - {module} for module, names in IMPORTS.items()}
+    graph = {module: (names & set(MODULES)) - {module} for module, names in all_imports().items()}
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
@@ -72,7 +75,7 @@ def test_every_import_goes_to_a_floor_below() -> None:
     assert {room(module) for module in MODULES} == set(floor)
     upward = [
         f"{module} imports {name}"
-        for module, names in IMPORTS.items()
+        for module, names in all_imports().items()
         for name in names & set(MODULES)
         if module != "lipaudit" and room(name) != room(module) and floor[room(name)] >= floor[room(module)]
     ]
@@ -95,14 +98,16 @@ def test_the_whole_house_is_taken_in_at_one_look() -> None:
     ],
 )
 def test_who_may_import_whom(place: str, forbidden: tuple[str, ...]) -> None:
-    for module, names in IMPORTS.items():
+    for module, names in all_imports().items():
         if room(module) == place:
             assert not [name for name in names if name.startswith(forbidden)], module
 
 
 @pytest.mark.parametrize("name", ["errors", "progress", "registry", "checker", "results.audit", "results.bounds"])
 def test_the_ground_floor_needs_only_the_standard_library(name: str) -> None:
-    outside = {names for names in IMPORTS[f"lipaudit.{name}"] if names.split(".")[0] not in sys.stdlib_module_names}
+    outside = {
+        names for names in all_imports()[f"lipaudit.{name}"] if names.split(".")[0] not in sys.stdlib_module_names
+    }
     assert all(module.startswith("lipaudit.") for module in outside), outside
 
 

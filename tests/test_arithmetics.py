@@ -292,6 +292,25 @@ def test_what_has_no_proved_error_is_refused_by_name(why: str) -> None:
     assert found.others["real"].radius.any()
 
 
+@pytest.mark.parametrize("through", ["all products", "one backend"])
+def test_products_in_a_shorter_format_are_another_arithmetic(through: str) -> None:
+    net, x = perceptron(7, 6, 12, 3), torch.rand(2, 6, generator=torch.Generator().manual_seed(0))
+    expected = lipaudit.certify(net, x, arithmetic="native")
+    try:
+        if through == "all products":
+            torch.set_float32_matmul_precision("medium")
+        else:
+            torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        got, real = lipaudit.certify(net, x, arithmetic="native"), lipaudit.certify(net, x)
+        assert torch.backends.mkldnn.matmul.fp32_precision == "bf16"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert got.why_not.startswith("torch may multiply in bf16 where the network runs")
+    assert not got.radius.any()
+    assert expected.radius.all()
+    assert (real.radius == expected.others["real"].radius).all()
+
+
 def test_an_audit_has_all_three_and_the_headline_that_was_asked_for() -> None:
     network = perceptron(12, 6, 12, 3)
     images = torch.rand(40, 6, generator=torch.Generator().manual_seed(6))

@@ -34,6 +34,20 @@ __all__ = ["audited", "call", "pair", "user_module"]
 # --- run
 
 
+def test_in_a_github_workflow_the_log_and_the_summary_say_what_came_out(
+    call: Call, audited: dict[str, Any], pair: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = tmp_path / "summary.md"
+    monkeypatch.setattr("lipaudit.results.exports.workflow_commands", lambda _: ["::warning title=one::two"])
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    result = call("run", *pair, "--format", "junit,badge", "-q")
+    run = audited["audit"].run
+    assert written() == [f"{run}.badge.json", f"{run}.junit.xml"]
+    assert summary.read_text().startswith("#")
+    assert "::warning title=one::two" in result.err
+
+
 def test_a_run_writes_whole_reports_and_says_so_on_stderr(
     call: Call, audited: dict[str, Any], pair: list[object]
 ) -> None:
@@ -228,7 +242,7 @@ USAGE: dict[str, tuple[Sequence[str], str]] = {
     "device": (["--device", "tpu"], "cuda"),
     "samples": (["--samples", "0"], "x>=1"),
     "time": (["--time-limit", "soon"], "2h"),
-    "format": (["--format", "pdf"], "json,html,md"),
+    "format": (["--format", "pdf"], "json,html,md,junit"),
     "shape": (["--input-shape", "32"], "3,32,32"),
     "mean": (["--mean", "a,b,c"], "none"),
     "option": (["--models", "x"], "--model"),
@@ -298,7 +312,7 @@ def test_a_report_that_fails_leaves_no_file(
     def fail(audit: Audit) -> str:
         raise ZeroDivisionError(f"in the report of {audit.run}")
 
-    monkeypatch.setattr(Audit, "to_html", fail)
+    monkeypatch.setattr("lipaudit.report.html.to_html", fail)
 
     line = refused(call("run", *pair, "-q"), code=1)
 

@@ -99,3 +99,18 @@ def test_links_lead_somewhere(page: Path) -> None:
         if target.startswith(("http://", "https://", "#")):
             continue
         assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_conda_recipe_asks_for_what_the_wheel_asks_for() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    recipe = (ROOT / "conda" / "meta.yaml").read_text("utf-8")
+
+    def asked(part: str) -> list[str]:
+        lines = re.search(rf"^  {part}:\n((?:    - .*\n)+)", recipe, re.MULTILINE)
+        assert lines is not None
+        return sorted(line.replace(" ", "").replace("pytorch>", "torch>") for line in re.findall(r"- (.*)\n", lines[1]))
+
+    python = f"python{settings['project']['requires-python']}"
+    assert asked("run") == sorted([python, *settings["project"]["dependencies"]])
+    assert asked("host") == sorted([python, "pip", *settings["build-system"]["requires"]])
+    assert settings["project"]["description"] in recipe

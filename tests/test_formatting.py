@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results import formatting as f
-from lipaudit.results.threat import budgets, eps_text, eps_value, parse_eps, threat_of
+from lipaudit.results.threat import budgets, eps_text, eps_value, threats_of
 from lipaudit.verdict.gates import parse
 
 
@@ -135,9 +135,8 @@ def test_budgets() -> None:
 def test_budgets_in_every_form_by_every_parser(eps: Any, found: tuple[str, ...]) -> None:
     assert budgets(eps) == found
     if found:
-        assert threat_of(eps, (0.0, 1.0)).eps == found
-        texts = (eps,) if isinstance(eps, str | float) else eps
-        assert parse_eps([str(one) for one in texts]) == budgets([str(one) for one in texts])
+        assert [threat.eps for threat in threats_of(eps, ("l2",))] == [found]
+        assert [threat.eps for threat in threats_of({"linf": eps, "l2": "1"}, ("l2", "linf"))] == [("1",), found]
         assert [parse(f"certified_accuracy@{one}>=0.5").eps for one in found] == list(found)
 
 
@@ -150,9 +149,7 @@ def test_what_is_no_budget_is_one_by_no_parser(eps: Any) -> None:
         budgets(eps)
     if eps is not None:
         with pytest.raises(BadThreat):
-            threat_of(eps, (0.0, 1.0))
+            threats_of(eps, ("l2",))
     if isinstance(eps, str):
-        with pytest.raises(BadThreat):
-            parse_eps([eps])
         with pytest.raises(ConfigError):
             parse(f"certified_accuracy@{eps}>=0.5")

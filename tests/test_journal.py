@@ -296,7 +296,7 @@ def test_bounds_of_layers_are_kept_from_the_first_on(tmp_path: Path, monkeypatch
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "certify_with", interrupted)
+        patch.setattr(pipeline, "certify_in", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert holds_parts(tmp_path / "run.partial")

@@ -138,7 +138,7 @@ def test_execution_is_measured_in_the_norm() -> None:
 
 
 def test_norms_have_one_name_each() -> None:
-    assert [Threat(("1",), norm).norm for norm in ("L2", "linf", "LINF", "l1")] == ["L2", "Linf", "Linf", "L1"]
+    assert [Threat(("1",), norm).norm for norm in ("L2", "linf", "inf", "l1", 1)] == ["L2", "Linf", "Linf", "L1", "L1"]
     assert Threat(("1",)).norm == "L2"
     assert circumradius("linf", 784) == 28.0
     assert circumradius("linf", 3) ** 2 >= 3
@@ -147,7 +147,7 @@ def test_norms_have_one_name_each() -> None:
     for use in (
         lambda: Threat(("1",), "l0"),
         lambda: lipaudit.certify(model, x, norm="l0"),
-        lambda: lipaudit.bound(model, (20,), norm="inf"),
+        lambda: lipaudit.bound(model, (20,), norm="lp"),
     ):
         with pytest.raises(BadThreat, match="expected a norm, l2, linf, l1, got"):
             use()

@@ -19,6 +19,7 @@ from lipaudit.engines import audit_in_shards
 from lipaudit.errors import BadThreat
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.json import from_json
+from lipaudit.results.threat import threats_of
 from lipaudit.runs import audit as pipeline
 from lipaudit.runs import planning
 from lipaudit.runs.planning import plan_run
@@ -237,11 +238,12 @@ def test_plan_takes_the_most_that_fits_and_never_changes_a_choice(
     monkeypatch.setattr(
         planning, "estimate_seconds", lambda *_, attacks, samples, **__: {"x": seconds[attacks[0]] * samples}
     )
-    plan = plan_run(
-        network, data[0], samples=samples, attacks=attacks, budget=budget, classes=3, eps=("0.1",), available=1000
-    )
-
-    assert (plan.samples, plan.attacks) == expected
+    for norms in (("linf",), ("linf", "l2")):
+        threats, time = threats_of(None, norms), budget * len(norms)
+        plan = plan_run(
+            network, data[0], samples=samples, attacks=attacks, budget=time, classes=3, threats=threats, available=1000
+        )
+        assert (plan.samples, plan.attacks) == expected
 
 
 def test_a_time_limit_leaves_an_incomplete_audit_that_says_so(run, network, data) -> None:
@@ -259,10 +261,12 @@ def test_every_audit_records_its_settings_and_says_who_it_is_in_five_lines() -> 
     made = lipaudit.audit(model, x, model(x).argmax(1), **given, mean=(0.5,), std=(0.25,))
     other = lipaudit.audit(model, x, model(x).argmax(1), **given, mean=(0.5,), std=(0.25,), local="off")
     assert made.config == {
-        "eps": ["0.5"], "domain": [0.0, 1.0], "attacks": ["none"], "norms": "all", "global_method": "best",
+        "eps": ["0.5"], "norm": ["l2"],
+        "domain": [0.0, 1.0], "attacks": ["none"], "norms": "all", "global_method": "best",
         "arithmetic": "real", "local": "auto", "local_samples": None, "seed": 3, "device": "cpu", "time_limit": None,
         "batch_size": None, "samples": 6,
-        "mean": [0.5], "std": [0.25], "smoothing": None, "clever": False, "gates": ["clean_accuracy>=0.5"],
+        "mean": [0.5], "std": [0.25], "claimed_lipschitz": None, "smoothing": None, "clever": False,
+        "gates": ["clean_accuracy>=0.5"],
         "shard": None,
     }  # fmt: skip
     assert from_json(made.to_json()).config == made.config

@@ -17,7 +17,7 @@ from usermodels import user_module
 import lipaudit
 from lipaudit import settings as house
 from lipaudit.cli.main import commands
-from lipaudit.errors import ConfigError
+from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.settings import RunSettings, Settings, named, options_of, recorded
 
 __all__ = ["audited", "call", "pair", "user_module"]
@@ -264,7 +264,12 @@ def test_settings_and_keywords_say_the_same() -> None:
 @pytest.mark.parametrize(
     ("keywords", "error", "says"),
     [
-        ({"norm": "best"}, TypeError, r"audit\(\) got an unexpected keyword argument 'norm'; did you mean norms\?"),
+        ({"norm": "best"}, BadThreat, "expected a norm, l2, linf, l1, got 'best'"),
+        ({"norm": ()}, BadThreat, "expected a norm, l2, linf, l1, got none"),
+        ({"eps": 1, "norm": "linf,l2"}, BadThreat, "which norm is the budget 1 for"),
+        ({"eps": "l1:1", "norm": "linf"}, BadThreat, "budget 1 is for l1, which is not asked for"),
+        ({"gates": "certified_accuracy[l1]@1>=0.5"}, ConfigError, r"expected l2; audit with --norm l2,l1"),
+        ({"norm": "linf", "clever": True}, BadThreat, "clever is about L2: add l2"),
         ({"samples": 3}, TypeError, "unexpected keyword argument 'samples'"),
         ({"local": "maybe"}, ConfigError, "local: expected auto, on, thorough, off, got 'maybe'"),
         ({"arithmetic": "F"}, ConfigError, "arithmetic: expected real, native, float64, got 'F'"),

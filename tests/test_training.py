@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from lipaudit.errors import LoadError
 from lipaudit.progress import Silent
 
-BENCHMARKS = Path(__file__).with_name("benchmarks")
+EXAMPLES = Path(__file__).parent.parent / "examples" / "training"
 
 
 @pytest.fixture
 def training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.syspath_prepend(str(EXAMPLES))
     return importlib.import_module("training")
 
 

@@ -39,7 +39,7 @@ from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.bounds import Arithmetic, Certificate
 from lipaudit.results.threat import Norm
-from lipaudit.rounding import down
+from lipaudit.rounding import down, plain_sums
 from lipaudit.settings import Settings
 
 
@@ -128,7 +128,7 @@ def certify_in(
     if "float64" in arithmetics and not execution.why["float64"]:
         execution.refuse("float64", differs_in_double(composition, inputs))
     seen: list[tuple[list[float], float, dict[Arithmetic, Executed]]] = []
-    with torch.no_grad():
+    with torch.no_grad(), plain_sums():
         for x in inputs:
             point = x.to(composition.ledger.device, torch.float64)
             logits, error = error_of(point)
@@ -219,6 +219,7 @@ def as_asked(
     return under(certificates, settings.arithmetic), found
 
 
+@plain_sums()
 def with_local_radii(
     certificates: Certificates,
     composition: Composition,

@@ -33,7 +33,7 @@ from lipaudit.domains.rounding.native import SIZES, Format, Size, refusal
 from lipaudit.norms.linear_maps import schur_test
 from lipaudit.results.bounds import Arithmetic, LayerBound
 from lipaudit.results.threat import Norm, circumradius
-from lipaudit.rounding import down, length_up, narrow_up, norm_up, up
+from lipaudit.rounding import down, length_up, narrow_up, norm_up, shortened, up
 
 _SLACK = 1 + 1e-9
 """Covers the roundings, in float64, of the few positive terms of an error bound."""
@@ -132,6 +132,8 @@ class Execution:
         form = self.formats[arithmetic]
         if self.graph.casts:
             return f"the model leaves its own dtype: {self.graph.casts[0]}"
+        if form.dtype == torch.float32 and (short := shortened(self.ledger.device)):
+            return short
         if self.graph.rounded:
             return f"rounding is not proved for a function written in several operations: {self.graph.rounded[0]}"
         if self.graph.rewritten:

@@ -3,8 +3,8 @@
 Note [Local certificates]
     A radius is certified if, over the whole ball, every difference f_y - f_j has a positive lower bound: from the
     affine forms of the logits, backwards through the network with the lower lines of ReLU chosen by gradient ascent,
-    or, where that is asked for, with all neurons taken together (quadratic_constraints.py). Bisection only chooses
-    which radii are tried; each one that is returned was proved.
+    or, where that is asked for, with all neurons taken together (quadratic_constraints.py). The search only
+    chooses which radii are tried, by how much was missing at the ones before; each one that is returned was proved.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from lipaudit.certification.executed import Executed
-from lipaudit.certification.local_proof import MOST_TOGETHER, Search, proof
+from lipaudit.certification.local_proof import MOST_TOGETHER, Attempt, Search, attempted, proof
 from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.graph import evaluate
 from lipaudit.domains.zonotope.logits import room_in_memory, seconds_of_a_pass
 from lipaudit.domains.zonotope.propagator import TooWide
+from lipaudit.domains.zonotope.quadratic_constraints import Remembered
 from lipaudit.errors import LipauditError
 from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress, Silent
@@ -36,7 +37,13 @@ BUDGET = 60.0
 _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
-_STRIDE = 8.0
+_STRIDE, _STEP = 8.0, 1.15
+_HARDLY = 0.9
+"""Forms alone are not tried close to where their margin seems to end, nor beyond: not much would be left of it."""
+_SHARPER = 1.03
+"""About how much farther one comes with ranges that are sharpened backwards."""
+_POWER = 3.0
+"""1 - margin grows about as this power of the radius, where only one is known."""
 _SHARE, _CLOSEST = 1 / 32, 9
 """A search begins at this share of the distance that the gradients towards so many classes promise."""
 _LEAST = 1e-12
@@ -45,6 +52,8 @@ _FEW_ROWS = 4096
 _MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
+_COARSE = 1.1
+"""The precision of a search that takes all symbols together, at best."""
 _FURTHER = 1.9
 """A search in which all symbols are taken together begins at so many times the radius found without."""
 
@@ -228,51 +237,88 @@ def local_radius(
     """
     search = search or Search()
     alone, patience, rows = replace(search, together=False), max(_FEW_ROWS, _MORE_ROWS * x.numel()), 0
+    forms = _Curve()
 
-    def attempt(radius: float) -> bool:
+    def attempt(radius: float) -> Attempt:
         nonlocal patience, rows
-        found = proof(composition, x, label, radius, alone, patience, norm=norm)
-        if found:
-            rows, patience = found, max(_FEW_ROWS, _MORE_ROWS * found)
-        return found > 0
+        directly = len(forms.points) > 1 and radius > _HARDLY * forms.crossing()
+        found = attempted(composition, x, label, radius, alone, patience, norm=norm, directly=directly)
+        forms.add(radius, found.forwards)
+        if found.rows:
+            rows, patience = found.rows, max(_FEW_ROWS, _MORE_ROWS * found.rows)
+        return found
 
     # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
-    step = _STRIDE if start < 4 * known else search.precision
-    proved = _bisected(attempt, start, known, step, search.precision, deadline)
-    if search.together and 2 * max(rows, 2 * x.numel()) <= MOST_TOGETHER:
+    proved = _searched(attempt, start, known, _STRIDE if start < 4 * known else _STEP, search.precision, deadline)
+    if search.together and max(rows, x.numel()) < MOST_TOGETHER:
+        remembered = Remembered()
+
+        def attempt_together(radius: float) -> Attempt:
+            return attempted(composition, x, label, radius, search, norm=norm, remembered=remembered)
+
         start = _FURTHER * proved if proved > known else start
-        proved = _bisected(
-            lambda radius: proof(composition, x, label, radius, search, norm=norm) > 0,
-            start,
-            proved,
-            search.precision,
-            search.precision,
-            deadline,
-        )
+        precision = max(search.precision, _COARSE)
+        proved = _searched(attempt_together, start, proved, _STEP, precision, deadline)
     return proved if proved > known else 0.0
 
 
-def _bisected(
-    attempt: Callable[[float], bool], start: float, known: float, step: float, precision: float, deadline: float
+@dataclass
+class _Curve:
+    """What margins at some radii say of where they cross zero: 1 - margin grows about as an exponential function."""
+
+    points: list[tuple[float, float]] = field(default_factory=list)
+    """(radius, log (1 - margin)); only of margins below 1."""
+
+    def add(self, radius: float, margin: float) -> None:
+        if math.isfinite(margin) and margin < 1.0:
+            self.points.append((radius, math.log(1 - margin)))
+
+    def crossing(self) -> float:
+        """The radius at which the margin is about 0, from the two points that are closest to it; inf without any."""
+        close = sorted(sorted(self.points, key=lambda point: abs(point[1]))[:2])
+        if not close:
+            return math.inf
+        (first, low), (second, high) = close[0], close[-1]
+        power = second * math.exp(-high / _POWER)
+        if not (high > low and second > first):
+            return power
+        line = second - high * (second - first) / (high - low)
+        return min(line, power) if high < 0 else max(line, 0.0)
+
+
+def _searched(
+    attempt: Callable[[float], Attempt], start: float, known: float, step: float, precision: float, deadline: float
 ) -> float:
-    """The largest radius from `known` on at which an attempt succeeded; begins at `start` and goes by `step`."""
-    proved, failed, radius = known, math.inf, start
+    """The largest radius from `known` on at which an attempt succeeded.
+
+    Begins at `start`, goes where margins seem to cross zero, and by `step` where they say nothing. It ends where the
+    crossing seems to be as close as `precision` asks, on the safe side: guesses are only good for where to try.
+    """
+    proved, failed, radius, curve = known, math.inf, start, _Curve()
+    close = 1 + (precision - 1) / 3
     for _ in range(_ATTEMPTS):
         if time.monotonic() > deadline:
             break
-        if attempt(radius):
+        found = attempt(radius)
+        curve.add(radius, found.margin)
+        if found.rows > 0:
             proved = radius
         else:
             failed = radius
-        if proved and failed / proved <= precision:
+        crossing = curve.crossing()
+        if proved and (failed / proved <= close or (found.sharp and radius == proved < crossing <= close * proved)):
             break
-        if failed == math.inf:
-            radius = proved * step
+        aim = crossing / math.sqrt(close)
+        if not found.sharp and len(curve.points) > 1:
+            aim = max(_SHARPER * crossing, close * proved)
+        if math.isfinite(crossing) and proved * math.sqrt(close) <= aim < failed:
+            radius = min(aim, _STRIDE * radius, failed / math.sqrt(close))
+        elif failed == math.inf:
+            radius, step = proved * step, step * step
         elif proved == known:
-            radius = max(failed / step, math.sqrt(proved * failed))
+            radius, step = max(failed / step, math.sqrt(proved * failed)), step * step
         else:
             radius = math.sqrt(proved * failed)
-        step *= step
         if not max(_LEAST * start, sys.float_info.min) < radius < sys.float_info.max:
             break
     return proved
@@ -294,11 +340,11 @@ def confirmed(
 
     `executed` is in units of the norm, as `Executed.measured` gives it.
 
-    Tries that radius, and one that is smaller by the precision of the search, `together` as `Search.together` says.
+    Tries that radius, and one that is a step smaller, `together` as `Search.together` says.
     """
     search, others = Search(together=together), [j for j in range(len(composition.network.pairwise)) if j != label]
     both = up(math.sqrt(2.0))
-    for ball in (radius, radius / search.precision):
+    for ball in (radius, radius / _STEP):
         reach = executed.uncast(ball)
         slack = up(both * executed.whole.at(ball))
         if not reach > known or not ball <= executed.limit or time.monotonic() > deadline:

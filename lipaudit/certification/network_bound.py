@@ -42,6 +42,7 @@ from lipaudit.rounding import (
     length_up,
     log10_up,
     narrow_up,
+    plain_sums,
     up,
     wide,
 )
@@ -75,6 +76,7 @@ class Composition:
     """Bounds in other norms that were asked for: norm_bounds.py."""
 
 
+@plain_sums()
 @torch.inference_mode(False)  # multipliers of several layers are found by their gradients
 def compose(
     model: nn.Module,

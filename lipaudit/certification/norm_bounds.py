@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from functools import reduce
@@ -26,7 +26,7 @@ from lipaudit.certification.network_bound import _ROW_ENTRIES, Composition, _row
 from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, _spoken, merged
 from lipaudit.domains.majorant.propagator import Majorants, Moving
 from lipaudit.errors import LipauditError
-from lipaudit.results.bounds import Law, LayerBound, NetworkBound, Upper
+from lipaudit.results.bounds import TOGETHER, Law, LayerBound, NetworkBound, Upper
 from lipaudit.results.threat import Norm, circumradius
 from lipaudit.rounding import TINY, WIDE, gamma, log10_up, narrow_up, wide
 
@@ -75,6 +75,7 @@ def _bound_in(composition: Composition, norm: Norm) -> NetworkBound:
     if math.isfinite(known.value):
         whole = min(whole, WIDE.multiply(wide(known.value), around))
     total = min(whole, wide(logits)) if math.isfinite(logits) else whole
+    layers = _closed(layers, known, total)
     used = known.domain if not majorants.used_domain else ledger.domain
     seconds = time.perf_counter() - began
     return replace(
@@ -204,6 +205,30 @@ def _lines(majorants: Majorants, head: Moving, norm: Norm) -> Iterator[LayerBoun
             shape=node.shape[1:],
             source=step.nodes[0].source,
         )
+
+
+def _closed(layers: Sequence[LayerBound], known: NetworkBound, total: Decimal) -> tuple[LayerBound, ...]:
+    """The lines, and a last one by what the bound of the network is less than they come to; those of L2, where there
+    are none, and by what it is more."""
+    lines = tuple(layers or known.layers)
+    before = WIDE.power(Decimal(10), Decimal(lines[-1].log10_so_far)) if lines else Decimal(1)
+    share = narrow_up(WIDE.divide(total, before)) if before else 1.0
+    if layers and share >= 1:  # rounding alone
+        return lines
+    name, method, because = "by way of L2", "l2", "the L2 bound times the L2 length of the largest change"
+    if layers:
+        name, method, because = TOGETHER, "absolute-values", "rows of the last maps with all that comes before them"
+    line = LayerBound(
+        name=name,
+        op=method,
+        upper=Upper(share, method, because),
+        law="scale",
+        inputs=(lines[-1].step if lines else INPUT,),
+        step=name,
+        log10_so_far=log10_up(total),
+        shape=(len(known.pairwise),),
+    )
+    return (*lines, line)
 
 
 def _title(majorants: Majorants, number: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,7 +12,7 @@ from lipaudit.cli.config_file import DEFAULT
 from lipaudit.cli.resume import Resumable
 from lipaudit.crosscheck.registry import plan
 from lipaudit.engines import Job, engine_of, run_shards
-from lipaudit.errors import LoadError
+from lipaudit.errors import BadThreat, LoadError
 from lipaudit.graph.wrappers import prepared
 from lipaudit.loading.dataset_registry import ImageSet
 from lipaudit.loading.datasets import LoadedData, canonical, check_fit, for_model, open_dataset, read_images
@@ -21,21 +22,22 @@ from lipaudit.loading.models import LoadedModel, load_model
 from lipaudit.progress import Progress, spell
 from lipaudit.proof.writer import refuse_unlisted, write_proof
 from lipaudit.results.audit import Audit
-from lipaudit.results.threat import DEFAULT_EPS, parse_eps
+from lipaudit.results.threat import PIXELS, Threat, spoken, threats_of
 from lipaudit.runs.audit import audit
 from lipaudit.runs.planning import BUDGET, Plan, plan_run
 from lipaudit.runs.provenance import Source
 from lipaudit.settings import RunSettings, Settings
-from lipaudit.verdict.gates import conditions
+from lipaudit.verdict.gates import conditions, refuse_unmeasured
 
-__all__ = ["DEFAULT_EPS", "audit", "check", "run_audit"]
+__all__ = ["audit", "check", "run_audit"]
 
 
 def check(settings: RunSettings) -> None:
     """Refuse what can be refused before anything is loaded: budgets, attacks, device, a missing name."""
-    parse_eps(settings.eps or ())
-    conditions(settings.gates)
-    plan(settings.attacks or ())
+    _threats(settings)
+    refuse_unmeasured(conditions(settings.gates), settings.measured)
+    for norm in settings.measured:
+        plan(settings.attacks or (), norm)
     _device(settings.device)
     _, dataset = _pair(settings.model, settings.dataset)
     if settings.data_dir is not None and (dataset == "digits" or ":" in dataset):
@@ -46,6 +48,9 @@ def check(settings: RunSettings) -> None:
         raise LoadError("--shard needs --samples and --attacks: chosen by time they would differ from shard to shard")
     if settings.shard and settings.proof is not None:
         raise LoadError("--proof is about all samples of a run, --shard about some; leave one out")
+    if settings.proof is not None and "l2" not in settings.measured:
+        only = " and ".join(map(spoken, settings.measured))
+        raise LoadError(f"--proof holds L2 radii, and this run measures changes in {only}; add l2 to --norm")
     if settings.address and settings.engine != "ray":
         raise LoadError("--address is that of a Ray cluster; add --engine ray")
 
@@ -72,8 +77,7 @@ def run_audit(asked: RunSettings, running: Resumable, progress: Progress) -> Aud
     Raises `LipauditError` for whatever does not fit together.
     """
     name, dataset = _pair(asked.model, asked.dataset)
-    eps = parse_eps(asked.eps or DEFAULT_EPS)
-    settings = replace(asked, model=name, dataset=dataset, eps=eps, device=_device(asked.device))
+    settings = replace(asked, model=name, dataset=dataset, device=_device(asked.device))
     loaded = _load(settings, progress)
     settings = _sized(settings, loaded, progress)
     assert settings.samples is not None
@@ -149,13 +153,21 @@ def _sized(settings: RunSettings, loaded: Loaded, progress: Progress) -> RunSett
         classes=loaded.model.facts.classes,
         samples=settings.samples,
         attacks=settings.attacks,
-        eps=parse_eps(settings.eps or DEFAULT_EPS),
+        threats=_threats(settings, loaded.model.facts.input_shape),
         available=loaded.opened.available,
         budget=min(BUDGET, settings.time_limit or BUDGET),
     )
     if found.seconds:
         progress.say(f"{found.samples} images, attacks {found.attacks}: about {spell(found.seconds)} or less")
     return replace(settings, samples=found.samples, attacks=tuple(found.attacks.split(",")))
+
+
+def _threats(settings: RunSettings, shape: Sequence[int] = ()) -> tuple[Threat, ...]:
+    """What is asked of the network."""
+    try:
+        return threats_of(settings.eps or None, settings.measured, PIXELS, shape)
+    except BadThreat as error:
+        raise BadThreat(f"--eps: {error}") from None
 
 
 def _prove(settings: RunSettings, model: LoadedModel, data: LoadedData, progress: Progress) -> None:
@@ -185,10 +197,13 @@ def _pair(model: str | None, dataset: str | None) -> tuple[str, str]:
 
 
 def _device(name: str | None) -> str:
-    """`cpu` or `cuda`."""
+    """`cpu` or `cuda`, where convolutions are then not taken in TF32: what is certified is what is attacked."""
     if name == "cuda" and not torch.cuda.is_available():
         raise LoadError("--device cuda: this torch finds no CUDA device; use --device cpu")
-    return name if name in ("cpu", "cuda") else "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = name if name in ("cpu", "cuda") else "cuda" if torch.cuda.is_available() else "cpu"
+    if chosen == "cuda":
+        torch.backends.cudnn.allow_tf32 = False
+    return chosen
 
 
 def _origin(asked: RunSettings, running: Resumable) -> dict[str, str]:

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from lipaudit.cli.options import options
 from lipaudit.errors import BadThreat, ConfigError
 from lipaudit.results.formatting import clean
-from lipaudit.results.threat import parse_eps
+from lipaudit.results.threat import eps_value, stated
 from lipaudit.settings import options_of
 
 NAMES = ("lipaudit.toml", "pyproject.toml")
@@ -27,7 +27,7 @@ KEY = "lipaudit.config"
 DEFAULT = "default"
 """The origin of what nobody set."""
 NOT_IN_FILES = frozenset({"help", *(one.name for one in options_of().values() if not one.in_files)})
-GATE_KEYS = ("eps", "min", "on", "level")
+GATE_KEYS = ("eps", "min", "norm", "on", "level")
 
 
 def load(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
@@ -124,8 +124,9 @@ def _options(context: click.Context, table: Mapping[str, Any], where: str) -> di
         try:
             option.process_value(context, typed)
             if option.name == "eps":
-                parse_eps(typed)
-        except (click.BadParameter, BadThreat) as error:
+                for _, size in stated(typed):  # which norms there are may be said elsewhere
+                    eps_value(size)
+        except (click.BadParameter, BadThreat, ValueError) as error:
             said = error.message if isinstance(error, click.BadParameter) else str(error)
             raise ConfigError(f"{where} {key}: {clean(said, 200)}") from None
         found[option.name or ""] = typed
@@ -172,6 +173,7 @@ def gates(table: Mapping[str, Any], where: str) -> tuple[str, ...]:
                     texts["min"],
                     on=texts.get("on", "value"),
                     level=texts.get("level", "error"),
+                    norm=texts.get("norm"),
                 )
             except ConfigError as error:
                 raise ConfigError(f"{place}: {error}") from None

@@ -23,6 +23,7 @@ PACKAGES = (
 @commands.command()
 @click.argument("model")
 @options(*(name for name in in_groups(NETWORK) if name != "model"))
+@options("norm")
 @options("norms", default="best")
 @text_or_json
 @click.pass_context
@@ -33,13 +34,14 @@ def bounds(context: click.Context, /, model: str, kind: str, **chosen: Any) -> N
     from lipaudit.loading.model_names import PAIRS, canonical
     from lipaudit.loading.models import load_model
     from lipaudit.results.formatting import number, number_from_log10
+    from lipaudit.results.threat import spoken
 
     renamed(context, chosen)
-    norms, dataset = chosen.pop("norms"), chosen.pop("dataset") or PAIRS.get(canonical(model))
+    norm, norms, dataset = chosen.pop("norm"), chosen.pop("norms"), chosen.pop("dataset") or PAIRS.get(canonical(model))
     with contextlib.redirect_stdout(sys.stderr), terminal_progress("auto", sys.stderr) as progress:
         loaded = load_model(model, dataset=dataset, progress=progress, **chosen)
         shape = loaded.facts.input_shape
-        network = bound(loaded.module, shape, domain=(0.0, 1.0), norms=norms, progress=progress)
+        network = bound(loaded.module, shape, domain=(0.0, 1.0), norm=norm, norms=norms, progress=progress)
     if kind == "json":
         from lipaudit.results.json import bound_to_json
 
@@ -51,7 +53,9 @@ def bounds(context: click.Context, /, model: str, kind: str, **chosen: Any) -> N
         rows.append((line.name, line.op, number(line.upper.value), so_far, line.upper.method))
     print_table(rows)
     size = "×".join(map(str, network.input_shape))
-    click.echo(f"\nnetwork bound {number_from_log10(network.log10)} (L2, {size} inputs in [0,1] to logits)")
+    click.echo(
+        f"\nnetwork bound {number_from_log10(network.log10)} ({spoken(network.norm)}, {size} inputs in [0,1] to logits)"
+    )
 
 
 @commands.command()

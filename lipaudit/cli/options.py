@@ -102,8 +102,10 @@ def _option(
             said["type"] = click.Choice(names)
         case File():
             said["type"] = FILE
-        case Parsed(parse=parse):
+        case Parsed(parse=parse, propose=proposed):
             said["callback"] = _parsing(parse)
+            if proposed:
+                said["shell_complete"] = _proposing(proposed)
     short = [one.short] if one.short and not hidden else []
     return click.option(*short, typed, name, cls=Grouped, **said | more)
 

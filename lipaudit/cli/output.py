@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,14 +13,12 @@ import click
 from click.core import ParameterSource
 
 from lipaudit.errors import ExitCode
+from lipaudit.results.formats import FORMATS
 from lipaudit.settings import RunSettings
 
 if TYPE_CHECKING:
     from lipaudit.cli.resume import Resumable
     from lipaudit.results.audit import Audit
-
-
-REPORTS = ("json", "html", "md")
 
 
 def prepare_output(context: click.Context, settings: RunSettings) -> RunSettings:
@@ -46,15 +45,16 @@ def deliver(audit: Audit, settings: RunSettings, running: Resumable | None = Non
     from lipaudit.files.atomic import write_all
     from lipaudit.report.terminal import summary
 
-    texts = {kind: render(audit, kind) for kind in settings.formats}
+    texts = {FORMATS[kind].ending: FORMATS[kind].write(audit) for kind in settings.formats}
     files: dict[Path, str] = {}
     if settings.out == "-":
         click.echo("".join(texts.values()), nl=False)
     else:
-        files = {Path(settings.out) / f"{audit.run}.{kind}": text for kind, text in texts.items()}
+        files = {Path(settings.out) / f"{audit.run}.{ending}": text for ending, text in texts.items()}
         write_all(files)
     if running is not None:
         running.finish()  # whatever becomes of the terminal
+    _tell_github(audit)
     paths = [("report", f"{path}  {len(text.encode()) / 1000:.0f} kB") for path, text in files.items()]
     if settings.quiet:
         verdict = f"{audit.verdict.integrity}  {audit.verdict.headline}"
@@ -63,19 +63,18 @@ def deliver(audit: Audit, settings: RunSettings, running: Resumable | None = Non
         print_lines([(), *summary(audit, paths)], sys.stderr)
 
 
-def render(audit: Audit, kind: str) -> str:
-    """The audit in one of the formats."""
-    if kind == "json":
-        return audit.to_json()
-    if kind == "html":
-        return audit.to_html()
-    if kind == "md":
-        from lipaudit.report.markdown import to_markdown
+def _tell_github(audit: Audit) -> None:
+    """In a GitHub workflow: annotations in its log, and the summary of the step."""
+    from lipaudit.report.markdown import to_markdown
+    from lipaudit.results.exports import workflow_commands
 
-        return to_markdown(audit)
-    from lipaudit.results import leaderboards
-
-    return leaderboards.to_robustbench(audit) if kind == "robustbench" else leaderboards.to_model_index(audit)
+    if os.environ.get("GITHUB_ACTIONS") != "true":
+        return
+    for line in workflow_commands(audit):
+        click.echo(line, err=True)
+    if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with Path(summary).open("a", encoding="utf-8") as file:
+            file.write(to_markdown(audit))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,9 @@ import click
 from lipaudit.cli.config_file import config_option
 from lipaudit.cli.main import commands
 from lipaudit.cli.options import FILE, in_groups, options, text_or_json
-from lipaudit.cli.output import REPORTS, deliver, prepare_output, render, spared
+from lipaudit.cli.output import deliver, prepare_output, spared
 from lipaudit.errors import ExitCode
+from lipaudit.results.formats import FORMATS, of_file
 from lipaudit.settings import OUTPUT, RunSettings
 
 if TYPE_CHECKING:
@@ -132,22 +134,46 @@ def explain(check_id: str) -> None:
 
 @commands.command()
 @click.argument("result", type=FILE)
-@click.option("-o", "--out", required=True, metavar="FILE", help=".html, .md or .json; - is HTML on stdout.")
+@click.option("-o", "--out", required=True, metavar="FILE", help="Its ending says the format; - is HTML on stdout.")
 @click.option(
     "--format",
     "kind",
-    type=click.Choice([*REPORTS, "robustbench", "huggingface"]),
-    help="Also model info for RobustBench, metadata of a Hugging Face model card. [default: by the ending of FILE]",
+    type=click.Choice([*FORMATS]),
+    help="; ".join(f"{name}: {form.about}" for name, form in FORMATS.items()) + ". [default: by the ending of FILE]",
 )
 def report(result: Path, out: str, kind: str | None) -> None:
     """Write the report of a result again."""
     from lipaudit.files.atomic import write_all
     from lipaudit.verdict.consistency import load_audit
 
-    kind = kind or ("html" if out == "-" else Path(out).suffix.lower().removeprefix("."))
-    if kind not in REPORTS and kind not in ("robustbench", "huggingface"):
-        raise click.UsageError(f"expected a file that ends in .html, .md or .json, got {out!r}; or add --format")
-    text = render(load_audit(result), kind)
+    kind = kind or ("html" if out == "-" else of_file(out))
+    if kind is None:
+        endings = ", ".join(f".{form.ending}" for form in FORMATS.values())
+        raise click.UsageError(f"expected a file that ends in one of {endings}, got {out!r}; or add --format")
+    text = FORMATS[kind].write(load_audit(result))
+    if out == "-":
+        click.echo(text, nl=False)
+    else:
+        write_all({Path(out): text})
+
+
+@commands.command()
+@click.argument("results", type=FILE, nargs=-1, required=True, metavar="RESULT...")
+@click.option("--format", "kind", type=click.Choice(["md", "csv", "latex", "html"]), default="md", show_default=True)
+@click.option("-o", "--out", default="-", metavar="FILE", help="Where to; - is stdout.  [default: -]")
+def table(results: tuple[Path, ...], kind: str, out: str) -> None:
+    """Print a table with one row per result: for a paper, or as the index of a folder of reports.
+
+    `lipaudit table reports/*.json --format html -o reports/index.html` can be sorted, and links the reports beside it.
+    """
+    from lipaudit.files.atomic import write_all
+    from lipaudit.report.table import to_table
+    from lipaudit.verdict.consistency import load_audit
+
+    here = Path(out).parent if out != "-" else Path()
+    pages = [file.with_suffix(".html") for file in results]
+    links = [os.path.relpath(page, here).replace(os.sep, "/") if page.is_file() else "" for page in pages]
+    text = to_table([load_audit(file) for file in results], kind, links)
     if out == "-":
         click.echo(text, nl=False)
     else:

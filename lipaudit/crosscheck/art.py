@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from lipaudit.crosscheck.registry import ART, Batch, Passes, Run, attack
 from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.crosscheck.verification import ORDER
+from lipaudit.results.threat import NORMS, Norm, spoken
 
 DEEPFOOL_STEPS, DEEPFOOL_CLASSES = 20, 10
 PGD_STEPS = 40
@@ -103,7 +105,8 @@ def _eps(batch: Batch) -> float:
     "deepfool",
     library=ART,
     aim="closest",
-    settings=lambda classes: (
+    norms=("l2",),
+    settings=lambda classes, _: (
         f"at most {DEEPFOOL_STEPS} steps, {min(DEEPFOOL_CLASSES, classes)} classes, overshoot 0.02"
     ),
     passes=lambda classes: Passes(
@@ -130,7 +133,8 @@ def deepfool(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     "pgd-at-radius",
     library=ART,
     aim="radius",
-    settings=lambda _: f"{PGD_STEPS} steps from the input, step radius/10, cross-entropy",
+    norms=("l2", "linf"),
+    settings=lambda *_: f"{PGD_STEPS} steps from the input, step radius/10, cross-entropy",
     passes=lambda _: Passes(forward=PGD_STEPS + 3, backward=PGD_STEPS),
 )
 @evasion("ProjectedGradientDescent")
@@ -142,14 +146,15 @@ def pgd_at_radius(batch: Batch) -> dict[str, Any]:
     assert batch.budget is not None
     # ART's projection overshoots by up to 1e-6 of the radius; the judge draws the point in and measures it.
     radius = batch.budget.cpu().numpy().reshape(-1, *[1] * (batch.inputs.ndim - 1))
-    return {"norm": 2, "eps": radius, "eps_step": radius / 10, "max_iter": PGD_STEPS}
+    return {"norm": ORDER[batch.norm], "eps": radius, "eps_step": radius / 10, "max_iter": PGD_STEPS}
 
 
 @attack(
     "pgd",
     library=ART,
     aim="eps",
-    settings=lambda _: f"{LONG_STEPS} steps, 1 random start, step eps/10, cross-entropy",
+    norms=NORMS,
+    settings=lambda *_: f"{LONG_STEPS} steps, 1 random start, step eps/10, cross-entropy",
     passes=lambda _: Passes(forward=LONG_STEPS + 4, backward=LONG_STEPS),
 )
 @evasion("ProjectedGradientDescent")
@@ -159,14 +164,15 @@ def pgd(batch: Batch) -> dict[str, Any]:
     Source: Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018.
     """
     eps = _eps(batch)
-    return {"norm": 2, "eps": eps, "eps_step": eps / 10, "max_iter": LONG_STEPS, "num_random_init": 1}
+    return {"norm": ORDER[batch.norm], "eps": eps, "eps_step": eps / 10, "max_iter": LONG_STEPS, "num_random_init": 1}
 
 
 @attack(
     "art-apgd",
     library=ART,
     aim="eps",
-    settings=lambda _: f"{LONG_STEPS} steps, 1 random start, cross-entropy",
+    norms=NORMS,
+    settings=lambda *_: f"{LONG_STEPS} steps, 1 random start, cross-entropy",
     passes=lambda _: Passes(forward=2 * LONG_STEPS + 4, backward=LONG_STEPS),
 )
 @evasion("AutoProjectedGradientDescent")
@@ -175,14 +181,39 @@ def art_apgd(batch: Batch) -> dict[str, Any]:
 
     Source: Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020.
     """
+    return _auto_pgd(batch, "cross_entropy")
+
+
+@attack(
+    "art-apgd-dlr",
+    library=ART,
+    aim="eps",
+    norms=NORMS,
+    settings=lambda *_: f"{LONG_STEPS} steps, 1 random start, DLR loss",
+    passes=lambda _: Passes(forward=2 * LONG_STEPS + 4, backward=LONG_STEPS),
+    least_classes=3,
+)
+@evasion("AutoProjectedGradientDescent")
+def art_apgd_dlr(batch: Batch) -> dict[str, Any]:
+    """Searches the ball of radius eps by gradient ascent on a ratio of logit differences, in ART's own implementation.
+
+    The ratio is that of the DLR loss, which needs three classes. Source: Croce & Hein, ICML 2020.
+    """
+    return _auto_pgd(batch, "difference_logits_ratio")
+
+
+def _auto_pgd(batch: Batch, loss: str) -> dict[str, Any]:
     eps = _eps(batch)
     steps = {"eps_step": 2 * eps, "max_iter": LONG_STEPS, "nb_random_init": 1}
-    return {"norm": 2, "eps": eps, "loss_type": "cross_entropy", **steps}
+    return {"norm": ORDER[batch.norm], "eps": eps, "loss_type": loss, **steps}
 
 
-def _squares_fit(height: int, width: int) -> bool:
-    """Whether ART's squares stay within the image: five tiles of a fifth of the height, and one of 0.8 of the area."""
+def _squares_fit(height: int, width: int, norm: Norm) -> bool:
+    """Whether ART's squares stay within the image: one of 0.8 of the area, and in L2 first five tiles of a fifth of the
+    height."""
     side = round(math.sqrt(SQUARE_AREA * height * width))
+    if norm == "linf":
+        return side < min(height, width)
     return 5 * (height // 5) <= width and side + (side % 2 == 0) < min(height, width)
 
 
@@ -190,7 +221,8 @@ def _squares_fit(height: int, width: int) -> bool:
     "art-square",
     library=ART,
     aim="eps",
-    settings=lambda _: f"{SQUARE_QUERIES} queries, 1 restart",
+    norms=("l2", "linf"),
+    settings=lambda *_: f"{SQUARE_QUERIES} queries, 1 restart",
     passes=lambda _: Passes(forward=3 * SQUARE_QUERIES + 5, backward=0),
     least_side=SQUARE_SIDE,
     fits=_squares_fit,
@@ -202,14 +234,15 @@ def art_square(batch: Batch) -> dict[str, Any]:
     Its first step lays five by five tiles over the image, each of at least two pixels. Source: Andriushchenko et al.,
     "Square Attack", ECCV 2020.
     """
-    return {"norm": 2, "eps": _eps(batch), "max_iter": SQUARE_QUERIES, "nb_restarts": 1}
+    return {"norm": ORDER[batch.norm], "eps": _eps(batch), "max_iter": SQUARE_QUERIES, "nb_restarts": 1}
 
 
 @attack(
     "cw",
     library=ART,
     aim="closest",
-    settings=lambda _: f"{CW_SEARCHES} constants, {CW_STEPS} steps each with line search, confidence 0",
+    norms=("l2",),
+    settings=lambda *_: f"{CW_SEARCHES} constants, {CW_STEPS} steps each with line search, confidence 0",
     passes=lambda classes: Passes(
         forward=CW_SEARCHES * (CW_STEPS * (2 + CW_LINE) + 1) + 1,
         backward=CW_SEARCHES * CW_STEPS * 2 * min(classes, LABELS),
@@ -231,7 +264,10 @@ def cw(batch: Batch) -> dict[str, Any]:
     "elasticnet",
     library=ART,
     aim="closest",
-    settings=lambda _: f"{EAD_SEARCHES} constants, {EAD_STEPS} steps each, L2 rule, beta 0.001",
+    norms=("l2", "l1"),
+    settings=lambda _, norm: (
+        f"{EAD_SEARCHES} constants, {EAD_STEPS} steps each, {spoken(norm)} rule, beta {_beta(norm):g}"
+    ),
     passes=lambda classes: Passes(
         forward=EAD_SEARCHES * EAD_STEPS * 4 + 2, backward=EAD_SEARCHES * EAD_STEPS * 2 * min(classes, LABELS)
     ),
@@ -240,11 +276,17 @@ def cw(batch: Batch) -> dict[str, Any]:
 def elasticnet(batch: Batch) -> dict[str, Any]:
     """Minimises L2 and a little L1 distance plus a constant times the margin, and searches for the constant (EAD).
 
-    Source: Chen et al., "EAD: elastic-net attacks to deep neural networks", AAAI 2018.
+    In L1 with more of it, and the closest in L1 is kept. Source: Chen et al., "EAD: elastic-net attacks to deep neural
+    networks", AAAI 2018.
     """
-    del batch
     search = {"binary_search_steps": EAD_SEARCHES, "max_iter": EAD_STEPS, "initial_const": 0.01}
-    return {"confidence": 0.0, "learning_rate": 0.05, "beta": 1e-3, "decision_rule": "L2", **search}
+    rule = {"beta": _beta(batch.norm), "decision_rule": spoken(batch.norm)}
+    return {"confidence": 0.0, "learning_rate": 0.05, **rule, **search}
+
+
+def _beta(norm: Norm) -> float:
+    """Weight of the L1 distance; the two of the paper."""
+    return 1e-2 if norm == "l1" else 1e-3
 
 
 def _starts(network: UnitBox, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -265,7 +307,8 @@ def _starts(network: UnitBox, batch: Batch) -> tuple[Tensor, Tensor]:
     "hopskipjump",
     library=ART,
     aim="closest",
-    settings=lambda _: f"{HOPS} iterations, {HOP_QUERIES} queries in the first, from random inputs",
+    norms=("l2", "linf"),
+    settings=lambda *_: f"{HOPS} iterations, {HOP_QUERIES} queries in the first, from random inputs",
     passes=lambda _: Passes(
         forward=HOP_STARTS + sum(int(HOP_QUERIES * math.sqrt(i + 1)) for i in range(HOPS)) + HOPS * 30 + 3, backward=0
     ),
@@ -279,7 +322,8 @@ def hopskipjump(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     starts, found = _starts(network, batch)
     claims = batch.inputs.clone()
     if bool(found.any()):
-        parameters = {"batch_size": 64, "norm": 2, "max_iter": HOPS, "init_eval": HOP_QUERIES, "init_size": HOP_STARTS}
+        queries = {"max_iter": HOPS, "init_eval": HOP_QUERIES, "init_size": HOP_STARTS}
+        parameters = {"batch_size": 64, "norm": ORDER[batch.norm], **queries}
         labels, first = one_hot(batch.labels[found], network.classes), starts[found].cpu().numpy()
         model = classifier(network, network, network.classes)
         points = _generated("HopSkipJump", model, batch.inputs[found], parameters, labels, x_adv_init=first)

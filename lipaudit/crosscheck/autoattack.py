@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from pyautoattack import AutoAttack, checks
+from pyautoattack.autopgd_base import L1_projection
 from torch import Tensor
 
-from lipaudit.crosscheck.registry import AUTOATTACK, Batch, Passes, attack
+from lipaudit.crosscheck.registry import AUTOATTACK, OWN, Batch, Passes, attack
 from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.crosscheck.verification import lengths
 from lipaudit.results.formatting import plural
+from lipaudit.results.threat import NORMS, Norm, spoken
 
 APGD_STEPS = 100
 FAB_STEPS, FAB_TARGETS = 100, 9
 QUICK_STEPS, QUICK_TARGETS = 10, 5
 RESTARTS = 5
 SQUARE_QUERIES, MANY_QUERIES = 1000, 5000
+SLIDE_STEPS, SLIDE_SHARE = 100, 100
+BALLS = 3
+"""In which APGD starts in L1, one after the other; each start is a pass. Elsewhere it starts in one."""
 CHECKS = 8
 """Forward passes of AutoAttack's reliability checks, made on every batch."""
 
@@ -26,7 +33,13 @@ def _suite(network: UnitBox, name: str, batch: Batch) -> AutoAttack:
     checks.funcs.update(dict.fromkeys(checks.funcs, 0))
     eps = 1.0 if batch.budget is None else float(batch.budget[0])
     return AutoAttack(
-        network, attacks=[name], version="custom", norm="L2", eps=eps, device=network.device, seed=batch.seed
+        network,
+        attacks=[name],
+        version="custom",
+        norm=spoken(batch.norm),
+        eps=eps,
+        device=network.device,
+        seed=batch.seed,
     )
 
 
@@ -38,12 +51,18 @@ def _targets(limit: int, classes: int) -> int:
     return min(limit, classes - 1)
 
 
+def _radii(norm: Norm) -> str:
+    """What AutoAttack's own versions do in L1: the first steps of APGD may leave the ball, ever less."""
+    return ", in balls of 3, 2 and 1 times eps" if norm == "l1" else ""
+
+
 def _apgd(name: str, loss: str, starts: int, claim: str, **more: Any) -> None:
     """An APGD from so many random starts."""
 
     def run(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         suite = _suite(network, f"apgd-{loss}", batch)
         suite.apgd.n_restarts = starts
+        suite.apgd.use_largereps = batch.norm == "l1"
         suite.apgd.n_iter = APGD_STEPS
         yield _run(suite, batch)
 
@@ -53,8 +72,11 @@ def _apgd(name: str, loss: str, starts: int, claim: str, **more: Any) -> None:
         name,
         library=AUTOATTACK,
         aim="eps",
-        settings=lambda _: f"{APGD_STEPS} steps, {plural(starts, 'random start')}, {losses[loss]}",
-        passes=lambda _: Passes(forward=starts * (APGD_STEPS + 1) + CHECKS + 2, backward=starts * (APGD_STEPS + 1)),
+        norms=NORMS,
+        settings=lambda _, norm: f"{APGD_STEPS} steps{_radii(norm)}, {plural(starts, 'random start')}, {losses[loss]}",
+        passes=lambda _: Passes(
+            forward=starts * (APGD_STEPS + BALLS) + CHECKS + 2, backward=starts * (APGD_STEPS + BALLS)
+        ),
         **more,
     )(run)
 
@@ -95,10 +117,13 @@ _apgd(
     "apgd-t",
     library=AUTOATTACK,
     aim="eps",
-    settings=lambda classes: f"{APGD_STEPS} steps, {_targets(9, classes)} target classes, targeted DLR loss",
+    norms=NORMS,
+    settings=lambda classes, norm: (
+        f"{APGD_STEPS} steps{_radii(norm)}, {_targets(9, classes)} target classes, targeted DLR loss"
+    ),
     passes=lambda classes: Passes(
-        forward=_targets(9, classes) * (APGD_STEPS + 2) + CHECKS + 4,
-        backward=_targets(9, classes) * (APGD_STEPS + 1),
+        forward=_targets(9, classes) * (APGD_STEPS + BALLS + 1) + CHECKS + 4,
+        backward=_targets(9, classes) * (APGD_STEPS + BALLS),
     ),
     least_classes=4,
     follows=True,
@@ -111,15 +136,18 @@ def apgd_t(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """
     suite = _suite(network, "apgd-t", batch)
     suite.apgd_targeted.n_target_classes = _targets(9, network.classes)
+    suite.apgd_targeted.use_largereps = batch.norm == "l1"
     yield _run(suite, batch)
 
 
-def _tiles_fit(height: int, width: int) -> bool:
-    """Whether the first step of the library's Square attack stays within the image.
+def _tiles_fit(height: int, width: int, norm: Norm) -> bool:
+    """Whether the first step of the library's Square attack stays within the image; in Linf it always does.
 
     It lays tiles of a fifth of the height from a margin on, as many each way as would fit without that margin; a tile
     that reaches beyond the last row or column breaks it, unless it is of a single pixel.
     """
+    if norm == "linf":
+        return True
     side = height // 5
     start = (height - side * 5) // 2
     return side == 1 or (side > 1 and (width < side or all(start + n // side * side <= n for n in (height, width))))
@@ -135,7 +163,8 @@ def _square(network: UnitBox, batch: Batch, queries: int) -> Tensor:
     "square",
     library=AUTOATTACK,
     aim="eps",
-    settings=lambda _: f"{SQUARE_QUERIES} queries",
+    norms=NORMS,
+    settings=lambda *_: f"{SQUARE_QUERIES} queries",
     passes=lambda _: Passes(forward=SQUARE_QUERIES + CHECKS + 4, backward=0),
     least_side=1,
     fits=_tiles_fit,
@@ -152,7 +181,8 @@ def square(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     "square-5000",
     library=AUTOATTACK,
     aim="eps",
-    settings=lambda _: f"{MANY_QUERIES} queries",
+    norms=NORMS,
+    settings=lambda *_: f"{MANY_QUERIES} queries",
     passes=lambda _: Passes(forward=MANY_QUERIES + CHECKS + 4, backward=0),
     least_side=1,
     fits=_tiles_fit,
@@ -185,7 +215,8 @@ def _targeted(name: str, targets: int, steps: int, claim: str) -> None:
             suite.fab.target_class = rank
             yield suite.fab.attack_single_run(batch.inputs, batch.labels, is_targeted=True)
 
-    def settings(classes: int) -> str:
+    def settings(classes: int, norm: Norm) -> str:
+        del norm
         return f"{steps} steps towards each of the {_targets(targets, classes)} likeliest other classes"
 
     def passes(classes: int) -> Passes:
@@ -193,7 +224,7 @@ def _targeted(name: str, targets: int, steps: int, claim: str) -> None:
         return Passes(forward=2 * count * (steps + 1) + CHECKS, backward=count * steps, claims=count)
 
     run.__doc__ = claim
-    attack(name, library=AUTOATTACK, aim="closest", settings=settings, passes=passes)(run)
+    attack(name, library=AUTOATTACK, aim="closest", norms=NORMS, settings=settings, passes=passes)(run)
 
 
 _targeted(
@@ -220,7 +251,8 @@ _targeted(
     "fab",
     library=AUTOATTACK,
     aim="closest",
-    settings=lambda _: f"{FAB_STEPS} steps, from the input and from {RESTARTS - 1} random starts, all classes at once",
+    norms=NORMS,
+    settings=lambda *_: f"{FAB_STEPS} steps, from the input and from {RESTARTS - 1} random starts, all classes at once",
     passes=lambda classes: Passes(
         forward=RESTARTS * (2 * FAB_STEPS + 1) + CHECKS, backward=RESTARTS * FAB_STEPS * classes, claims=RESTARTS
     ),
@@ -236,7 +268,46 @@ def fab(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     suite.fab.n_iter = FAB_STEPS
     first = suite.fab.attack_single_run(batch.inputs, batch.labels)
     yield first
-    found = (first - batch.inputs).flatten(1).norm(dim=1)
+    found = lengths(first - batch.inputs, batch.norm)
     suite.fab.eps = float(found[found > 0].median()) if bool((found > 0).any()) else 1.0
     for _ in range(RESTARTS - 1):
         yield suite.fab.attack_single_run(batch.inputs, batch.labels, use_rand_start=True)
+
+
+@attack(
+    "slide-at-radius",
+    library=OWN,
+    aim="radius",
+    norms=("l1",),
+    settings=lambda *_: f"{SLIDE_STEPS} steps from the input, each of one in {SLIDE_SHARE} entries, margin",
+    passes=lambda _: Passes(forward=SLIDE_STEPS, backward=SLIDE_STEPS),
+)
+def slide_at_radius(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
+    """Searches the L1 ball that the certificate calls safe, each sample with its own radius, by sparse gradient steps.
+
+    ART's L1 steps change one entry, and stay where that is black or white already. Here the entries with the steepest
+    slopes of those that can move share a step. Source: Tramèr & Boneh, "Adversarial training and robustness for
+    multiple perturbations", NeurIPS 2019, algorithm 1, with AutoAttack's projection onto the ball in the box.
+    """
+    assert batch.budget is not None
+    clean, labels, radius = batch.inputs, batch.labels.unsqueeze(1), batch.budget.float()
+    few = max(1, clean[0].numel() // SLIDE_SHARE)
+    point, best = clean, clean
+    least = torch.full_like(radius, torch.inf)
+    for step in range(SLIDE_STEPS):
+        with torch.enable_grad():
+            logits = network(point.requires_grad_())
+            margin = logits.gather(1, labels).squeeze(1) - logits.scatter(1, labels, -torch.inf).amax(1)
+            (slope,) = torch.autograd.grad(margin.sum(), point)
+        point, margin, slope = point.detach(), margin.detach(), slope.flatten(1)
+        closer = margin < least
+        least = torch.where(closer, margin, least)
+        best = torch.where(closer.reshape(-1, *[1] * (clean.ndim - 1)), point, best)
+        flat = point.flatten(1)
+        slope = slope.where(((slope < 0) & (flat < 1)) | ((slope > 0) & (flat > 0)), 0.0)
+        places = slope.abs().topk(few, dim=1).indices
+        signs = slope.gather(1, places).sign()
+        length = (radius * 0.5 * (1 - step / SLIDE_STEPS) / few).unsqueeze(1)
+        change = (flat - clean.flatten(1)).scatter_add(1, places, -length * signs).reshape(clean.shape)
+        point = (clean + change + L1_projection(clean, change, radius)).clamp(0, 1)
+    yield best

@@ -15,15 +15,16 @@ from lipaudit.crosscheck.art import classifier
 from lipaudit.crosscheck.isolation import sealed
 from lipaudit.crosscheck.registry import ART
 from lipaudit.crosscheck.unit_box import UnitBox, private_copy
+from lipaudit.crosscheck.verification import ORDER
 from lipaudit.errors import BadThreat
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import Estimate, Samples
 from lipaudit.results.intervals import lower_limit
-from lipaudit.results.threat import Threat
+from lipaudit.results.threat import Norm, Threat, circumradius, norm_of, spoken
 
 CLEVER_BATCHES, CLEVER_SIZE, CLEVER_POOL = 20, 32, 5
-CLEVER_RADIUS = 2.0
-"""Of the ball that gradients are drawn from, in widths of the box; a score cannot be larger."""
+CLEVER_RADIUS: dict[Norm, float] = {"l2": 2.0, "linf": 0.3, "l1": 30.0}
+"""Of the ball of each norm that gradients are drawn from, in widths of the box; a score cannot be larger."""
 CHOOSING, DRAWS, FAILURE = 100, 1000, 0.001
 """Noisy copies that choose the class, and that count it; the probability that a radius is wrong."""
 AT_A_TIME = 128
@@ -46,6 +47,7 @@ def estimates_of(
     with torch.no_grad():
         classes = int(logits(points[:1]).shape[1])
     given: dict[str, Any] = {"classes": classes, "low": threat.low, "high": threat.high, "seed": seed}
+    given["norm"] = norm_of(threat.norm)
     found = []
     if with_clever:
         found.append(clever(logits, points, samples.label, samples.correct(), **given, progress=progress))
@@ -61,12 +63,13 @@ def clever(
     right: Sequence[bool],
     *,
     classes: int,
+    norm: Norm = "l2",
     low: float = 0.0,
     high: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Estimate:
-    """The CLEVER score (untargeted, L2) of each correctly classified sample: an estimate that may be too large.
+    """The CLEVER score (untargeted, in `norm`) of each correctly classified sample: an estimate that may be too large.
 
     Extreme-value statistics of gradient norms at random points around it. Source: Weng et al., "Evaluating the
     robustness of neural networks: an extreme value theory approach", ICLR 2018.
@@ -82,8 +85,8 @@ def clever(
                 point,
                 nb_batches=CLEVER_BATCHES,
                 batch_size=CLEVER_SIZE,
-                radius=CLEVER_RADIUS,
-                norm=2,
+                radius=CLEVER_RADIUS[norm],
+                norm=ORDER[norm],
                 pool_factor=CLEVER_POOL,
                 verbose=False,
             )
@@ -98,7 +101,7 @@ def clever(
         library=str(ART),
         settings=(
             f"{CLEVER_BATCHES} batches of {CLEVER_SIZE} gradients towards each class, "
-            f"out of {CLEVER_POOL} times as many points within {CLEVER_RADIUS * (high - low):g}"
+            f"out of {CLEVER_POOL} times as many points within {CLEVER_RADIUS[norm] * (high - low):g}"
         ),
         about="An estimate of the distance to the nearest adversarial example. It may be too large; it proves nothing.",
         values=values,
@@ -113,6 +116,7 @@ def smoothing(
     *,
     sigma: float,
     classes: int,
+    norm: Norm = "l2",
     low: float = 0.0,
     high: float = 1.0,
     seed: int = 0,
@@ -121,9 +125,10 @@ def smoothing(
     """Radii of the classifier that answers what the network answers most often under Gaussian noise of size `sigma`.
 
     `sigma` is in units of the inputs. Each radius holds with probability 1 - `FAILURE` over the noise drawn here
-    (Clopper-Pearson), and is 0 where the count decides nothing or for another class than the label. It is about that
-    other classifier, not about the network. Raises `BadThreat` for a `sigma` that is no size. Source: Cohen, Rosenfeld
-    & Kolter, "Certified adversarial robustness via randomized smoothing", ICML 2019, sec. 3.2.
+    (Clopper-Pearson), and is 0 where the count decides nothing or for another class than the label. In another norm it
+    is that of the largest ball in the L2 ball. It is about that other classifier, not about the network. Raises
+    `BadThreat` for a `sigma` that is no size. Source: Cohen, Rosenfeld & Kolter, "Certified adversarial robustness via
+    randomized smoothing", ICML 2019, sec. 3.2.
     """
     if not 0 < sigma < math.inf:
         raise BadThreat(f"expected a finite smoothing sigma above 0, got {sigma}")
@@ -139,9 +144,11 @@ def smoothing(
     noise = {"sample_size": CHOOSING, "scale": sigma / (high - low), "alpha": FAILURE}
     certifier = classifier(network, network, classes, Certifier, **noise)
 
+    share = circumradius(norm, points[0].numel())
+
     def radius(wrapped: Any, point: Any, label: int) -> float:
         chosen, found = wrapped.certify(point[None], n=DRAWS, batch_size=AT_A_TIME)
-        return float(found[0]) if int(chosen[0]) == label else 0.0
+        return float(found[0]) / share if int(chosen[0]) == label else 0.0
 
     every = [True] * len(points)
     values, seconds = _each(network, certifier, radius, points, labels, every, seed, progress, "smoothing")
@@ -152,6 +159,7 @@ def smoothing(
         about=(
             f"Radii of the network smoothed by Gaussian noise, which is another classifier than the one audited. Each "
             f"holds with probability {1 - FAILURE:g} over the noise drawn."
+            + ("" if norm == "l2" else f" In {spoken(norm)}: that of the largest ball within the L2 ball.")
         ),
         values=values,
         probability=1 - FAILURE,

@@ -16,18 +16,21 @@ from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.crosscheck.registry import plan
 from lipaudit.crosscheck.runner import Hold, Run, Tally, run_attack
 from lipaudit.crosscheck.samples import Arena, arena
+from lipaudit.crosscheck.verification import ORDER
 from lipaudit.errors import BadThreat
 from lipaudit.files.journal import Journal
 from lipaudit.progress import Progress, Silent
 from lipaudit.results.audit import AttackRecord
 from lipaudit.results.bounds import Disagreement, Witness
-from lipaudit.results.threat import written
+from lipaudit.results.threat import Norm, norm_of, written
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What attacks could and could not do to a set of samples. One entry per row of the inputs."""
 
+    norm: Norm
+    """That all distances are measured in."""
     witnesses: tuple[Witness, ...]
     """The closest one of each broken sample, in the order of the rows; `sample` is the row."""
     perturbed: Tensor
@@ -65,6 +68,7 @@ def cross_check(
     attacks: str | Sequence[str],
     eps: Sequence[float],
     radii: np.ndarray | None,
+    norm: Norm = "l2",
     judge: nn.Module | None = None,
     low: float = 0.0,
     high: float = 1.0,
@@ -79,9 +83,10 @@ def cross_check(
 
     `logits` maps raw inputs in [low, high] (normalisation inside) to logits; two copies of it in eval mode
     are worked on, so its mode, parameters and gradients stay as they are. `inputs` are (n, ...), `labels`
-    (n,). `attacks` are names or presets. `eps` are the L2 budgets for attacks that take one, `radii` (n,) the
-    certified radii, or None; both in raw-input units. `judge` is the float64 function that the certificates are
-    about, where that is not a float64 copy of `logits`; `hold` compares the two at claims
+    (n,). `attacks` are names or presets. `eps` are the budgets for attacks that take one, `radii` (n,) the
+    certified radii, or None; both in raw-input units and in `norm`, "l2", "linf" or "l1", as all distances are. An
+    attack that has no form for the norm is not run, and its record says so. `judge` is the float64 function that the
+    certificates are about, where that is not a float64 copy of `logits`; `hold` compares the two at claims
     that do not become witnesses. `deadline` is a `time.monotonic()` value: from then
     on no batch begins. On a CPU, the same seed gives the same evidence; batches that `journal` holds are taken
     from there, and each batch that is finished is put there.
@@ -90,10 +95,11 @@ def cross_check(
     recorded as failed and the rest go on. Raises `BadThreat` for arguments that make no sense,
     `CaptureError` for a network that cannot be copied or judged, `Interrupted` on Ctrl-C.
     """
-    planned = plan(attacks)
+    measured = norm_of(norm)
+    planned = plan(attacks, measured)
     budgets = _checked_eps(eps)
     with torch.inference_mode(False), random_state_kept(seed):
-        ground = arena(logits, judge, inputs, labels, low, high, batch_size)
+        ground = arena(logits, judge, inputs, labels, measured, low, high, batch_size)
         certified = _checked_radii(radii, ground)
         run = Run(ground, budgets, certified, seed, batch_size, deadline, progress or Silent(), journal, hold)
         tallies = [Tally(entry) for entry in planned]
@@ -123,7 +129,8 @@ def _checked_radii(radii: np.ndarray | None, ground: Arena) -> np.ndarray | None
         got = f"shape {values.shape}, smallest {values.min(initial=math.inf)}"
         raise BadThreat(f"expected {len(ground.distance)} radii, one per input, none negative or NaN, got {got}")
     # An infinite radius (a constant network) is as good as the diagonal of the box.
-    return np.minimum(values, (ground.network.high - ground.network.low) * math.sqrt(ground.clean[0].numel()))
+    width, entries = ground.network.high - ground.network.low, ground.clean[0].numel()
+    return np.minimum(values, width * entries ** (1 / ORDER[ground.norm]))
 
 
 def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
@@ -141,6 +148,7 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
     if ground.apart:
         flags.append(f"{ground.apart} samples have logits so far apart that cross-entropy has no gradient in float32")
     return Evidence(
+        norm=ground.norm,
         witnesses=witnesses,
         perturbed=ground.points,
         attacked=tuple(row in ground.attacked for row in range(len(ground.distance))),
@@ -156,9 +164,9 @@ def _evidence(run: Run, tallies: Sequence[Tally]) -> Evidence:
 
 def _record(run: Run, tally: Tally) -> AttackRecord:
     entry, ground = tally.entry, run.arena
-    settings = entry.settings(ground.network.classes)
-    if entry.aim == "eps" and run.eps:
-        settings += f", at eps {', '.join(map(written, run.eps))}"
+    settings = entry.settings(ground.network.classes, ground.norm)
+    if entry.aim in ("eps", "largest") and run.eps:
+        settings += f", at eps {', '.join(map(written, run.eps if entry.aim == 'eps' else run.eps[-1:]))}"
     return AttackRecord(
         name=entry.name,
         library=str(entry.library),

@@ -27,9 +27,9 @@ _BATCH = 64
 def executed_distances(
     logits: nn.Module, inputs: Tensor, labels: Sequence[int], evidence: Evidence, worth: Sequence[bool] | None = None
 ) -> tuple[float | None, ...]:
-    """For each row of `inputs` (n, ...), how far (L2, rounded up) the closest point found lies at which `logits` as
-    executed answer something else than `labels`; None where there is no witness, or it is none in that dtype, or a look
-    is not `worth` while: by default it is everywhere.
+    """For each row of `inputs` (n, ...), how far the closest point found lies at which `logits` as executed answer
+    something else than `labels`, in the norm of the evidence and rounded up; None where there is no witness, or it is
+    none in that dtype, or a look is not `worth` while: by default it is everywhere.
 
     A tie counts as another answer. Points are in float64, rounded to the network's dtype when it reads them: a distance
     is the one before that, as native arithmetic counts it.
@@ -45,7 +45,7 @@ def executed_distances(
             wrong = clean + beyond * (evidence.perturbed[some].to(clean) - clean)
             points = first_flips(network, clean, wrong, answers)
             for row, point, origin in zip(some, points, clean, strict=True):
-                found[row] = None if point is None else distance_up(point, origin)
+                found[row] = None if point is None else distance_up(point, origin, evidence.norm)
             some = [row for row in some if found[row] is None]
             if not some:
                 break

@@ -14,17 +14,19 @@ import difflib
 import importlib.metadata
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 from torch import Tensor
 
 from lipaudit.crosscheck.unit_box import UnitBox
 from lipaudit.errors import BadThreat
 from lipaudit.registry import Registry
+from lipaudit.results.threat import Norm
 
-Aim = Literal["closest", "radius", "eps"]
-"""What an attack is given: only the input, the certified radius of each sample, or one budget for all."""
+Aim = Literal["closest", "radius", "largest", "eps"]
+"""What an attack is given: only the input, the certified radius of each sample, the largest budget of interest for all,
+or one such budget after the other. The order in which they run, too: what is broken closer need not be broken again."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ AUTOATTACK = Library(
     "pyautoattack", "pyautoattack", "AutoAttack (pyautoattack {})", ("randomised", "probabilities", "dynamic")
 )
 ART = Library("adversarial-robustness-toolbox", "art.attacks.evasion", "ART {}")
+OWN = Library("lipaudit", "pyautoattack.autopgd_base", "lipaudit {}")
+"""Where no library has an attack that works: with AutoAttack's projection onto an L1 ball in the box."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,10 @@ class Batch:
     labels: Tensor
     """int64."""
     budget: Tensor | None
-    """float64, one L2 budget per sample, in unit-box units; None for `aim="closest"`."""
+    """float64, one budget per sample, in unit-box units; None for `aim="closest"`."""
     seed: int
+    norm: Norm
+    """That budgets and distances are measured in."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,9 @@ class Attack:
     name: str
     library: Library
     aim: Aim
-    settings: Callable[[int], str]
+    norms: tuple[Norm, ...]
+    """Those that it has a form for."""
+    settings: Callable[[int, Norm], str]
     """Settings as a reader should see them, for so many classes."""
     passes: Callable[[int], Passes]
     """Its cost, for so many classes."""
@@ -90,7 +98,7 @@ class Attack:
     least_classes: int = 2
     least_side: int = 0
     """Needs images, of at least so many pixels each way; 0 if inputs of any shape will do."""
-    fits: Callable[[int, int], bool] | None = None
+    fits: Callable[[int, int, Norm], bool] | None = None
     """Whether it runs on images of some height and width; None: on all."""
     follows: bool = False
     """Whether its library looks for zero gradients as it runs."""
@@ -110,16 +118,42 @@ class Attack:
 
 ATTACKS: Registry[Attack] = Registry("attack")
 
-PRESETS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "quick": ("deepfool", "fab-t-quick", "pgd-at-radius", "apgd-ce"),
-    "standard": ("deepfool", "fab-t", "pgd-at-radius", "apgd-ce"),
-    "full": ("deepfool", "fab-t", "pgd-at-radius", "apgd-ce", "apgd-t", "square"),
-    "autoattack": ("fab-t", "apgd-ce", "apgd-t", "square-5000"),
-    "autoattack-plus": ("fab-t", "fab", "apgd-ce-5", "apgd-dlr-5", "apgd-t", "square-5000"),
+_PLUS = ("fab-t", "fab", "apgd-ce-5", "apgd-dlr-5", "apgd-t", "square-5000")
+
+
+def _presets(norm: Norm) -> dict[str, tuple[str, ...]]:
+    """The presets of a norm other than L2, which DeepFool has no form for."""
+    at_radius = "slide-at-radius" if norm == "l1" else "pgd-at-radius"
+    # AutoAttack's standard version makes five starts in L1, and one in Linf.
+    autoattack = ("fab-t", "apgd-ce-5" if norm == "l1" else "apgd-ce", "apgd-t", "square-5000")
+    return {
+        "none": (),
+        "quick": ("fab-t-quick", at_radius, "apgd-ce"),
+        "standard": (*autoattack, at_radius),
+        "full": (*autoattack, at_radius),
+        "autoattack": autoattack,
+        "autoattack-plus": _PLUS,
+    }
+
+
+PRESETS: dict[Norm, dict[str, tuple[str, ...]]] = {
+    "l2": {
+        "none": (),
+        "quick": ("deepfool", "fab-t-quick", "pgd-at-radius", "apgd-ce"),
+        "standard": ("deepfool", "fab-t", "pgd-at-radius", "apgd-ce"),
+        "full": ("deepfool", "fab-t", "pgd-at-radius", "apgd-ce", "apgd-t", "square"),
+        "autoattack": ("fab-t", "apgd-ce", "apgd-t", "square-5000"),
+        "autoattack-plus": _PLUS,
+    },
+    "linf": _presets("linf"),
+    "l1": _presets("l1"),
 }
-"""Attacks by the names that `--attacks` takes. `quick`, `standard` and `full` hold all three aims; the last two are
-the versions "standard" and "plus" of AutoAttack, with FAB looking for the closest point instead of any within eps."""
+"""Attacks of each norm by the names that `--attacks` takes. `quick`, `standard` and `full` look for the closest point,
+within the certified radius and within budgets; the last two are the versions "standard" and "plus" of AutoAttack, with
+FAB looking for the closest point instead of any within eps. Other norms than L2: `standard` is AutoAttack's standard
+version at the largest budget, and `full` at every budget."""
+AT_LARGEST: tuple[tuple[Norm, str], ...] = (("linf", "standard"), ("l1", "standard"))
+"""Presets whose attacks get the largest budget instead of every one."""
 
 
 def attack(
@@ -127,35 +161,48 @@ def attack(
     *,
     library: Library,
     aim: Aim,
-    settings: Callable[[int], str],
+    norms: tuple[Norm, ...],
+    settings: Callable[[int, Norm], str],
     passes: Callable[[int], Passes],
     least_classes: int = 2,
     least_side: int = 0,
-    fits: Callable[[int, int], bool] | None = None,
+    fits: Callable[[int, int, Norm], bool] | None = None,
     follows: bool = False,
 ) -> Callable[[Run], Attack]:
     """Decorator: puts the generator function below it into the table. See `Attack` for the arguments."""
 
     def add(run: Run) -> Attack:
-        entry = Attack(name, library, aim, settings, passes, run, least_classes, least_side, fits, follows)
+        entry = Attack(name, library, aim, norms, settings, passes, run, least_classes, least_side, fits, follows)
         return ATTACKS.register(name)(entry)
 
     return add
 
 
-def plan(attacks: str | Sequence[str]) -> tuple[Attack, ...]:
-    """The attacks behind names and presets, each once, in the order in which they run.
+def plan(attacks: str | Sequence[str], norm: Norm = "l2") -> tuple[Attack, ...]:
+    """The attacks behind names and presets of a norm, each once, in the order in which they run.
 
     Attacks that look for the closest adversarial example go first: what they break at some distance, an
-    attack with a budget need not break again. Raises `BadThreat` for an unknown name.
+    attack with a budget need not break again. An attack that is asked for by its name stays in the plan if it has no
+    form for the norm: its record says so. Raises `BadThreat` for an unknown name.
     """
     asked = (attacks,) if isinstance(attacks, str) else tuple(attacks)
-    names = dict.fromkeys(name for word in asked for name in PRESETS.get(word, (word,)))
-    for name in names:
-        if name not in ATTACKS:
-            known = f"attacks: {', '.join(ATTACKS)}; presets: {', '.join(PRESETS)}"
-            close = difflib.get_close_matches(name, [*ATTACKS, *PRESETS], n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise BadThreat(f"expected names of attacks or presets, got {name!r}; {hint}there are {known}")
-    aims = ("closest", "radius", "eps")
-    return tuple(sorted((ATTACKS[name] for name in names), key=lambda entry: aims.index(entry.aim)))
+    found: dict[str, Attack] = {}
+    for word in asked:
+        for name in PRESETS[norm].get(word, (word,)):
+            entry = _named(name)
+            if entry.aim == "eps" and (norm, word) in AT_LARGEST:
+                found.setdefault(name, replace(entry, aim="largest"))
+            else:
+                found[name] = entry
+    aims = get_args(Aim)
+    return tuple(sorted(found.values(), key=lambda entry: aims.index(entry.aim)))
+
+
+def _named(name: str) -> Attack:
+    if name in ATTACKS:
+        return ATTACKS[name]
+    presets = PRESETS["l2"]
+    known = f"attacks: {', '.join(ATTACKS)}; presets: {', '.join(presets)}"
+    close = difflib.get_close_matches(name, [*ATTACKS, *presets], n=1)
+    hint = f"did you mean {close[0]}? " if close else ""
+    raise BadThreat(f"expected names of attacks or presets, got {name!r}; {hint}there are {known}")

@@ -21,7 +21,7 @@ from lipaudit.files.journal import Journal, fingerprint
 from lipaudit.progress import Progress
 from lipaudit.results.audit import TIME_LIMIT
 from lipaudit.results.bounds import Disagreement
-from lipaudit.results.threat import written
+from lipaudit.results.threat import spoken, written
 
 Hold = Callable[[Sequence[int], Tensor], Sequence[Disagreement]]
 """What the model and the judge do not say alike of raw points (float64) of some rows."""
@@ -75,7 +75,7 @@ class Stage:
     title: str
     rows: np.ndarray
     budget: np.ndarray | None
-    """L2, raw-input units, one entry per row of the arena; None if the attack takes no budget."""
+    """Raw-input units, one entry per row of the arena; None if the attack takes no budget."""
 
 
 def run_attack(run: Run, tally: Tally) -> None:
@@ -106,6 +106,8 @@ def run_attack(run: Run, tally: Tally) -> None:
 def _excuse(run: Run, entry: Attack) -> str:
     """Why an attack cannot run at all; empty if it can."""
     network = run.arena.network
+    if run.arena.norm not in entry.norms:
+        return f"{entry.name} has no {run.arena.norm} form"
     if run.journal is None and run.late():
         return TIME_LIMIT
     if network.classes < entry.least_classes:
@@ -115,9 +117,11 @@ def _excuse(run: Run, entry: Attack) -> str:
         return f"needs inputs of shape (channels, height, width){sides}, got {network.raw_shape}"
     if network.no_gradient and entry.passes(network.classes).backward:
         return network.no_gradient
-    if entry.fits is not None and not entry.fits(*network.shape[1:]):
-        return f"its squares do not fit on images of {' × '.join(map(str, network.shape[1:]))} pixels"
-    if entry.aim == "eps" and not run.eps:
+    if entry.fits is not None:
+        height, width = network.raw_shape[1:]
+        if not entry.fits(height, width, run.arena.norm):
+            return f"its squares do not fit on images of {height} × {width} pixels"
+    if entry.aim in ("eps", "largest") and not run.eps:
         return "no budget eps was given"
     if entry.aim == "radius" and run.radii is None:
         return "there are no certified radii"
@@ -127,10 +131,12 @@ def _excuse(run: Run, entry: Attack) -> str:
 def _stages(run: Run, tally: Tally) -> Iterator[Stage]:
     """What is left to attack, looked up as late as possible: an attack gets only samples it can change."""
     ground, title = run.arena, f"attack {tally.entry.name}"
+    if ground.norm != "l2":
+        title += f" in {spoken(ground.norm)}"
     if tally.entry.aim == "closest":
         yield Stage(title, ground.correct.nonzero()[0], None)
-    elif tally.entry.aim == "eps":
-        for eps in run.eps:
+    elif tally.entry.aim in ("eps", "largest"):
+        for eps in run.eps if tally.entry.aim == "eps" else run.eps[-1:]:
             rows = (ground.correct & (ground.distance > eps)).nonzero()[0]
             yield Stage(f"{title} at {written(eps)}", rows, np.full(len(ground.distance), eps))
     elif run.radii is not None:
@@ -148,7 +154,7 @@ def _run_stage(run: Run, tally: Tally, place: int, stage: Stage) -> bool:
     run.progress.start(stage.title, total=len(stage.rows))
     try:
         for number, rows in enumerate(batches(stage.rows, run.size)):
-            outcome = _outcome(run, tally.entry, rows, stage.budget, f"attack-{tally.entry.name}-{place}-{number}")
+            outcome = _outcome(run, tally.entry, rows, stage.budget, f"{_part(run, tally)}-{place}-{number}")
             whole = outcome is not None and outcome.whole
             if outcome is not None:
                 _settle(run, tally, rows, outcome)
@@ -161,6 +167,12 @@ def _run_stage(run: Run, tally: Tally, place: int, stage: Stage) -> bool:
     if not whole:
         tally.notes.append(f"{TIME_LIMIT} at {done} of {len(stage.rows)} samples")
     return whole
+
+
+def _part(run: Run, tally: Tally) -> str:
+    """What a journal calls the attack."""
+    norm = run.arena.norm
+    return f"attack-{tally.entry.name}" if norm == "l2" else f"attack-{norm}-{tally.entry.name}"
 
 
 def _score(run: Run, tally: Tally) -> str:
@@ -177,7 +189,7 @@ def _outcome(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | Non
     ground, journal = run.arena, run.journal
     given = np.empty(0) if budget is None else budget[rows]
     about = fingerprint(
-        entry.name, entry.settings(ground.network.classes), run.seed, rows, given, ground.distance[rows]
+        entry.name, entry.settings(ground.network.classes, ground.norm), run.seed, rows, given, ground.distance[rows]
     )
     outcome = None if journal is None else recall(journal, part, about)
     if outcome is not None:
@@ -213,11 +225,12 @@ def _run_batch(run: Run, entry: Attack, rows: np.ndarray, budget: np.ndarray | N
     unit = None
     if budget is not None:
         unit = torch.as_tensor(budget[rows], device=index.device) / (network.high - network.low)
-    batch = Batch(network.to_unit(ground.clean[index]), ground.labels[index].clone(), unit, run.seed)
+    batch = Batch(network.to_unit(ground.clean[index]), ground.labels[index].clone(), unit, run.seed, ground.norm)
     flags: list[str] = []
     claims, whole = _claims(run, entry, batch, flags)
     edge = 0.0 if run.radii is None else run.radii[rows]
-    found, rejected, doubtful = ground.verified(rows, claims, within=math.inf if entry.aim == "radius" else edge)
+    within, allowed = math.inf if entry.aim == "radius" else edge, None if budget is None else budget[rows]
+    found, rejected, doubtful = ground.verified(rows, claims, within, allowed)
     differences = () if run.hold is None else tuple(run.hold(doubtful[0].tolist(), doubtful[1]))
     looked = 0 if run.hold is None else len(doubtful[0])
     return Outcome(found, rejected, tuple(flags), time.perf_counter() - begun, looked, differences, whole)

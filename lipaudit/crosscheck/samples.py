@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lipaudit.crosscheck.unit_box import UnitBox, private_copy, probe, why_no_gradient
-from lipaudit.crosscheck.verification import Opinion, accepted, distance_up, drawn_in, weigh
+from lipaudit.crosscheck.verification import Opinion, accepted, distance_up, drawn_in, drawn_into_ball, lengths, weigh
 from lipaudit.errors import BadThreat
-from lipaudit.results.threat import box_of
+from lipaudit.results.threat import Norm, box_of
 
 USUAL, MIDDLE = (2.0**-6, 2.0**6), 4.0
 """Sizes of margins that attacks work with in float32 as they are; what others are scaled to."""
@@ -49,6 +49,8 @@ class Arena:
     clean: Tensor
     """float64 inputs on the network's device."""
     labels: Tensor
+    norm: Norm
+    """That all distances are measured in."""
     predictions: np.ndarray
     """Of the clean inputs, in float64."""
     correct: np.ndarray
@@ -66,11 +68,15 @@ class Arena:
     attacked: set[int] = field(default_factory=set)
 
     def resolution(self) -> np.ndarray:
-        """L2 distances (n,), raw units, below which float32 inputs hardly change: 2^-23 of their norm."""
-        return ((self.clean - self.network.low).flatten(1).norm(dim=1) * 2.0**-23).cpu().numpy()
+        """Distances (n,), raw units, below which float32 inputs hardly change: 2^-23 of their norm."""
+        return (lengths(self.clean - self.network.low, self.norm) * 2.0**-23).cpu().numpy()
 
     def verified(
-        self, rows: np.ndarray, claims: Sequence[Tensor], within: np.ndarray | float = 0.0
+        self,
+        rows: np.ndarray,
+        claims: Sequence[Tensor],
+        within: np.ndarray | float = 0.0,
+        budget: np.ndarray | None = None,
     ) -> tuple[Found, int, tuple[np.ndarray, Tensor]]:
         """What the judge keeps of claims about some rows, drawn in, and how many it looked at and did not believe.
 
@@ -78,7 +84,8 @@ class Arena:
         and the closest one of each row that the model itself gets right.
 
         `claims` are unit-box tensors, one entry per row each; `within` says at which distance from its clean input a
-        claim is the judge's alone: a number for each row, or one. See Note [What is judged] in `verification.py`.
+        claim is the judge's alone: a number for each row, or one. `budget` is how far the attack was to go, a number
+        for each row, if it was told. See Notes [What is judged] and [Drawn into the ball] in `verification.py`.
         """
         index = torch.as_tensor(rows, device=self.clean.device)
         clean, labels = self.clean[index], self.labels[index]
@@ -89,8 +96,10 @@ class Arena:
         far, rejected = clean.new_empty(len(raw), len(rows)), 0
         for place, claim in enumerate(claims):
             untouched, finite = (claim == start).flatten(1).all(1), claim.flatten(1).isfinite().all(1)
-            far[place] = (raw[place] - clean).flatten(1).norm(dim=1).where(finite & ~untouched, math.inf)
+            far[place] = lengths(raw[place] - clean, self.norm).where(finite & ~untouched, math.inf)
             rejected += int((~finite).sum())
+        if budget is not None and self.norm != "l2":
+            raw, far = self._with_drawn_in(clean, raw, far, torch.as_tensor(budget, device=clean.device))
         edge = torch.as_tensor(within, dtype=torch.float64, device=clean.device).expand(len(rows))
         odd, first = [], True
         while True:
@@ -109,6 +118,15 @@ class Arena:
             first = False
         doubtful = (np.concatenate([rows[:0], *(row for row, _ in odd)]), torch.cat([clean[:0], *(p for _, p in odd)]))
         return self._measured(rows, clean, points, seen), rejected, doubtful
+
+    def _with_drawn_in(self, clean: Tensor, raw: Tensor, far: Tensor, budget: Tensor) -> tuple[Tensor, Tensor]:
+        """Claims with their distances, and those that lie outside their budgets once more, drawn in."""
+        inner = torch.stack([drawn_into_ball(clean, points, budget, self.norm) for points in raw])
+        moved = (inner != raw).flatten(2).any(2) & far.isfinite()
+        if not bool(moved.any()):
+            return raw, far
+        distances = torch.stack([lengths(points - clean, self.norm) for points in inner])
+        return torch.cat([raw, inner]), torch.cat([far, distances.where(moved, math.inf)])
 
     def _judged(
         self, clean: Tensor, claim: Tensor, labels: Tensor, inside: Tensor, edge: Tensor
@@ -130,7 +148,7 @@ class Arena:
         if len(unsure):
             wrong[unsure] = accepted(self.judge, claim[unsure], labels[unsure])[0]
         draw(as_it_runs, (wrong & ~inside).nonzero().flatten())
-        near = (points - clean).flatten(1).norm(dim=1) <= CLOSE * edge
+        near = lengths(points - clean, self.norm) <= CLOSE * edge
         draw(self.judge, (wrong & (inside | near)).nonzero().flatten())
         rows = wrong.nonzero().flatten()
         if not len(rows):
@@ -145,7 +163,7 @@ class Arena:
     def _measured(self, rows: np.ndarray, clean: Tensor, points: Tensor, seen: Tensor) -> Found:
         """Those rows whose points were accepted, with their distances."""
         kept = (seen >= 0).nonzero().flatten().tolist()
-        distance = np.array([distance_up(points[place], clean[place]) for place in kept], dtype=np.float64)
+        distance = np.array([distance_up(points[place], clean[place], self.norm) for place in kept], dtype=np.float64)
         closer = distance < self.distance[rows[kept]]
         return Found(
             rows=rows[kept],
@@ -165,7 +183,14 @@ class Arena:
 
 
 def arena(
-    logits: nn.Module, judge: nn.Module | None, inputs: Tensor, labels: Tensor, low: float, high: float, size: int
+    logits: nn.Module,
+    judge: nn.Module | None,
+    inputs: Tensor,
+    labels: Tensor,
+    norm: Norm,
+    low: float,
+    high: float,
+    size: int,
 ) -> Arena:
     """Checks what was given, copies the network twice and judges the clean inputs in batches of `size`.
 
@@ -196,6 +221,7 @@ def arena(
         judge=judge,
         clean=clean,
         labels=labels,
+        norm=norm,
         predictions=opinion.prediction.cpu().numpy(),
         correct=(right & inside).cpu().numpy(),
         outside=int((right & ~inside).sum()),

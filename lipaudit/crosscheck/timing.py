@@ -12,6 +12,7 @@ from lipaudit.crosscheck.isolation import random_state_kept
 from lipaudit.crosscheck.registry import plan
 from lipaudit.crosscheck.unit_box import UnitBox, private_copy, why_no_gradient
 from lipaudit.crosscheck.verification import INWARD_STEPS
+from lipaudit.results.threat import Norm
 
 TIMED = 4
 """Samples in the timed batch."""
@@ -29,6 +30,7 @@ def estimate_seconds(
     samples: int,
     eps: Sequence[float],
     classes: int,
+    norm: Norm = "l2",
     batch_size: int = 16,
 ) -> dict[str, float]:
     """Seconds that each attack takes at most on so many samples, by its name.
@@ -37,7 +39,7 @@ def estimate_seconds(
     of passes of each attack. An upper estimate: attacks skip samples that are broken already, and DeepFool
     stops as soon as the prediction changes. Raises `BadThreat` for an unknown attack.
     """
-    planned = plan(attacks)
+    planned = [entry for entry in plan(attacks, norm) if norm in entry.norms]
     few = inputs[:TIMED]
     with torch.inference_mode(False), torch.enable_grad(), random_state_kept(0):
         network = UnitBox(private_copy(logits), few, 0.0, 1.0, classes)

@@ -15,7 +15,13 @@ logit, such as that of a class that is masked with -1e9, says nothing about thes
 
 Note [Rounded distances]: `math.dist` works from the exact values of the two tensors with an error below one
 ulp behind differences that are each rounded once; a factor 1 + 2^-50 (8 ulp) covers both. So no distance is
-below the true one, and a certificate cannot be refuted by rounding.
+below the true one, and a certificate cannot be refuted by rounding. In Linf and L1 the differences are taken with what
+their rounding leaves over, so the distance is the smallest float64 that is not below the true one: an example at a
+distance of at most eps lies within eps.
+
+Note [Drawn into the ball]: libraries add eps to pixels in float32, clip, scale and average, which leaves the ball by
+an ulp. So in Linf and L1 each claim of an attack with a budget that lies outside is looked at once more at the nearest
+point of the ball (Linf), or on the way to the clean input (L1), in float64: what the judge sees there counts.
 """
 
 from __future__ import annotations
@@ -27,6 +33,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lipaudit.results.threat import Norm
+
+ORDER: dict[Norm, float] = {"l2": 2.0, "linf": math.inf, "l1": 1.0}
+INSIDE = 1 - 1e-9
+"""Share of an L1 ball that points are drawn into: far more than sums of float64 are wrong by."""
 NOISE = 1e-10
 INWARD_STEPS = 6
 """Steps, at most, by which a witness is moved towards its clean input. Each is a pass of the network as it runs."""
@@ -69,10 +80,55 @@ def weigh_alone(judge: nn.Module, points: Tensor, labels: Tensor) -> Opinion:
     return Opinion(torch.cat(margin), torch.cat(prediction), torch.cat(noise))
 
 
-def distance_up(point: Tensor, other: Tensor) -> float:
-    """The L2 distance of two float64 tensors, rounded up. See Note [Rounded distances]."""
-    distance = math.dist(point.flatten().tolist(), other.flatten().tolist())
-    return math.nextafter(distance * (1 + 2**-50), math.inf)
+def lengths(changes: Tensor, norm: Norm) -> Tensor:
+    """The norm of each row of changes, with no word on rounding."""
+    return torch.linalg.vector_norm(changes.flatten(1), ord=ORDER[norm], dim=1)
+
+
+def distance_up(point: Tensor, other: Tensor, norm: Norm) -> float:
+    """The distance of two float64 tensors, rounded up. See Note [Rounded distances]."""
+    if norm == "l2":
+        distance = math.dist(point.flatten().tolist(), other.flatten().tolist())
+        return math.nextafter(distance * (1 + 2**-50), math.inf)
+    change, rest = _exact_difference(point.flatten(), other.flatten())
+    size, rest = change.abs(), rest * change.sign()
+    if norm == "linf":
+        largest = size.max()
+        # Below the largest, no rest reaches beyond it: a rest is at most half the distance to the next number.
+        above = bool(((size == largest) & (rest > 0)).any())
+        return math.nextafter(float(largest), math.inf) if above else float(largest)
+    terms = [*size.tolist(), *rest.tolist()]
+    total = math.fsum(terms)
+    return math.nextafter(total, math.inf) if math.fsum([*terms, -total]) > 0 else total
+
+
+def _exact_difference(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """a - b as float64 rounds it, and what that leaves over: their sum is exact (Knuth's two-sum)."""
+    change = a - b
+    back = change - a
+    return change, (a - (change - back)) - (b + back)
+
+
+def drawn_into_ball(clean: Tensor, points: Tensor, budget: Tensor, norm: Norm) -> Tensor:
+    """The points, each moved into the Linf or L1 ball around its clean input that its budget (n,) allows, if outside.
+
+    All float64. See Note [Drawn into the ball].
+    """
+    size = budget.reshape(-1, *[1] * (points.ndim - 1))
+    if norm != "linf":
+        # Each entry of the point is rounded once more.
+        rounding = 2.0**-52 * (lengths(clean, norm) + budget)
+        share = ((INSIDE * budget - rounding).clamp_min(0.0) / lengths(points - clean, norm)).reshape(size.shape)
+        return torch.where(share < 1, clean + share * (points - clean), points)
+    return points.clamp(-_up_to(-clean, size), _up_to(clean, size))
+
+
+def _up_to(clean: Tensor, size: Tensor) -> Tensor:
+    """The largest float64 at most `size` above `clean`, or the one before it."""
+    top = clean + size
+    change, rest = _exact_difference(top, clean)
+    over = (change > size) | ((change == size) & (rest > 0))
+    return torch.where(over, torch.nextafter(top, clean), top)
 
 
 def accepted(judge: nn.Module, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +168,7 @@ def drawn_in(
 
     Looks for the decision boundary on each segment by false position (the Illinois variant: an end that stays twice
     counts half), which takes fewer passes than bisection, as margins are nearly linear there. It aims beyond the
-    boundary by the noise of the logits' dtype. A row whose next step arithmetics less than `WORTHWHILE` is left alone.
+    boundary by the noise of the logits' dtype. A row whose next step promises less than `WORTHWHILE` is left alone.
     """
     best = points.clone()
     (above, _), (below, aim) = (height(logits(end), labels) for end in (clean, points))

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from lipaudit.domains.graph import Graph, Node, call, evaluate
+from lipaudit.rounding import SHORT_UNITS, short_formats
 
 SLACK = 64.0
 """How many times the measured rounding error two answers may differ by: a sum of many terms loses more than the one
@@ -90,6 +91,6 @@ class Agreement:
 
 
 def _unit(dtype: torch.dtype, device: torch.device) -> float:
-    """Unit roundoff of the arithmetic: GPUs may multiply float32 as TF32, with ten bits behind the point."""
-    short = torch.backends.cudnn.allow_tf32 or torch.get_float32_matmul_precision() != "highest"
-    return 2.0**-11 if device.type == "cuda" and dtype == torch.float32 and short else torch.finfo(dtype).eps / 2
+    """Unit roundoff of the arithmetic; torch may be set to multiply float32 in a shorter format."""
+    short = [SHORT_UNITS[name] for name in short_formats(device).values()] if dtype == torch.float32 else []
+    return max(short, default=torch.finfo(dtype).eps / 2)

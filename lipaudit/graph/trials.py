@@ -38,6 +38,7 @@ from lipaudit.graph.lowering import innermost
 from lipaudit.graph.snapshot import State
 from lipaudit.graph.watching import Watch
 from lipaudit.results.formatting import clean
+from lipaudit.rounding import short_formats
 
 HIDES_NAN = {"sort.default", "topk.default", "fmax.default", "fmin.default", "kthvalue.default", *TRANSFORMS}
 """They prefer numbers to NaN, move it away from entries that depended on it, or, as Fourier transforms, keep it to real
@@ -57,7 +58,7 @@ _SETTINGS: dict[str, Callable[[], Any]] = {
     "autocast on CPUs": lambda: torch.is_autocast_enabled("cpu"),
     "autocast on GPUs": lambda: torch.is_autocast_enabled("cuda"),
     "whether algorithms are deterministic": torch.are_deterministic_algorithms_enabled,
-    "the precision of matrix products": torch.get_float32_matmul_precision,
+    "the format of products": short_formats,
 }
 """Those of torch that change what operations compute, as `torch.set_...` leaves them."""
 

@@ -19,6 +19,8 @@ class GroupSort(nn.Module):
     Source: Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019, arXiv 1811.05381.
     """
 
+    claimed_lipschitz = 1.0
+
     def __init__(self, group_size: int = 2) -> None:
         super().__init__()
         if group_size < 1:
@@ -73,6 +75,8 @@ class Householder(nn.Module):
     Raises `ValueError` for an odd number of channels.
     Source: S. Singla, S. Singla and S. Feizi, Improved deterministic l2 robustness, ICLR 2022, arXiv 2108.04062.
     """
+
+    claimed_lipschitz = 1.0
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -210,6 +210,8 @@ class AOLConv2d(nn.Conv2d):
     other than zeros and circular, and for circular padding of more than half the kernel's extent. See `aol`.
     """
 
+    claimed_lipschitz = 1.0
+
     def __init__(
         self,
         in_channels: int,
@@ -254,6 +256,8 @@ class AOLLinear(nn.Linear):
     Arguments are those of `nn.Linear`, and `side`: which features are scaled. `.weight` is the rescaled matrix, the
     trained tensor is `.parametrizations.weight.original`. It starts orthogonal. See Note [AOL rescaling].
     """
+
+    claimed_lipschitz = 1.0
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, *, side: Side = "fewer") -> None:
         super().__init__(in_features, out_features, bias=bias)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -45,6 +47,11 @@ class NormalisedLinear(nn.Linear):
         nn.init.orthogonal_(self.weight)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
+
+    @property
+    def claimed_lipschitz(self) -> float:
+        """Of the map; see above."""
+        return math.sqrt(self.out_features)
 
 
 class Gate(nn.Module):

@@ -12,6 +12,8 @@ class SpaceToDepth(nn.Module):
     (n, c, h, w) to (n, c·block², h/block, w/block); h and w must be multiples of `block` (RuntimeError).
     """
 
+    claimed_lipschitz = 1.0
+
     def __init__(self, block: int = 2) -> None:
         super().__init__()
         self.block = block
@@ -28,6 +30,8 @@ class ChannelPad(nn.Module):
 
     (n, c, ...) to (n, channels, ...). Raises `ValueError` where there are more already.
     """
+
+    claimed_lipschitz = 1.0
 
     def __init__(self, channels: int) -> None:
         super().__init__()

@@ -54,6 +54,8 @@ class OrthogonalConv2d(nn.Conv2d):
     map. Raises `ValueError` for other kernels and paddings. See Note [Orthogonal kernels].
     """
 
+    claimed_lipschitz = 1.0
+
     def __init__(
         self,
         in_channels: int,
@@ -87,6 +89,8 @@ class PotentialConv2d(nn.Module):
     Source: Meunier et al., ICML 2022, arXiv 2110.12690; Araujo et al., ICLR 2023, arXiv 2303.03169.
     """
 
+    claimed_lipschitz = 1.0
+
     def __init__(self, channels: int, hidden_channels: int | None = None, kernel_size: int = 3) -> None:
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
@@ -102,6 +106,8 @@ class PotentialConv2d(nn.Module):
 
 class PotentialLinear(nn.Module):
     """x - 2 W^T relu(W x + b) with a matrix W of norm at most 1: `PotentialConv2d` for vectors (n, features)."""
+
+    claimed_lipschitz = 1.0
 
     def __init__(self, features: int, hidden_features: int | None = None) -> None:
         super().__init__()

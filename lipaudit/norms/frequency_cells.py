@@ -50,7 +50,7 @@ def lattice_norm(conv: Conv, *, most: float) -> float | None:
     sizes = [PER_TAP * span if axis in axes else 1 for axis, span in enumerate(spans)]
     # An axis has PER_TAP (k - 1) cells, so half a cell is h = pi / (PER_TAP (k - 1)), and h (k - 1) / 2 is the same
     # for all axes.
-    cells = _first_cells(sizes, axes).to(symbols.device)
+    cells = _first_cells(sizes, axes)
     if len(cells) > most:
         return None
     rho = _peak(symbols, conv, axes) * (1 + TOLERANCE)
@@ -67,7 +67,7 @@ def lattice_norm(conv: Conv, *, most: float) -> float | None:
             some = failed[:: -(-len(failed) // _PLACES)]
             rho = max(rho, largest_eigenvalue(batch, some) * (1 + TOLERANCE))
             failed = failed[~holds(batch, failed, rho * shrunk)]
-        cells, delta = _halves(cells[failed], axes), delta / 2
+        cells, delta = _halves(cells[failed.cpu()], axes), delta / 2
         sizes = [2 * size if axis in axes else size for axis, size in enumerate(sizes)]
     return symbols.unscale(symbols.root(rho, 1.001 / math.cos(first) ** 2))
 
@@ -82,7 +82,7 @@ def _halves(cells: torch.Tensor, axes: list[int]) -> torch.Tensor:
     """The cells that come of halving along every axis."""
     steps = itertools.product(*((0, 1) if axis in axes else (0,) for axis in range(cells.shape[1])))
     doubled = torch.stack([2 * cells[:, a] if a in axes else cells[:, a] for a in range(cells.shape[1])], dim=1)
-    return torch.cat([doubled + torch.tensor(step, device=cells.device) for step in steps])
+    return torch.cat([doubled + torch.tensor(step) for step in steps])
 
 
 def _peak(symbols: Symbols, conv: Conv, axes: list[int]) -> float:

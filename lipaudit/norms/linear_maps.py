@@ -187,6 +187,8 @@ class Gather:
     coisometry: float | None = None
     """c (rounded up) if A A^T = c^2 I is known: rows orthogonal and of one length. 1 if it only moves entries."""
     relative_error: float = 0.0
+    windows: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Size and stride of the windows, if it averages each channel over windows that lie within the image."""
 
     @property
     def isometric(self) -> bool:
@@ -233,59 +235,6 @@ class Pad:
 
     def absolute(self) -> Pad:
         return self
-
-
-def merge(first: LinearMap, then: LinearMap) -> LinearMap | None:
-    """The composition `then` after `first` as one map of a known kind, or None if it is not one.
-
-    Channel scalings go into the weights of their neighbour, paddings into the padding of a convolution. The norm of
-    the composite is at most the product of the norms, and for batch norm after a convolution far below it.
-    """
-    match first, then:
-        case Identity(), _:
-            return then
-        case _, Identity():
-            return first
-        case Scale(), Scale() if first.input_shape == then.input_shape:
-            return replace(first, factor=first.factor * then.factor, relative_error=_compound(first, then))
-        case Scale(), Conv() if (c := first.per_channel(1)) is not None:
-            per_group = c.reshape(then.groups, 1, -1).expand(-1, then.weight.shape[0] // then.groups, -1)
-            spread = per_group.reshape(then.weight.shape[:2] + (1,) * len(then.input_size))
-            return replace(then, weight=then.weight * spread, relative_error=_compound(first, then))
-        case Conv(), Scale() if (c := then.per_channel(1)) is not None:
-            spread = c.reshape(-1, *(1,) * (first.weight.ndim - 1))
-            return replace(first, weight=first.weight * spread, relative_error=_compound(first, then))
-        case Scale(), Transposed() if isinstance(inner := merge(then.conv, first), Conv):
-            return Transposed(inner)  # (D A)^T = A^T D
-        case Transposed(), Scale() if isinstance(inner := merge(then, first.conv), Conv):
-            return Transposed(inner)
-        case Scale(), Dense() if (c := first.per_channel(-1)) is not None:
-            return replace(
-                then,
-                weight=then.weight * c,
-                input_shape=first.input_shape,
-                relative_error=_compound(first, then),
-            )
-        case Dense(), Scale() if (c := then.per_channel(-1)) is not None:
-            return replace(first, weight=first.weight * c[:, None], relative_error=_compound(first, then))
-        case Pad(), Conv() if _pads_for(first, then):
-            both = zip(first.padding, then.padding, strict=True)
-            pads = tuple((a + c, b + d) for (a, b), (c, d) in both)
-            size = first.input_shape[2:]
-            return replace(then, input_size=size, padding=pads, padding_mode=first.padding_mode)
-    return None
-
-
-def _compound(first: LinearMap, then: LinearMap) -> float:
-    """Relative error of a product of two factors that are themselves inexact."""
-    return 1.01 * (first.relative_error + then.relative_error + UNIT)
-
-
-def _pads_for(pad: Pad, conv: Conv) -> bool:
-    spatial = len(pad.padding) == len(conv.input_size) and min(min(p) for p in pad.padding) >= 0
-    same_kind = pad.padding_mode == conv.padding_mode == "zeros"
-    unpadded = pad.padding_mode == "circular" and not any(sum(p) for p in conv.padding)
-    return spatial and (same_kind or unpadded)
 
 
 def both_ways(linear: Applied, x: torch.Tensor) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:

@@ -44,7 +44,7 @@ from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.registry import Registry
 from lipaudit.results.bounds import Upper
 from lipaudit.results.threat import Norm, norm_of
-from lipaudit.rounding import check_arithmetic, norm_up, up
+from lipaudit.rounding import check_arithmetic, norm_up, plain_sums, up
 
 Map = TypeVar("Map", Conv, Dense)
 
@@ -125,15 +125,18 @@ DENSE_LIMITS: dict[str, tuple[Callable[[Dense], float], float]] = {
 }
 
 
-def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Upper, ...]]:
+def norm_bound(
+    linear: LinearMap, method: str = "best", device: torch.device | None = None
+) -> tuple[Upper, tuple[Upper, ...]]:
     """The smallest proved bound of ||linear||, and every candidate; of proofs that agree, the first in the table.
 
     `method` is "best" (what can be the smallest; small maps with their real borders where that takes at most as much
     work again as the torus, by their shapes, or next to none; the torus says where it is left out), "all" (every method
     that costs little, for the report), "tight" (real borders whatever they take), or the name of a single method.
+    `device` is where a map that is given as a function has its constants.
     """
     if isinstance(linear, Transposed):
-        return norm_bound(linear.conv, method)
+        return norm_bound(linear.conv, method, device)
     if isinstance(linear, (Conv, Dense)):
         table = CONV_METHODS if isinstance(linear, Conv) else DENSE_METHODS
         chosen = _chosen(linear, table, method)
@@ -152,7 +155,7 @@ def norm_bound(linear: LinearMap, method: str = "best") -> tuple[Upper, tuple[Up
         return Upper(1.0, "isometry", "borders of a constant, or cropped (exact)"), ()
     if isinstance(linear, Gather) and linear.coisometry is not None:
         return Upper(linear.coisometry, "disjoint-windows", "rows of equal length without overlap (exact)"), ()
-    value = schur_test(linear)
+    value = schur_test(linear, device)
     return Upper(value, "schur", "root of the largest row sum times the largest column sum"), ()
 
 
@@ -204,6 +207,7 @@ def _bound_in(linear: Conv | Dense, norm: str, method: str) -> Upper:
     return Upper(sum_norm(linear, measured), f"{what}-sums", because)
 
 
+@plain_sums()
 def dense_norm(weight: torch.Tensor, *, method: str = "best", norm: Norm = "l2") -> Upper:
     """A proved bound of the operator norm of a matrix (out, in) of any floating dtype: the spectral norm in L2.
 
@@ -216,6 +220,7 @@ def dense_norm(weight: torch.Tensor, *, method: str = "best", norm: Norm = "l2")
     return _bound_in(Dense(weight, (weight.shape[1],)), norm, method)
 
 
+@plain_sums()
 def conv_norm(
     weight: torch.Tensor,
     *,

@@ -114,7 +114,8 @@ def landscape(conv: Conv, sizes: Sequence[int], *, steps: int) -> torch.Tensor:
 
     Lanczos iteration in single precision on images of the whole torus: the convolution is block diagonal there, so it
     iterates on every frequency at once, each with coefficients of its own, for the price of a few convolutions. It ends
-    early when the highest place of no parity class grows any more. Proves nothing: it says where to look first.
+    early when the highest place of no parity class grows any more. Proves nothing: it says where to look first. The
+    result is on the CPU, where the coefficients go in one copy: their tridiagonal matrices cost many small operations.
     """
     axes = tuple(range(-len(sizes), 0))
     largest = max(float(conv.weight.abs().max()), 1e-290)
@@ -127,10 +128,10 @@ def landscape(conv: Conv, sizes: Sequence[int], *, steps: int) -> torch.Tensor:
     start = torch.randn(around.input_shape, generator=generator).to(conv.weight.device)
     first, transpose = both_ways(around, start)
     waves, _ = _unit(waves_of(first))
-    before, beta = torch.zeros_like(waves), torch.zeros(())
+    before, beta = torch.zeros_like(waves), torch.zeros((), device=waves.device)
     alphas: list[torch.Tensor] = []
     betas: list[torch.Tensor] = []
-    peaks = torch.zeros(())
+    peaks = torch.zeros((), device="cpu")
     steps = min(steps, waves.shape[1])
     for step in range(1, steps + 1):
         image = torch.fft.irfftn(waves, s=tuple(sizes), dim=axes).flatten(0, 1)[None]
@@ -138,7 +139,8 @@ def landscape(conv: Conv, sizes: Sequence[int], *, steps: int) -> torch.Tensor:
         alphas.append((torch.view_as_real(waves) * torch.view_as_real(new)).sum((1, -1)))
         before, (waves, beta) = waves, _unit(new - alphas[-1][:, None] * waves)
         if step == steps or (step >= _FIRST_LOOK and step % 2 == 0):
-            squares = _largest_of_tridiagonal(alphas, betas)
+            on_host = torch.stack([*alphas, *betas]).to("cpu", torch.float64).unbind()
+            squares = _largest_of_tridiagonal(on_host[: len(alphas)], on_host[len(alphas) :])
             lower, peaks = peaks, _peaks(squares, len(sizes))
             if bool((peaks <= lower * (1 + _GROWTH)).all()):
                 break
@@ -173,15 +175,14 @@ def _largest_of_tridiagonal(diagonal: Sequence[torch.Tensor], beside: Sequence[t
 
     A shift is above all eigenvalues if all pivots of the shifted matrix are negative (Sturm).
     """
-    rows, beside = [entry.double() for entry in diagonal], [entry.double() for entry in beside]
-    none = torch.zeros_like(rows[0])
-    reaches = [a + b + c for a, b, c in zip(rows, [none, *beside], [*beside, none], strict=True)]
+    none = torch.zeros_like(diagonal[0])
+    reaches = [a + b + c for a, b, c in zip(diagonal, [none, *beside], [*beside, none], strict=True)]
     low, high = none, torch.stack(reaches).amax(0).clamp_min(1e-290)  # Gershgorin
     for _ in range(_BISECTIONS if beside else 0):
         middle = (low + high) / 2
-        pivot = rows[0] - middle
+        pivot = diagonal[0] - middle
         above = pivot < 0
-        for a, b in zip(rows[1:], beside, strict=True):
+        for a, b in zip(diagonal[1:], beside, strict=True):
             pivot = a - middle - b * b / torch.where(pivot == 0, 1e-290, pivot)
             above &= pivot < 0
         low, high = torch.where(above, low, middle), torch.where(above, middle, high)
@@ -202,8 +203,7 @@ class Torus:
             period = sizes[axis] * conv.stride[axis]
             reach = period + conv.dilation[axis] * (conv.kernel_size[axis] - 1)
             places = torch.arange(reach, device=conv.weight.device)
-            sign = torch.ones(reach, device=conv.weight.device)
-            sign[(places // period) % 2 == 1] = -1.0
+            sign = 1.0 - 2.0 * ((places // period) % 2)
             column = sign.reshape(-1, *(1,) * (len(size) - 1 - axis))
             self.around.append((2 + axis, places % period, column if bit else None))
             size[axis], pads[axis] = period, (0, 0)

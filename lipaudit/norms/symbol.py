@@ -30,9 +30,12 @@ PHASE_ERROR = 2.0**-46
 
 @dataclass
 class _Taps:
-    """The kernel taps of one stride phase: their places on the coarse lattice and their weights."""
+    """The kernel taps of one stride phase: their places on the coarse lattice and their weights.
 
-    places: torch.Tensor  # (taps, axes), int64
+    Places and frequencies are chosen on the CPU; a GPU gets those that it evaluates.
+    """
+
+    places: torch.Tensor  # (taps, axes), int64, on the CPU
     weights: torch.Tensor  # (groups, taps, out * in)
 
 
@@ -95,15 +98,14 @@ class Symbols:
         """
         blocks = self._row_products() if self.out <= self.columns else self._column_products()
         centre = blocks.pop((0,) * self.taps[0].places.shape[1])
-        shifts = torch.tensor(sorted(blocks), dtype=torch.int64, device=self.device)
+        shifts = torch.tensor(sorted(blocks), dtype=torch.int64, device="cpu")
         if not blocks:
             return shifts, centre.reshape(1, -1)
+        ahead = torch.stack([blocks[shift] for shift in sorted(blocks)])
         rows = centre.new_zeros(1 + 2 * len(blocks), centre.numel(), 2)
         rows[0, :, 0] = centre.flatten()
-        for number, shift in enumerate(sorted(blocks)):
-            ahead, behind = blocks[shift], blocks[shift].mT
-            rows[1 + number, :, 0] = (ahead + behind).flatten()
-            rows[1 + len(blocks) + number, :, 1] = (behind - ahead).flatten()
+        rows[1 : 1 + len(blocks), :, 0] = (ahead + ahead.mT).flatten(1)
+        rows[1 + len(blocks) :, :, 1] = (ahead.mT - ahead).flatten(1)
         return shifts, rows.flatten(1)
 
     def _row_products(self) -> dict[tuple[int, ...], torch.Tensor]:
@@ -140,7 +142,7 @@ class Symbols:
         for axis, constant in enumerate(self.flat):
             if constant:
                 index = index[index[:, axis] == index[0, axis]]
-        return index.to(self.device)
+        return index
 
     @property
     def flat(self) -> tuple[bool, ...]:
@@ -150,7 +152,7 @@ class Symbols:
 
     def symbols(self, index: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
         """F at the frequencies pi index / size: (frequencies, groups, out, inputs * phases), complex."""
-        parts = []
+        parts, index = [], index.to(self.device)
         for taps in self.taps:
             angle = angles(index, taps.places, sizes)
             weights = taps.weights  # (groups, taps, out * in)
@@ -173,13 +175,14 @@ class GramMatrices:
     """The smaller Gram matrices at theta = pi index / size, as a `Batch`, each off by `symbols.gram_error` at most."""
 
     def __init__(self, symbols: Symbols, index: torch.Tensor, sizes: Sequence[int]) -> None:
-        self.symbols, self.index, self.sizes = symbols, index, sizes
+        self.symbols, self.index, self.sizes = symbols, index.to(symbols.device), sizes
         self.shape = (symbols.groups, symbols.side, symbols.side)
         # A product per frequency, where that is fewer than the shifts of the kernel take.
         self.direct = 8 * len(index) < sum(len(taps.places) for taps in symbols.taps) ** 2
         self.dtype = torch.complex128
         if not self.direct:
-            self.shifts, self.rows = symbols.autocorrelation
+            shifts, self.rows = symbols.autocorrelation
+            self.shifts = shifts.to(symbols.device)
             self.dtype = torch.complex128 if len(self.shifts) else torch.float64
 
     def fill(self, numbers: torch.Tensor, out: torch.Tensor) -> None:
@@ -198,7 +201,7 @@ class GramMatrices:
 def angles(index: torch.Tensor, places: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
     """places . (pi index / size): (frequencies, places), each axis reduced exactly to [0, 2 pi)."""
     moduli = 2 * torch.tensor(sizes, device=index.device)
-    turns = (index[:, None, :] * places[None]) % moduli
+    turns = (index[:, None, :] * places.to(index.device)[None]) % moduli
     return (turns * (2 * math.pi / moduli.double())).sum(-1)
 
 
@@ -211,7 +214,7 @@ def _phases(conv: Conv, blocks: torch.Tensor) -> list[_Taps]:
         places.append([place for place, _ in offset])
         chosen.append(number)
     return [
-        _Taps(torch.tensor(places, dtype=torch.int64, device=blocks.device), blocks[:, chosen])
+        _Taps(torch.tensor(places, dtype=torch.int64, device="cpu"), blocks[:, chosen])
         for _, (places, chosen) in sorted(found.items())
     ]
 

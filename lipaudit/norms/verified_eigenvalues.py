@@ -27,7 +27,7 @@ import torch
 
 from lipaudit.rounding import TINY, UNIT, gamma, up
 
-_CHUNK_BYTES = {"cpu": 2**25, "cuda": 2**29}
+_CHUNK_BYTES, _CHUNK_BYTES_GPU = 2**25, 2**29
 """Memory of one part of a batch: little enough for the caches of a CPU, enough to keep a GPU busy."""
 _ESTIMATE_STEPS = 8
 _LARGE_SIDE = 256
@@ -113,8 +113,9 @@ def holds(batch: Batch, numbers: torch.Tensor, rho: float) -> torch.Tensor:
         complete = (info == 0) & torch.isfinite(factor.diagonal(dim1=-2, dim2=-1).real.sum(-1))
         return complete.flatten(1).all(1) if complete.ndim > 1 else complete
 
-    largest = max(1, _CHUNK_BYTES[numbers.device.type] // (16 * math.prod(batch.shape)))
-    workers = 1 if numbers.is_cuda else torch.get_num_threads()
+    on_cpu = numbers.device.type == "cpu"
+    largest = max(1, (_CHUNK_BYTES if on_cpu else _CHUNK_BYTES_GPU) // (16 * math.prod(batch.shape)))
+    workers = torch.get_num_threads() if on_cpu else 1
     rounds = -(-len(numbers) // (largest * workers))
     parts = numbers.chunk(max(1, rounds * workers))  # of one size, so that all workers end together
     if workers == 1 or len(numbers) <= 1:

@@ -10,8 +10,9 @@ from lipaudit.report.figures import waterfall
 from lipaudit.report.figures.charts import Figure, Path
 from lipaudit.report.figures.layer_groups import Stage, stages
 from lipaudit.report.figures.scales import Scale, log10
+from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
-from lipaudit.results.bounds import LayerBound, NetworkBound
+from lipaudit.results.bounds import ROUNDED, LayerBound, NetworkBound
 from lipaudit.results.formatting import NONE, clean, count, decades, factor, number, number_from_log10, percent, plural
 
 MOST_LAYERS = 60
@@ -44,6 +45,31 @@ class LayerRow:
     strip: tuple[Path, ...]
 
 
+CLAIMED = {
+    "confirmed": ("pass", "The proved bound is at most the claimed constant: no two inputs are stretched more."),
+    "open": ("warn", "The proved bound is above the claim, and no slope that was found is. Neither settles it."),
+    "refuted": ("fail", "Between two inputs the logits move farther than the claim allows, rounding taken off."),
+    "withheld": ("not run", "The bound is withdrawn, so nothing is said of the claim."),
+}
+"""What each standing of a claim means, and the state of a check that it looks like."""
+REVERIFY = (
+    "Both inputs are in the result file (claim.steepest.inputs), with their logits and the proved rounding error: "
+    "evaluate them with the network in float64 to see for yourself."
+)
+
+
+@dataclass(frozen=True)
+class Claimed:
+    """What is claimed of the Lipschitz constant, and what became of it."""
+
+    said: str
+    word: str
+    look: str
+    value: str
+    means: str
+    more: str
+
+
 @dataclass(frozen=True)
 class Bounds:
     value: str
@@ -58,13 +84,14 @@ class Bounds:
     more_layers: tuple[LayerRow, ...]
     layer_note: str
     claims: tuple[tuple[str, str], ...]
+    claimed: Claimed | None
 
 
 def bounds(audit: Audit) -> Bounds:
     """Fig. 3 and the layer table."""
     bound = audit.bound
     if bound is None:
-        return Bounds(NONE, False, NO_BOUND, None, (), "", "", (), (), "", ())
+        return Bounds(NONE, False, NO_BOUND, None, (), "", "", (), (), "", (), claim(audit))
     withdrawn = audit.verdict.integrity == "INVALID"
     rows = stages(bound)
     drawn = not withdrawn and rows and not waterfall.all_nearly_one(rows)
@@ -81,7 +108,26 @@ def bounds(audit: Audit) -> Bounds:
         more,
         note,
         _claims(bound),
+        claim(audit),
     )
+
+
+def claim(audit: Audit) -> Claimed | None:
+    """The claimed constant held against bound and slope; None where nobody claims one."""
+    if audit.claim is None:
+        return None
+    word: str = audit.claim.standing(audit.bound)
+    if audit.verdict.integrity == "INVALID" and word != "refuted":
+        word = "withheld"
+    look, means = CLAIMED[word]
+    said = f"Lipschitz constant {audit.claim.constant:.9g}, claimed by {clean(audit.claim.source, 80)}:"
+    if word == "confirmed" and audit.bound is not None and audit.bound.value > audit.claim.constant:
+        means = f"The proved bound is above the claim by a factor below {1 + ROUNDED:g}, which counts as rounding."
+    if audit.bound is not None and audit.bound.domain is not None and word == "confirmed":
+        low, high = audit.bound.domain
+        means = f"{means} This is proved between inputs with all values in [{low:g}, {high:g}]."
+    value = "" if word == "withheld" else metrics.held_against(audit)
+    return Claimed(said, word, look.replace(" ", "-"), value, means, REVERIFY if word == "refuted" else "")
 
 
 def _stage(stage: Stage, bound: NetworkBound) -> tuple[str, str, str, str]:

@@ -71,7 +71,11 @@ def _change(change: Change) -> Line:
 
 
 def _name(change: Change) -> str:
-    return f"{change.measure} {clean(change.eps, 12)}".rstrip()
+    return f"{change.measure}{_of(change)} {clean(change.eps, 12)}".rstrip()
+
+
+def _of(change: Change) -> str:
+    return f"[{change.norm}]" if change.norm else ""
 
 
 def _images(change: Change) -> list[Line]:
@@ -83,7 +87,7 @@ def _images(change: Change) -> list[Line]:
 
 
 def _at(change: Change) -> str:
-    return f" at {clean(change.eps, 12)}" if change.eps else ""
+    return f"{_of(change)} at {clean(change.eps, 12)}" if change.eps else ""
 
 
 def _listed(indices: Sequence[int]) -> str:

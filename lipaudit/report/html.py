@@ -7,6 +7,7 @@ a copy of the result, for `load_audit`.
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jinja2
@@ -23,16 +24,26 @@ TEMPLATE = "report.html.j2"
 
 def to_html(audit: Audit) -> str:
     """The report as one self-contained page; same audit, same bytes."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(template_folder()),
+    text = to_json(audit)
+    return environment().get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
+
+
+def environment() -> jinja2.Environment:
+    """In which templates are rendered: what they are given is escaped."""
+    return _compiled(template_folder())
+
+
+@functools.cache
+def _compiled(folder: Path) -> jinja2.Environment:
+    """With its templates compiled, which takes longer than a page."""
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    text = to_json(audit)
-    return environment.get_template(TEMPLATE).render(page=page(from_json(text)), copy=embed(text))
 
 
 def template_folder() -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lipaudit.report.bound_section import claim
 from lipaudit.report.crosscheck_section import arithmetics, estimates
 from lipaudit.report.header import title
 from lipaudit.report.terminal import gate_look
@@ -25,6 +26,9 @@ def to_markdown(audit: Audit) -> str:
         _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.certainty}). {view.about}") + "\n"
         for view in estimates(audit)
     ]
+    if (claimed := claim(audit)) is not None:
+        said = ", ".join(filter(None, (claimed.word, claimed.value)))
+        lines.append(_escaped(f"{claimed.said} {said}.") + "\n")
     lines += _markdown_checks(audit)
     d = audit.dataset
     about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"

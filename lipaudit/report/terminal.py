@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from lipaudit.report.bound_section import claim
 from lipaudit.report.crosscheck_section import arithmetics, estimates
 from lipaudit.report.header import title
 from lipaudit.report.page import MARKS
@@ -83,6 +84,9 @@ def _head(audit: Audit) -> list[Line]:
         local = metrics.local_rows(audit)
         where = f" ({local} local)" if local else ""
         lines.append((Span(f"Lipschitz bound {bound} · median certified radius {radius}{where}"),))
+    if (claimed := claim(audit)) is not None:
+        word = Span(claimed.word, STYLES[claimed.look.replace("-", " ")])
+        lines.append((Span(f"{claimed.said} ", "dim"), word, Span(f", {claimed.value}" if claimed.value else "")))
     return lines
 
 

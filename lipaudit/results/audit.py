@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
-from lipaudit.errors import RenamedWarning
-from lipaudit.results.bounds import Agreement, Arithmetic, NetworkBound
+from lipaudit.errors import BadThreat, RenamedWarning
+from lipaudit.results.bounds import Agreement, Arithmetic, Claim, NetworkBound
 from lipaudit.results.formatting import plural
-from lipaudit.results.threat import Threat, eps_value
+from lipaudit.results.threat import Norm, Threat, eps_value, norm_of, spoken
 
-SCHEMA = "lipaudit-result/2.0"
+SCHEMA = "lipaudit-result/2.1"
 MOST_CLASSES = 128
 """Of more classes, a result file leaves out the matrix of pairwise bounds."""
 TIME_LIMIT = "time limit reached"
@@ -155,7 +155,8 @@ class DataFacts:
     class_names: tuple[str, ...] = ()
     levels: int = 0
     """Steps from the least to the largest possible value (255 in 8-bit images, 16 in the digits), so two different
-    images differ by at least width/levels in L2: one channel of one pixel, by one level. 0 if on no such grid."""
+    images differ by at least width/levels in every norm: one channel of one pixel, by one level. 0 if on no such
+    grid."""
     width: float = 1.0
     """Of the range of the values: 1 for pixels in [0, 1]."""
     rows_sha256: str = ""
@@ -182,7 +183,7 @@ class Samples:
     margin: Numbers
     radius: Numbers
     distance: tuple[float | None, ...]
-    """Smallest adversarial perturbation found (L2); None if never broken or not attacked."""
+    """Smallest adversarial perturbation found, in the norm of the threat; None if never broken or not attacked."""
     adversarial_prediction: tuple[int | None, ...]
     attack: tuple[str | None, ...]
     """Which attack found it."""
@@ -190,8 +191,8 @@ class Samples:
     method: tuple[str, ...] = ()
     """Where the radius comes from: "global" (Lipschitz bounds) or "local" (affine forms around the image)."""
     native_distance: tuple[float | None, ...] = ()
-    """Smallest perturbation (L2) found on the way to the adversarial example with which the network, executed in its
-    own dtype, gives another answer; None where there was none, or nothing is certified under native arithmetic."""
+    """Smallest perturbation found on the way to the adversarial example with which the network, executed in its own
+    dtype, gives another answer; None where there was none, or nothing is certified under native arithmetic."""
     image: tuple[str, ...] = ()
     """The first 16 digits of the SHA-256 of the bytes of each image, as it was audited."""
 
@@ -227,6 +228,12 @@ def contradictions(radius: Sequence[float], distance: Sequence[float | None]) ->
         return []
     pairs = enumerate(zip(radius, distance, strict=True))
     return [row for row, (certified, found) in pairs if found is not None and 0 < certified >= found]
+
+
+def _columns() -> tuple[str, ...]:
+    """The columns of `Samples` that `InNorm` has of its own."""
+    known = {one.name for one in fields(Samples)}
+    return tuple(one.name for one in fields(InNorm) if one.name in known)
 
 
 @dataclass(frozen=True)
@@ -303,7 +310,13 @@ class Shard:
     whole: DataFacts
     """The samples of all shards."""
     distances: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Of the witnesses of each attack, of which its record has the median only."""
+    """Of the witnesses of each attack, of which its record has the median only; of those in another norm than
+    L2 under `apgd-ce[linf]`."""
+
+
+def in_shard(attack: str, norm: Norm) -> str:
+    """Under what name `Shard.distances` has those of an attack."""
+    return attack if norm == "l2" else f"{attack}[{norm}]"
 
 
 @dataclass(frozen=True)
@@ -319,9 +332,39 @@ class Part:
     """Platform, device, threads."""
 
 
+@dataclass(frozen=True)
+class InNorm:
+    """What one run found in a further norm: fields of `Audit` and columns of `Samples`, by the same names."""
+
+    threat: Threat
+    verdict: Verdict
+    certified: tuple[Rate, ...]
+    empirical: tuple[Rate, ...]
+    bound: NetworkBound | None
+    slope: float | None
+    slope_share: float | None
+    radius: Numbers
+    distance: tuple[float | None, ...]
+    adversarial_prediction: tuple[int | None, ...]
+    attack: tuple[str | None, ...]
+    attacked: tuple[bool, ...]
+    method: tuple[str, ...]
+    native_distance: tuple[float | None, ...]
+    attacks: tuple[AttackRecord, ...]
+    findings: tuple[Finding, ...]
+    arithmetics: tuple[ArithmeticResult, ...] = ()
+    thumbnails: tuple[Thumbnail, ...] = ()
+    estimates: tuple[Estimate, ...] = ()
+    claim: Claim | None = None
+
+
 @dataclass(frozen=True, repr=False)
 class Audit:
-    """Everything that one run found out: the only input of `report/`."""
+    """Everything that one run found out: the only input of `report/`.
+
+    Where it was audited in several norms, the fields that `InNorm` has are about the first of them, and `other_norms`
+    holds the rest. The integrity and the gates of a verdict are those of the whole audit in every norm.
+    """
 
     run: str
     started: str
@@ -370,7 +413,42 @@ class Audit:
     """None for all samples."""
     parts: tuple[Part, ...] = ()
     """The shards of a merged result, whose times are summed; empty for one run."""
+    claim: Claim | None = None
+    """None where nobody claims a constant in L2."""
+    other_norms: tuple[InNorm, ...] = ()
+    """What was found in further norms."""
     schema: str = SCHEMA
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """In which norms it was audited, the first one first."""
+        return tuple(norm_of(threat.norm) for threat in (self.threat, *(part.threat for part in self.other_norms)))
+
+    def in_norm(self, norm: str | float) -> Audit:
+        """The same audit with what was found in that norm in front; raises `BadThreat` where it was not audited."""
+        if norm_of(norm) not in self.norms:
+            raise BadThreat(f"expected a norm of this audit, {', '.join(self.norms)}, got {norm_of(norm)}")
+        front = next((part for part in self.other_norms if part.threat.norm == spoken(norm)), None)
+        if front is None:
+            return self
+        mine = {one.name: getattr(front, one.name) for one in fields(InNorm)}
+        columns = {name: mine.pop(name) for name in _columns()}
+        behind = (self.part(), *(part for part in self.other_norms if part is not front))
+        return replace(self, **mine, samples=replace(self.samples, **columns), other_norms=behind)
+
+    def part(self) -> InNorm:
+        """What was found in the first norm."""
+        of_samples = _columns()
+        return InNorm(
+            **{one.name: getattr(self.samples if one.name in of_samples else self, one.name) for one in fields(InNorm)}
+        )
+
+    def each_norm(self, change: Callable[[Audit], Audit]) -> Audit:
+        """With what `change` makes of the fields of `InNorm`, given the audit with each norm in front."""
+        if not self.other_norms:
+            return change(self)
+        first, *rest = (change(self.in_norm(norm)) for norm in self.norms)
+        return replace(first, other_norms=tuple(audit.part() for audit in rest))
 
     @property
     def clean_accuracy(self) -> float:

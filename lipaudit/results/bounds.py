@@ -171,6 +171,62 @@ class Witness:
 
 
 @dataclass(frozen=True)
+class Secant:
+    """Two inputs, and how far apart their logits are proved to be: a lower bound of the Lipschitz constant."""
+
+    sample: int
+    """Row of `Samples` beside which both inputs lie."""
+    distance: float
+    """L2, in units of the inputs, rounded up."""
+    logits: tuple[tuple[float, ...], ...]
+    """Of both, in float64."""
+    error: float
+    """Proved: the true difference of the two vectors is within this (L2) of the difference of `logits`."""
+    inputs: tuple[str, ...] = ()
+    """Both, as base64 of little-endian float32 in the order of the axes; left out where they refute nothing."""
+
+    @property
+    def slope(self) -> float:
+        """The L2 distance of the logits over that of the inputs, rounded down."""
+        # `math.dist` rounds each difference once and errs by less than one ulp after that.
+        rise = math.nextafter(math.dist(*self.logits) * (1 - 2**-50) - self.error, -math.inf)
+        return math.nextafter(rise / self.distance, 0.0) if rise > 0 else 0.0
+
+
+ROUNDED = 1e-5
+"""Constants are claimed of real numbers, and weights are rounded ones: a factor of up to 1 + ROUNDED is called
+rounding, whichever way it goes, and is shown."""
+Standing = Literal["confirmed", "open", "refuted"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A Lipschitz constant that somebody claims of the network: raw inputs to the vector of logits, L2 to L2.
+
+    The claim stands confirmed where the proved bound is at most `constant` times 1 + ROUNDED, refuted where a slope is
+    above that, open in between.
+    """
+
+    constant: float
+    source: str
+    """Who claims it, in words that follow "by"."""
+    steepest: Secant | None = None
+    """The steepest slope that was proved; None where none was."""
+
+    @property
+    def slope(self) -> float:
+        return self.steepest.slope if self.steepest else 0.0
+
+    def standing(self, bound: NetworkBound | None) -> Standing:
+        """What the proved bound, if there is one, and the steepest slope make of it."""
+        most = self.constant * (1 + ROUNDED)
+        if self.slope > most:
+            return "refuted"
+        proved = bound is not None and bound.norm == "l2" and bound.value <= most
+        return "confirmed" if proved else "open"
+
+
+@dataclass(frozen=True)
 class Disagreement:
     """A logit that is not the same in the model, as it runs, and in the graph that was audited."""
 

@@ -32,6 +32,7 @@ MOST_UNPACKED = 64_000_000
 """Bytes: a page from a stranger may hold a bomb."""
 MOST_CLASSES = 16
 DIFFERENCES = "index_differences"
+OTHERS = "other_norms"
 PACKED_WITHOUT, COLUMNS_WITHOUT = ("arithmetics",), ("native_distance",)
 """Parts and columns that a packed copy goes without, where a result has them: further radii and distances per image."""
 
@@ -55,6 +56,9 @@ def embed(text: str) -> Block:
     for part, names in ((data, PACKED_WITHOUT), (data["samples"], COLUMNS_WITHOUT)):
         for name in names:
             part.pop(name, None)
+    for part in data.get(OTHERS, ()):
+        for name in (*PACKED_WITHOUT, *COLUMNS_WITHOUT):
+            part[name] = []
     index = data["samples"]["index"]
     data["samples"]["index"] = [*index[:1], *(after - before for before, after in itertools.pairwise(index))]
     data[DIFFERENCES] = True
@@ -81,6 +85,17 @@ def result_text(html: str) -> str:
 
 
 def _slim(data: dict[str, Any], digits: int) -> dict[str, Any]:
+    samples = data["samples"]
+    samples.pop("image", None)
+    samples["margin"] = [_rounded(value, min(digits, MARGIN_DIGITS), 0) for value in samples["margin"]]
+    _slim_in_norm(data, samples, digits)
+    for part in data.get(OTHERS, ()):
+        _slim_in_norm(part, part, digits)
+    return data
+
+
+def _slim_in_norm(data: dict[str, Any], columns: dict[str, Any], digits: int) -> None:
+    """What was found in one norm, with its columns."""
     data["thumbnails"] = []
     if data["bound"] and len(data["bound"]["pairwise"]) > MOST_CLASSES:
         rows = enumerate(data["bound"]["pairwise"])
@@ -88,16 +103,15 @@ def _slim(data: dict[str, Any], digits: int) -> dict[str, Any]:
         data["bound"]["least"] = [None if min(row) == math.inf else min(row) for row in least]
         data["bound"]["pairwise"] = []
         data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the result file has them"
-    data["samples"].pop("image", None)
-    samples, budgets = data["samples"], [eps_value(eps) for eps in data["threat"]["eps"]]
-    samples["margin"] = [_rounded(value, min(digits, MARGIN_DIGITS), 0) for value in samples["margin"]]
+    if data.get("claim") and data["claim"]["steepest"]:
+        data["claim"]["steepest"]["inputs"] = []
+    budgets = [eps_value(eps) for eps in data["threat"]["eps"]]
     pairs = [
         _pair(radius, distance, digits, budgets)
-        for radius, distance in zip(samples["radius"], samples["distance"], strict=True)
+        for radius, distance in zip(columns["radius"], columns["distance"], strict=True)
     ]
-    samples["radius"] = [radius for radius, _ in pairs]
-    samples["distance"] = [distance for _, distance in pairs]
-    return data
+    columns["radius"] = [radius for radius, _ in pairs]
+    columns["distance"] = [distance for _, distance in pairs]
 
 
 def _pair(

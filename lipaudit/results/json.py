@@ -20,7 +20,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal
 
 from lipaudit.errors import ReportError
-from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit
+from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, InNorm
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.formatting import clean
 from lipaudit.results.threat import eps_value
@@ -35,6 +35,7 @@ NULLS = {
     ("NetworkBound", "least"): math.inf,
     ("Samples", "radius"): math.inf,
     ("ArithmeticResult", "radius"): math.inf,
+    ("InNorm", "radius"): math.inf,
 }
 """What null stands for: an overflowed bound, the bound of a constant, the radius of a constant."""
 
@@ -43,10 +44,14 @@ def to_json(audit: Audit) -> str:
     """The result file as text: same audit, same bytes; raises ReportError if a proved number is NaN."""
     _refuse_ambiguous(audit)
     data = _plain(audit)
-    if audit.bound is not None and max(len(audit.bound.pairwise), audit.model.classes) > MOST_CLASSES:
-        data["bound"]["pairwise"] = []
-        data["bound"]["least"] = _plain(audit.bound.least_of_classes())
-        data["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the layers are kept"
+    bounds = (audit.bound, *(part.bound for part in audit.other_norms))
+    for bound, written in zip(bounds, (data, *data["other_norms"]), strict=True):
+        if bound is not None and max(len(bound.pairwise), audit.model.classes) > MOST_CLASSES:
+            written["bound"]["pairwise"] = []
+            written["bound"]["least"] = _plain(bound.least_of_classes())
+            written["bound"]["pairwise_omitted"] = f"more than {MOST_CLASSES} classes; the layers are kept"
+    if not audit.other_norms:
+        del data["other_norms"]
     return _write({"schema": data.pop("schema"), **data}) + "\n"
 
 
@@ -74,7 +79,8 @@ def from_json(text: str) -> Audit:
     if int(version[1]) > known:
         raise ReportError(f"expected schema {SCHEMA} or older, got {schema}: install a newer lipaudit to read it")
     audit = _build(Audit, _upgraded(data) if int(version[1]) < known else data, "result")
-    _check(audit)
+    for norm in dict.fromkeys(audit.norms):
+        _check(audit.in_norm(norm))
     return audit
 
 
@@ -114,9 +120,14 @@ def _renamed(place: str, value: Any) -> Any:
 
 def _refuse_ambiguous(audit: Audit) -> None:
     """A null may stand for one value only: no NaN in a radius or bound, no infinite logarithm but of a constant."""
-    bound = audit.bound
+    for part in (audit.part(), *audit.other_norms):
+        _refuse_ambiguous_in(part)
+
+
+def _refuse_ambiguous_in(part: InNorm) -> None:
+    bound = part.bound
     logs = [bound.log10, *(line.log10_so_far for line in bound.layers)] if bound else []
-    radii = [audit.samples.radius, *(found.radius for found in audit.arithmetics)]
+    radii = [part.radius, *(found.radius for found in part.arithmetics)]
     proved = itertools.chain(*radii, logs, *(bound.pairwise if bound else ()))
     if any(math.isnan(number) for number in proved):
         raise ReportError("expected numbers in everything proved, got NaN in a radius or bound: please report this")

@@ -33,9 +33,15 @@ LIMITS: dict[tuple[str, str], dict[str, Any]] = {
     ("Rate", "total"): NO_LESS_THAN_ZERO,
     ("Samples", "radius"): NO_LESS_THAN_ZERO,
     ("Samples", "distance"): NO_LESS_THAN_ZERO,
+    ("InNorm", "radius"): NO_LESS_THAN_ZERO,
+    ("InNorm", "distance"): NO_LESS_THAN_ZERO,
     ("ArithmeticResult", "radius"): NO_LESS_THAN_ZERO,
     ("NetworkBound", "pairwise"): NO_LESS_THAN_ZERO,
     ("Thumbnail", "sample"): NO_LESS_THAN_ZERO,
+    ("Claim", "constant"): NO_LESS_THAN_ZERO,
+    ("Secant", "sample"): NO_LESS_THAN_ZERO,
+    ("Secant", "distance"): NO_LESS_THAN_ZERO,
+    ("Secant", "error"): NO_LESS_THAN_ZERO,
 }
 """What the numbers of a field, or of its column, cannot be outside of."""
 _PLAIN: dict[Any, dict[str, Any]] = {

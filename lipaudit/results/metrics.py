@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lipaudit.results.audit import Audit, Rate
 from lipaudit.results.bounds import NetworkBound
+from lipaudit.results.formatting import number, number_from_log10
 from lipaudit.results.threat import eps_value
 
 
@@ -151,3 +152,21 @@ def put_to_the_test(audit: Audit) -> int:
     """How many images with a certified radius were attacked."""
     pairs = zip(audit.samples.radius, audit.samples.attacked, strict=True)
     return sum(radius > 0 and attacked for radius, attacked in pairs)
+
+
+def held_against(audit: Audit) -> str:
+    """The claimed constant beside the bound and the slope that decide of it: `1.0000004 ≤ 1, but for rounding`."""
+    claim, bound = audit.claim, audit.bound
+    if claim is None:
+        return ""
+    standing, constant = claim.standing(bound), f"{claim.constant:.9g}"
+    if standing == "refuted":
+        assert claim.steepest is not None
+        return f"slope {claim.slope:.9g} > {constant}, inputs {number(claim.steepest.distance)} apart"
+    if standing == "confirmed":
+        assert bound is not None
+        if bound.value <= claim.constant:
+            return f"bound {bound.value:.6g} ≤ {constant}"
+        return f"bound {constant} × (1 + {bound.value / claim.constant - 1:.1e}), rounding"
+    slope = f"slope {number(claim.slope)} ≤ {constant}" if claim.steepest else f"claim {constant}"
+    return f"{slope} < bound {number_from_log10(bound.log10)}" if bound is not None else f"{slope}, no bound"

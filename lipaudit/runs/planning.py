@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lipaudit.crosscheck import estimate_seconds
-from lipaudit.results.threat import eps_value
+from lipaudit.results.threat import Threat, eps_value, norm_of
 
 BUDGET = 300.0
 """Seconds that the attacks of a run may take by default, by the estimate."""
@@ -32,11 +32,12 @@ def plan_run(
     classes: int,
     samples: int | None,
     attacks: Sequence[str] | None,
-    eps: Sequence[str],
+    threats: Sequence[Threat],
     available: int,
     budget: float = BUDGET,
 ) -> Plan:
-    """The most samples, then the strongest attacks, whose estimated time fits into `budget` seconds.
+    """The most samples, then the strongest attacks, whose estimated time fits into `budget` seconds,
+    those of all norms together.
 
     What the user has chosen (`samples`, `attacks`; None for not) is never changed.
     """
@@ -45,16 +46,20 @@ def plan_run(
     sizes = tuple(dict.fromkeys(min(n, available) for n in most))
 
     def seconds_each(preset: str) -> float:
-        cost = estimate_seconds(
-            model,
-            inputs,
-            attacks=preset.split(","),
-            samples=sizes[0],
-            eps=[eps_value(e) for e in eps],
-            classes=classes,
-            batch_size=batch_for(inputs[0].numel()),
-        )
-        return sum(cost.values()) / sizes[0]
+        costs = [
+            estimate_seconds(
+                model,
+                inputs,
+                attacks=preset.split(","),
+                samples=sizes[0],
+                eps=[eps_value(e) for e in threat.eps],
+                classes=classes,
+                norm=norm_of(threat.norm),
+                batch_size=batch_for(inputs[0].numel()),
+            )
+            for threat in threats
+        ]
+        return sum(sum(cost.values()) for cost in costs) / sizes[0]
 
     each = {preset: seconds_each(preset) for preset in presets}
     plans = [Plan(count, preset, count * each[preset]) for preset in presets for count in sizes]

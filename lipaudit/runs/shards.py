@@ -31,8 +31,9 @@ from lipaudit.results.audit import (
     Shard,
     Skip,
     Thumbnail,
+    in_shard,
 )
-from lipaudit.results.bounds import Agreement, NetworkBound
+from lipaudit.results.bounds import Agreement, Claim, NetworkBound
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import refuted
 from lipaudit.settings import SHARDS, named, options_of, recorded
@@ -69,6 +70,13 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
     audits = sorted(shards, key=lambda audit: (audit.shard.number if audit.shard else 0, audit.run))
     parts = _complete(audits)
     _alike(audits)
+    first, *others = (_joined([audit.in_norm(norm) for audit in audits], parts) for norm in audits[0].norms)
+    draft = replace(first, command=tuple(command) or first.command, other_norms=tuple(each.part() for each in others))
+    return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
+
+
+def _joined(audits: Sequence[Audit], parts: Sequence[Shard]) -> Audit:
+    """The shards as one audit in the norm that is in front."""
     first = audits[0]
     samples = _samples(audits)
     if len(set(samples.index)) < len(samples.index):
@@ -79,11 +87,10 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
             "expected the images of the whole run, each in its place, got others (index, label or image of a row): "
             "these are not the shards of one run"
         )
-    draft = replace(
+    return replace(
         first,
         run="",
         started=min(audit.started for audit in audits),
-        command=tuple(command) or first.command,
         dataset=parts[0].whole,
         clean=rate("0", samples.correct()),
         bound=_bound(audits),
@@ -100,13 +107,13 @@ def merge(shards: Iterable[Audit], command: Sequence[str] = (), *, gates: Sequen
         arithmetics=_arithmetics(audits),
         estimates=_estimates(audits),
         agreement=_agreement(audits),
+        claim=_claim(audits),
         shard=None,
         parts=tuple(
             Part(a.run, a.started, s.number, s.of, len(a.samples.index), _where(a))
             for a, s in zip(audits, parts, strict=True)
         ),
     )
-    return conclude(draft, conditions(gates or [gate.expression for gate in first.gates]))
 
 
 def _unsplit(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +150,7 @@ def _alike(audits: Sequence[Audit]) -> None:
         assert audit.shard is not None
         return {
             "schema": audit.schema,
+            "norms": audit.norms,
             "model": audit.model,
             "data": audit.shard.whole,
             "threat": audit.threat,
@@ -155,19 +163,20 @@ def _alike(audits: Sequence[Audit]) -> None:
             "versions": {name: audit.environment.get(name) for name in WITHIN},
         }
 
-    expected = what(audits[0])
-    for audit in audits[1:]:
-        for name, value in what(audit).items():
-            if value != expected[name]:
-                raise ReportError(
-                    f"expected shards of one audit, got another {name} in {audit.run}{_detail(value, expected[name])}"
-                )
+    for norm in audits[0].norms:
+        expected = what(audits[0].in_norm(norm))
+        for audit in audits[1:]:
+            for name, value in what(audit.in_norm(norm) if norm in audit.norms else audit).items():
+                if value != expected[name]:
+                    told = _detail(value, expected[name])
+                    raise ReportError(f"expected shards of one audit, got another {name} in {audit.run}{told}")
     for audit in audits:
         try:
             check_rows(audit)
         except ReportError as error:
             raise ReportError(f"{audit.run}: {error}") from None
-    _same_bounds([audit for audit in audits if audit.bound is not None])
+    for norm in audits[0].norms:
+        _same_bounds([view for view in (audit.in_norm(norm) for audit in audits) if view.bound is not None])
 
 
 def _same_bounds(audits: Sequence[Audit]) -> None:
@@ -224,7 +233,7 @@ def _bound(audits: Sequence[Audit]) -> NetworkBound | None:
 def _record(audits: Sequence[Audit], place: int) -> AttackRecord:
     """What one attack did in all shards."""
     records = [audit.attacks[place] for audit in audits]
-    name = records[0].name
+    name = in_shard(records[0].name, audits[0].norms[0])
     distances = [d for audit in audits if audit.shard for d in audit.shard.distances.get(name, ())]
     states = [record.status for record in records]
     status: Done = "failed" if "failed" in states else "done" if "done" in states else "not run"
@@ -285,6 +294,23 @@ def _agreement(audits: Sequence[Audit]) -> Agreement | None:
             for difference in one.differences
         ),
     )
+
+
+def _claim(audits: Sequence[Audit]) -> Claim | None:
+    """With the steepest slope of all shards. The claim is one of the settings or of the network, the same in all."""
+    of, first = len(audits), audits[0].claim
+    if any((audit.claim is None) != (first is None) for audit in audits):
+        raise ReportError("expected the same claimed constant in all shards, got one in some of them")
+    each = [(number, audit.claim) for number, audit in enumerate(audits) if audit.claim is not None]
+    if len({(claim.constant, claim.source) for _, claim in each}) > 1:
+        raise ReportError("expected the same claimed constant in all shards, got several")
+    if not each:
+        return None
+    number, steepest = max(each, key=lambda entry: entry[1].slope)
+    if steepest.steepest is None:
+        return steepest
+    secant = replace(steepest.steepest, sample=steepest.steepest.sample * of + number)
+    return replace(steepest, steepest=secant)
 
 
 def _skipped(audits: Sequence[Audit]) -> tuple[Skip, ...]:

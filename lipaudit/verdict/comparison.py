@@ -11,7 +11,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -19,7 +19,7 @@ from lipaudit.errors import CompareError, ExitCode
 from lipaudit.results.audit import Audit, Samples
 from lipaudit.results.formatting import clean, digest
 from lipaudit.results.metrics import unfinished
-from lipaudit.results.threat import eps_value
+from lipaudit.results.threat import eps_value, spoken
 from lipaudit.settings import named, recorded
 from lipaudit.verdict.verdict import integrity_of
 
@@ -55,6 +55,8 @@ class Change:
     high: float
     p: float
     """Of McNemar's exact test: how often chance alone would make a change as uneven as this."""
+    norm: str = ""
+    """Of the budget, where the audits are in several; empty otherwise."""
 
     @property
     def difference(self) -> float:
@@ -150,21 +152,28 @@ def differences(base: Audit, new: Audit) -> tuple[str, ...]:
     rows: list[tuple[str, Any, Any]] = [
         ("data set", base.dataset.name, new.dataset.name),
         ("number of images", len(base.samples.index), len(new.samples.index)),
-        ("norm", base.threat.norm, new.threat.norm),
+        ("norm", tuple(map(spoken, sorted(base.norms))), tuple(map(spoken, sorted(new.norms)))),
         ("range of inputs", (base.threat.low, base.threat.high), (new.threat.low, new.threat.high)),
-        ("ε", base.threat.eps, new.threat.eps),
         ("input shape", base.model.input_shape, new.model.input_shape),
         ("classes", base.model.classes, new.model.classes),
         ("preprocessing, mean", base.model.mean, new.model.mean),
         ("preprocessing, std", base.model.std, new.model.std),
         ("arithmetic", base.arithmetic, new.arithmetic),
     ]
-    said = [
-        f"{what}: {_shown(one)}, then {_shown(two)}" for what, one, two in rows if _key(what, one) != _key(what, two)
-    ]
+    said = [f"{what}: {_shown(one)}, then {_shown(two)}" for what, one, two in rows if one != two]
     if len(base.samples.index) == len(new.samples.index):
         said += _images(base, new)
-    return (*said, *_attacks(base, new))
+    for norm in (norm for norm in base.norms if norm in new.norms):
+        of = f" in {spoken(norm)}" if base.other_norms or new.other_norms else ""
+        one, two = base.in_norm(norm), new.in_norm(norm)
+        if _sizes(one) != _sizes(two):
+            said.append(f"ε{of}: {_shown(one.threat.eps)}, then {_shown(two.threat.eps)}")
+        said += [f"{each}{of}" for each in _attacks(one, two)]
+    return tuple(said)
+
+
+def _sizes(audit: Audit) -> list[float]:
+    return [eps_value(eps) for eps in audit.threat.eps]
 
 
 def _images(base: Audit, new: Audit) -> list[str]:
@@ -175,10 +184,6 @@ def _images(base: Audit, new: Audit) -> list[str]:
     if one.sha256 != two.sha256:
         return [f"images: sha256 {digest(one.sha256)}, then {digest(two.sha256)}"]
     return ["labels of the same images"] if base.samples.label != new.samples.label else []
-
-
-def _key(what: str, value: Any) -> Any:
-    return tuple(map(eps_value, value)) if what == "ε" else value
 
 
 def _shown(value: Any) -> str:
@@ -238,6 +243,15 @@ def _notes(base: Audit, new: Audit, integrity: tuple[str, str]) -> tuple[str, ..
 
 def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:
     found = [_change("clean", "", base, new, Samples.correct)]
+    for norm in (norm for norm in base.norms if norm in new.norms):
+        each = _changes_in_norm(base.in_norm(norm), new.in_norm(norm), proofs)
+        found += [replace(change, norm=norm) for change in each] if base.other_norms or new.other_norms else each
+    return tuple(found)
+
+
+def _changes_in_norm(base: Audit, new: Audit, proofs: bool) -> list[Change]:
+    """Of the rates at the budgets that both have."""
+    found = []
     later = {eps_value(eps) for eps in new.threat.eps}
     for eps in (eps for eps in base.threat.eps if eps_value(eps) in later):
         size = eps_value(eps)
@@ -245,7 +259,7 @@ def _changes(base: Audit, new: Audit, proofs: bool) -> tuple[Change, ...]:
             found.append(_change("certified", eps, base, new, partial(Samples.certified, eps=size)))
         if any(base.samples.attacked) and any(new.samples.attacked):
             found.append(_change("empirical", eps, base, new, partial(Samples.not_broken, eps=size)))
-    return tuple(found)
+    return found
 
 
 def _change(

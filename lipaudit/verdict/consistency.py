@@ -7,9 +7,11 @@ What nothing else in the file determines (which wrong class was predicted, how l
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import math
 import statistics
+import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
@@ -17,12 +19,13 @@ from typing import Any
 
 from lipaudit import __version__
 from lipaudit.errors import LipauditError, ReportError
-from lipaudit.results.audit import MOST_CLASSES, SCHEMA, AttackRecord, Audit, Shard
+from lipaudit.results.audit import MOST_CLASSES, SCHEMA, AttackRecord, Audit, Shard, in_shard
+from lipaudit.results.bounds import Secant
 from lipaudit.results.embedding import result_text
 from lipaudit.results.formatting import clean
 from lipaudit.results.intervals import rate
 from lipaudit.results.json import from_json
-from lipaudit.results.threat import PIXELS, eps_value
+from lipaudit.results.threat import PIXELS, eps_value, norm_of
 from lipaudit.verdict.gates import conditions
 from lipaudit.verdict.verdict import conclude, integrity_of, spoken
 
@@ -60,9 +63,8 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
         return audit  # the columns that say so may be among those left out
     if page or audit.schema != SCHEMA or audit.environment.get("lipaudit") != __version__:
         # What it says in words, another version may have said in others.
-        worded = replace(drawn.verdict, headline=audit.verdict.headline, sentences=audit.verdict.sentences)
-        same = replace(drawn, verdict=worded, findings=audit.findings)
-        difference = _difference(spoken(audit), same, "result")
+        same = drawn.each_norm(lambda view: _in_words_of(view, audit))
+        difference = _difference(audit.each_norm(spoken), same, "result")
     else:
         difference = _difference(audit, drawn, "result")
     if difference:
@@ -70,11 +72,22 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
     return audit if page else drawn
 
 
+def _in_words_of(drawn: Audit, stored: Audit) -> Audit:
+    """With verdict and findings in the first norm as they were stored."""
+    theirs = stored.in_norm(drawn.norms[0])
+    worded = replace(drawn.verdict, headline=theirs.verdict.headline, sentences=theirs.verdict.sentences)
+    return replace(drawn, verdict=worded, findings=theirs.findings)
+
+
 def check_rows(audit: Audit, *, page: bool = False) -> None:
     """Raises `ReportError` for rows, bounds and counts that cannot belong to one audit."""
-    for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds):
-        for field, expected in check(audit, page):
-            raise ReportError(f"result.{field}: expected {expected}; the file is not what lipaudit wrote")
+    if len(set(audit.norms)) < len(audit.norms):
+        raise ReportError("result.other_norms: expected each norm once; the file is not what lipaudit wrote")
+    for norm in audit.norms:
+        where = "" if norm == audit.norms[0] else f"other_norms.{norm}: "
+        for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds, _claim):
+            for field, expected in check(audit.in_norm(norm), page):
+                raise ReportError(f"result.{where}{field}: expected {expected}; the file is not what lipaudit wrote")
 
 
 def _difference(stored: Any, drawn: Any, where: str) -> str:
@@ -115,10 +128,15 @@ def _rows(audit: Audit, page: bool) -> Faults:
     if s.image or (audit.dataset.rows_sha256 and not page):
         if len(s.image) != count or digest_of(s.index, s.label, s.image) != audit.dataset.rows_sha256:
             yield "dataset.rows_sha256", "the digest of index, label and image of the rows"
-    elif not page and audit.schema == SCHEMA:
+    elif not page and _of_today(audit):
         yield "samples.image", "a digest of each image"
     if audit.parts and sum(part.samples for part in audit.parts) != count:
         yield "parts", f"{count} samples together"
+
+
+def _of_today(audit: Audit) -> bool:
+    """Whether it has all that results of this major version have."""
+    return audit.schema.partition(".")[0] == SCHEMA.partition(".")[0]
 
 
 def _shard(audit: Audit, shard: Shard) -> Faults:
@@ -130,7 +148,7 @@ def _shard(audit: Audit, shard: Shard) -> Faults:
         yield "samples", f"{rows} samples in shard {shard.number}/{shard.of}, got {len(audit.samples.index)}"
     if replace(audit.dataset, sha256="", rows_sha256="") != expected:
         yield "shard.whole", "the data set of result.dataset"
-    names = {record.name for record in audit.attacks}
+    names = {in_shard(r.name, norm) for norm in audit.norms for r in audit.in_norm(norm).attacks}
     if shard.distances.keys() - names:
         yield "shard.distances", "the attacks of result.attacks"
 
@@ -199,7 +217,7 @@ def _widest(audit: Audit) -> tuple[float, ...]:
     bound, classes = audit.bound, audit.model.classes
     if bound is None:
         return (math.inf,) * classes
-    return tuple(map(max, bound.pairwise)) or (math.sqrt(2) * bound.value * (1 + CLOSE),) * classes
+    return tuple(map(max, bound.pairwise)) or (2 * bound.value * (1 + CLOSE),) * classes
 
 
 def _arithmetics(audit: Audit, page: bool) -> Faults:
@@ -261,7 +279,8 @@ def _threat(audit: Audit) -> Faults:
         yield "threat.low", f"the range of result.config.domain, {box}, got {threat.low:g} to {threat.high:g}"
     if audit.schema == SCHEMA and not _near(audit.dataset.width, threat.high - threat.low):
         yield "threat.high", f"a range of the width that result.dataset.width says, {audit.dataset.width:g}"
-    if isinstance(asked := audit.config.get("eps"), list) and asked != list(threat.eps):
+    asked = audit.config.get("eps") if threat.norm == "L2" and not audit.other_norms else None
+    if isinstance(asked, list) and asked != list(threat.eps):
         yield "threat.eps", f"the budgets of result.config.eps, {clean(asked, 80)}"
     headline = [found.arithmetic for found in audit.arithmetics if found.headline]
     if headline and audit.config.get("arithmetic", headline[0]) != headline[0]:
@@ -309,7 +328,7 @@ def _is_median(audit: Audit, record: AttackRecord) -> bool:
     s, said = audit.samples, record.median_distance
     own = [d for d, name in zip(s.distance, s.attack, strict=True) if name == record.name and d is not None]
     if audit.shard is not None:
-        own = list(audit.shard.distances.get(record.name, ()))
+        own = list(audit.shard.distances.get(in_shard(record.name, norm_of(audit.threat.norm)), ()))
     known = sorted(distance for distance in s.distance if distance is not None)
     if said is None or len(known) < record.broken:
         return True  # others say what is wrong with it
@@ -345,10 +364,14 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
     classes, omitted = audit.model.classes, page or audit.model.classes > MOST_CLASSES
     if len(bound.pairwise) != classes and (bound.pairwise or not omitted):
         yield "bound.pairwise", f"a row for each of {classes} classes, got {len(bound.pairwise)}"
-    if not bound.pairwise and len(bound.least) != classes and (bound.least or audit.schema == SCHEMA):
+    if not bound.pairwise and len(bound.least) != classes and (bound.least or _of_today(audit)):
         yield "bound.least", f"a number for each of {classes} classes, got {len(bound.least)}"
-    if any(not 0 <= v <= math.sqrt(2) * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
-        yield "bound.pairwise", f"numbers from 0 to the root of 2 times the bound {bound.value:.6g}"
+    if norm_of(audit.threat.norm) != bound.norm:
+        yield "bound.norm", f"{norm_of(audit.threat.norm)}, as result.threat says, got {bound.norm}"
+    # In L2 the bound is that of the vector of logits, elsewhere of each.
+    most, times = (math.sqrt(2), "the root of 2") if bound.norm == "l2" else (2.0, "2")
+    if any(not 0 <= v <= most * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
+        yield "bound.pairwise", f"numbers from 0 to {times} times the bound {bound.value:.6g}"
     for i, row in enumerate(bound.pairwise):
         if any(not _near(bound.pairwise[j][i], value) for j, value in enumerate(row)) or row[i] != 0:
             yield f"bound.pairwise[{i}]", "the same number for both orders of two classes, 0 for one"
@@ -359,6 +382,49 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
         least, most = audit.slope / high, audit.slope / low
         if not least * (1 - CLOSE) <= audit.slope_share <= most * (1 + CLOSE):
             yield "slope_share", f"the slope over a pairwise bound, {least:.6g} to {most:.6g}"
+
+
+def _claim(audit: Audit, page: bool) -> Faults:
+    """The claim is that of the settings; its slope follows from the two inputs and their logits."""
+    claim, asked = audit.claim, audit.config.get("claimed_lipschitz")
+    if claim is None:
+        if asked is not None and _of_today(audit) and audit.norms[0] == "l2":
+            yield "claim", f"the claimed constant {_short(asked)} of result.config"
+        return
+    if not 0 < claim.constant < math.inf:
+        yield "claim.constant", f"a finite number above 0, got {claim.constant}"
+    if asked is not None and asked != claim.constant:
+        yield "claim.constant", f"{_short(asked)}, as result.config says, got {claim.constant}"
+    secant = claim.steepest
+    if secant is None:
+        return
+    ends = secant.logits
+    if len(ends) != 2 or any(len(end) != audit.model.classes or not all(map(math.isfinite, end)) for end in ends):
+        yield "claim.steepest.logits", f"{audit.model.classes} finite logits at each of two inputs"
+        return
+    if not 0 <= secant.sample < len(audit.samples.index):
+        yield "claim.steepest.sample", f"a row below {len(audit.samples.index)}, got {secant.sample}"
+    if not (0 < secant.distance < math.inf and 0 <= secant.error < math.inf):
+        yield "claim.steepest.distance", "finite numbers, a distance above 0 and an error from 0 on"
+        return
+    if secant.inputs or (claim.standing(audit.bound) == "refuted" and not page):
+        yield from _inputs(audit, secant)
+
+
+def _inputs(audit: Audit, secant: Secant) -> Faults:
+    """The two inputs lie in the box, as far apart as is said."""
+    try:
+        packed = [base64.b64decode(text, validate=True) for text in secant.inputs]
+        points = [struct.unpack(f"<{math.prod(audit.model.input_shape)}f", one) for one in packed]
+    except (ValueError, struct.error):
+        points = []
+    if len(points) != 2:
+        yield "claim.steepest.inputs", "two inputs as base64 of float32, beside a slope that refutes the claim"
+        return
+    if not all(audit.threat.low <= entry <= audit.threat.high for point in points for entry in point):
+        yield "claim.steepest.inputs", f"entries from {audit.threat.low:g} to {audit.threat.high:g}"
+    if not 0 <= secant.distance - math.dist(*points) <= CLOSE * secant.distance:
+        yield "claim.steepest.distance", f"{math.dist(*points)!r}, that of the two inputs, got {secant.distance!r}"
 
 
 def _near(one: float, two: float) -> bool:

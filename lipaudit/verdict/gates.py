@@ -1,7 +1,8 @@
 """Gates: the least shares that a user asks of an audit, and whether it has them. Pure functions of an `Audit`.
 
 A gate is a measure, its budget and a share: `certified_accuracy@36/255>=0.30`, `empirical_robust_accuracy@0.5>=45%`,
-`clean_accuracy>=0.94`. `,ci_low` behind it compares the one-sided 95 % lower limit of the share, and `,warn` lets a
+`clean_accuracy>=0.94`; of an audit in several norms also the norm, `certified_accuracy[linf]@8/255>=0.30`: without, it
+is the first one. `,ci_low` behind it compares the one-sided 95 % lower limit of the share, and `,warn` lets a
 miss only warn. Shares are compared as they are, never rounded.
 """
 
@@ -11,15 +12,15 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Literal, cast
 
-from lipaudit.errors import ConfigError, ExitCode, RenamedWarning
+from lipaudit.errors import BadThreat, ConfigError, ExitCode, RenamedWarning
 from lipaudit.results.audit import Audit, Gate
 from lipaudit.results.formatting import clean, percents
 from lipaudit.results.intervals import lower_limit
-from lipaudit.results.threat import eps_value
+from lipaudit.results.threat import eps_value, norm_of, spoken
 
 MEASURES = {
     "certified_accuracy": "certified accuracy",
@@ -32,7 +33,9 @@ OLDER = {"unbroken_accuracy": "empirical_robust_accuracy", "robust_accuracy": "e
 EXAMPLE = "certified_accuracy@36/255>=0.30"
 ON, LEVELS = ("value", "ci_low"), ("error", "warn")
 
-_FORM = re.compile(r"\s*([^@<>=,\s]+)\s*(?:@\s*([^@<>=,]+?))?\s*>=\s*([^<>=,\s]+)((?:\s*,\s*[^,\s]+)*)\s*")
+_FORM = re.compile(
+    r"\s*([^@<>=,\s\[\]]+)\s*(?:\[\s*([^@<>=,\[\]]*?)\s*\]\s*)?(?:@\s*([^@<>=,]+?))?\s*>=\s*([^<>=,\s]+)((?:\s*,\s*[^,\s]+)*)\s*"
+)
 State = Literal["passed", "failed", "cannot be evaluated"]
 
 
@@ -48,18 +51,21 @@ class Condition:
     """`least` as the user wrote it."""
     on: Literal["value", "ci_low"] = "value"
     level: Literal["error", "warn"] = "error"
+    norm: str = ""
+    """In which changes are measured; empty for the only or first norm of the audit, and for clean accuracy."""
 
     @property
     def expression(self) -> str:
         """As it can be typed after --gate."""
-        at = f"@{self.eps}" if self.eps else ""
+        at = (f"[{self.norm}]" if self.norm else "") + (f"@{self.eps}" if self.eps else "")
         more = (",ci_low" if self.on == "ci_low" else "") + (",warn" if self.level == "warn" else "")
         return f"{self.measure}{at}>={self.written}{more}"
 
     @property
     def what(self) -> str:
         """For a reader: `certified accuracy at 36/255`."""
-        return MEASURES[self.measure] + (f" at {self.eps}" if self.eps else "")
+        within = f" in {spoken(self.norm)}" if self.norm else ""
+        return MEASURES[self.measure] + (f" at {self.eps}" if self.eps else "") + within
 
 
 def parse(text: str) -> Condition:
@@ -67,7 +73,7 @@ def parse(text: str) -> Condition:
     found = _FORM.fullmatch(text)
     if found is None:
         raise ConfigError(f"gate {clean(text)!r}: expected MEASURE@EPS>=SHARE such as {EXAMPLE}")
-    measure, eps, share, rest = found.groups()
+    measure, norm, eps, share, rest = found.groups()
     words = [word.strip() for word in rest.split(",")[1:]]
     unknown = [word for word in words if word not in (*ON, *LEVELS)]
     if unknown or len({word in ON for word in words}) != len(words):
@@ -76,18 +82,20 @@ def parse(text: str) -> Condition:
     on = next((word for word in words if word in ON), "value")
     level = next((word for word in words if word in LEVELS), "error")
     try:
-        return condition(measure, (eps or "").replace(" ", ""), share, on=on, level=level)
+        return condition(measure, (eps or "").replace(" ", ""), share, on=on, level=level, norm=norm)
     except ConfigError as error:
         raise ConfigError(f"gate {clean(text)!r}: {error}") from None
 
 
-def about(gate: Gate) -> tuple[str, str]:
-    """Measure and budget of a gate of a result, as written; empty where its expression is none."""
+def about(gate: Gate) -> tuple[str, str, str]:
+    """Measure, norm and budget of a gate of a result, as written; empty where its expression is none."""
     found = _FORM.fullmatch(gate.expression)
-    return (found[1], found[2] or "") if found else ("", "")
+    return (found[1], found[2] or "", found[3] or "") if found else ("", "", "")
 
 
-def condition(measure: str, eps: str, share: str, *, on: str = "value", level: str = "error") -> Condition:
+def condition(
+    measure: str, eps: str, share: str, *, on: str = "value", level: str = "error", norm: str | None = None
+) -> Condition:
     """A condition of parts that each may be wrong; raises `ConfigError` that names the part."""
     if measure in OLDER:
         said = f"gate {measure} is called {OLDER[measure]} now"
@@ -100,8 +108,12 @@ def condition(measure: str, eps: str, share: str, *, on: str = "value", level: s
     for word, choices in ((on, ON), (level, LEVELS)):
         if word not in choices:
             raise ConfigError(f"expected {' or '.join(choices)}, got {clean(word)!r}")
-    if measure == "clean_accuracy" and eps:
-        raise ConfigError("clean_accuracy is about unchanged images: leave the budget out")
+    if measure == "clean_accuracy" and (eps or norm is not None):
+        raise ConfigError("clean_accuracy is about unchanged images: leave the budget and the norm out")
+    try:
+        measured = "" if norm is None else norm_of(norm)
+    except BadThreat as error:
+        raise ConfigError(str(error)) from None
     if measure != "clean_accuracy":
         if not eps:
             raise ConfigError(f"{measure} needs a budget, such as {measure}@36/255")
@@ -109,9 +121,8 @@ def condition(measure: str, eps: str, share: str, *, on: str = "value", level: s
             eps_value(eps)
         except ValueError:
             raise ConfigError(f"expected a budget such as 36/255 or 0.5, got {clean(eps)!r}") from None
-    return Condition(
-        measure, eps, _share(share), share, cast(Literal["value", "ci_low"], on), cast(Literal["error", "warn"], level)
-    )
+    compared, weight = cast(Literal["value", "ci_low"], on), cast(Literal["error", "warn"], level)
+    return Condition(measure, eps, _share(share), share, compared, weight, measured)
 
 
 def _share(text: str) -> float:
@@ -133,11 +144,31 @@ def conditions(expressions: str | Iterable[str]) -> tuple[Condition, ...]:
 
 
 def judge(audit: Audit, wanted: Iterable[Condition], integrity: str) -> tuple[Gate, ...]:
-    """Every condition, evaluated on the audit. On one that is not SOUND none can be."""
-    return tuple(_judge(audit, one, integrity) for one in wanted)
+    """Every condition, evaluated on the audit. On one that is not SOUND none can be.
+
+    In an audit in several norms, the expression of each says which it is about.
+    """
+    several = bool(audit.other_norms)
+    norms = (replace(one, norm=audit.norms[0]) if several and one.eps and not one.norm else one for one in wanted)
+    return tuple(_judge(audit, one, integrity) for one in norms)
+
+
+def refuse_unmeasured(wanted: Iterable[Condition], norms: Sequence[str]) -> None:
+    """Raises `ConfigError` for a condition on a norm that an audit in these norms says nothing of."""
+    for one in wanted:
+        if one.norm and one.norm not in norms:
+            raise ConfigError(f"gate {one.expression!r}: expected {' or '.join(norms)}; {_add(one.norm, norms)}")
+
+
+def _add(norm: str, norms: Sequence[str]) -> str:
+    return f"audit with --norm {','.join((*norms, norm))}"
 
 
 def _judge(audit: Audit, wanted: Condition, integrity: str) -> Gate:
+    if wanted.norm and wanted.norm not in audit.norms:
+        why = f"changes measured in {spoken(wanted.norm)} were not audited; {_add(wanted.norm, audit.norms)}"
+        return _gate(wanted, "cannot be evaluated", None, why)
+    audit = audit.in_norm(wanted.norm) if wanted.norm else audit
     why = _not_sound(integrity) or _untested(audit, wanted)
     if why:
         return _gate(wanted, "cannot be evaluated", None, why)

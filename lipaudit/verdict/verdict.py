@@ -21,38 +21,46 @@ from lipaudit.verdict.gates import Condition, judge
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
     """The audit with its rates, sentences, gates, findings, verdict and exit code."""
-    draft = spoken(draft)
+    draft = draft.each_norm(spoken).each_norm(_rated)
+    integrity = integrity_of(draft)
+    draft = replace(draft, gates=judge(draft, wanted, integrity))
+    draft = draft.each_norm(_examined)
+    sound = draft if integrity == "SOUND" else draft.each_norm(_withheld)
+    status: Status = "invalid" if integrity == "INVALID" else "partial" if incomplete(draft) else "complete"
+    code = gates.exit_code(draft.gates, integrity, incomplete(draft))
+    return replace(sound, run=draft.run or run_name(draft), status=status, exit_code=code)
+
+
+def _rated(draft: Audit) -> Audit:
+    """With its rates in the first norm."""
     samples, budgets = draft.samples, draft.threat.eps
-    proved = tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets)
     attacked = budgets if any(samples.attacked) else ()
-    empirical = tuple(rate(eps, samples.not_broken(eps_value(eps))) for eps in attacked)
-    arithmetics = tuple(
-        replace(p, certified=tuple(rate(eps, [r > eps_value(eps) for r in p.radius]) for eps in budgets))
-        if p.is_certified
-        else p
-        for p in draft.arithmetics
-    )
-    draft = replace(draft, certified=proved, empirical=empirical, arithmetics=arithmetics)
-    draft = replace(draft, gates=judge(draft, wanted, integrity_of(draft)))
-    findings, verdict, code = examine(draft)
-    invalid = verdict.integrity == "INVALID"
-    status: Status = "invalid" if invalid else "partial" if incomplete(draft) else "complete"
     return replace(
         draft,
-        run=draft.run or run_name(draft),
-        status=status,
-        exit_code=code,
-        verdict=verdict,
-        findings=findings,
-        certified=() if verdict.integrity != "SOUND" else proved,
-        arithmetics=arithmetics
-        if verdict.integrity == "SOUND"
-        else tuple(replace(p, certified=()) for p in arithmetics),
+        certified=tuple(rate(eps, samples.certified(eps_value(eps))) for eps in budgets),
+        empirical=tuple(rate(eps, samples.not_broken(eps_value(eps))) for eps in attacked),
+        arithmetics=tuple(
+            replace(p, certified=tuple(rate(eps, [r > eps_value(eps) for r in p.radius]) for eps in budgets))
+            if p.is_certified
+            else p
+            for p in draft.arithmetics
+        ),
     )
+
+
+def _examined(draft: Audit) -> Audit:
+    """With findings and verdict in the first norm."""
+    findings, verdict, _ = examine(draft)
+    return replace(draft, findings=findings, verdict=verdict)
+
+
+def _withheld(draft: Audit) -> Audit:
+    """Without rates of certificates."""
+    return replace(draft, certified=(), arithmetics=tuple(replace(p, certified=()) for p in draft.arithmetics))
 
 
 def spoken(draft: Audit) -> Audit:
-    """The audit with what it says about each arithmetic."""
+    """The audit with what it says about each arithmetic, in the first norm."""
     each = tuple(replace(p, sentence=sentence_of(p.arithmetic, draft.model.dtype)) for p in draft.arithmetics)
     headline = next((p.sentence for p in each if p.headline), draft.arithmetic)
     return replace(draft, arithmetics=each, arithmetic=headline)
@@ -60,7 +68,8 @@ def spoken(draft: Audit) -> Audit:
 
 def run_name(draft: Audit) -> str:
     """`la-2026-11-20-7f3c9a`: the day, and a hash of what was audited and found."""
-    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, vars(draft.samples), draft.config))
+    norms = [(part.threat, part.radius, part.distance) for part in draft.other_norms]
+    seen = repr((draft.started, draft.model, draft.dataset, draft.threat, vars(draft.samples), draft.config, *norms))
     return f"la-{draft.started[:10]}-{hashlib.sha256(seen.encode()).hexdigest()[:6]}"
 
 
@@ -75,7 +84,7 @@ def examine(audit: Audit) -> tuple[tuple[Finding, ...], Verdict, int]:
 
 
 def _verdict(audit: Audit, integrity: Integrity) -> Verdict:
-    eps = audit.threat.eps[0]
+    eps, measured = audit.threat.eps[0], measured_in(audit)
     strength: Strength | None = None
     sentences: list[str] = []
     if integrity == "INVALID":
@@ -89,11 +98,11 @@ def _verdict(audit: Audit, integrity: Integrity) -> Verdict:
     elif audit.empirical and integrity == "SOUND":
         proved, most = audit.certified[0], audit.empirical[0]
         sentences.append(
-            f"At ε = {eps}, robust accuracy is between {percent(proved.value)} (proved) and {percent(most.value)} "
-            "(not broken by the attacks run)."
+            f"At ε = {eps}{measured}, robust accuracy is between {percent(proved.value)} (proved) and "
+            f"{percent(most.value)} (not broken by the attacks run)."
         )
     elif audit.empirical:
-        sentences.append(f"At ε = {eps}, robust accuracy is at most {percent(audit.empirical[0].value)}.")
+        sentences.append(f"At ε = {eps}{measured}, robust accuracy is at most {percent(audit.empirical[0].value)}.")
     if audit.model.weights == "random":
         headline = f"Random weights: this network is untrained. {headline}"
     missing = unfinished(audit)
@@ -109,9 +118,22 @@ def _invalid(audit: Audit) -> tuple[str, list[str]]:
 
 
 def _refutation(audit: Audit) -> str | None:
-    """What the first check says that refutes; None where none fails."""
-    found = ((check, check.judge(audit)) for check in CHECKS.values() if check.refutes)
-    return next((one.headline or check.title for check, one in found if one and one.state == "fail"), None)
+    """What the first check says that refutes, in whatever norm; None where none fails.
+
+    All certificates rest on the same graph and the same bounds of layers: what is wrong in one norm is believed in
+    none.
+    """
+    for view in map(audit.in_norm, audit.norms):
+        found = ((check, check.judge(view)) for check in CHECKS.values() if check.refutes)
+        said = next((one.headline or check.title for check, one in found if one and one.state == "fail"), None)
+        if said is not None:
+            return said + measured_in(view)
+    return None
+
+
+def measured_in(audit: Audit) -> str:
+    """` in Linf`: what a sentence adds where the norm would not be clear. Of an audit in L2 alone, nothing."""
+    return "" if audit.norms == ("l2",) else f" in {audit.threat.norm}"
 
 
 def nothing_right(audit: Audit) -> str:
@@ -136,22 +158,27 @@ def _strength(audit: Audit, eps: str) -> tuple[Strength, str, list[str]]:
     radii = [radius for radius, good in zip(audit.samples.radius, right, strict=True) if good]
     missing = next((p for p in audit.arithmetics if p.headline and not p.is_certified), None)
     if missing is not None:
-        return "vacuous", f"Nothing is certified for {missing.arithmetic} arithmetic.", [f"{held} {missing.why_not}."]
+        return (
+            "vacuous",
+            f"Nothing is certified for {missing.arithmetic} arithmetic{measured_in(audit)}.",
+            [f"{held} {missing.why_not}."],
+        )
     if share < WEAK:
         assert audit.bound is not None
         median = statistics.median(radii) if radii else 0.0
         image = "an 8-bit image" if audit.dataset.levels in (0, 255) else "such an image"
         vacuous = (
-            f"{held} But the Lipschitz bound of the network is {number_from_log10(audit.bound.log10)}, so the median "
-            f"certified radius is {number(median)}: smaller than the smallest possible change of {image} "
-            f"({audit.dataset.smallest_change_text} = {audit.dataset.smallest_change:.2g}) for {percent(1 - share)} of "
-            "the correctly classified images."
+            f"{held} But the Lipschitz bound of the network{measured_in(audit)} is "
+            f"{number_from_log10(audit.bound.log10)}, so the median certified radius is {number(median)}: smaller than "
+            f"the smallest possible change of {image} ({audit.dataset.smallest_change_text} = "
+            f"{audit.dataset.smallest_change:.2g}) for {percent(1 - share)} of the correctly classified images."
         )
-        return "vacuous", "The certificates hold, and say almost nothing.", [vacuous]
+        return "vacuous", f"The certificates hold{measured_in(audit)}, and say almost nothing.", [vacuous]
     proved = f"{percent(audit.certified[0].value)} accuracy is" if audit.certified[0].count else "nothing is"
+    at = f"proved at ε = {eps}{measured_in(audit)}"
     if share < SUBSTANTIAL:
-        return "weak", f"Certificates hold for small changes; {proved} proved at ε = {eps}.", [held]
-    return "substantial", f"Certificates hold; {proved} proved at ε = {eps}.", [held]
+        return "weak", f"Certificates hold for small changes; {proved} {at}.", [held]
+    return "substantial", f"Certificates hold; {proved} {at}.", [held]
 
 
 def integrity_of(audit: Audit) -> Integrity:
@@ -163,4 +190,5 @@ def integrity_of(audit: Audit) -> Integrity:
 
 def incomplete(audit: Audit) -> bool:
     """Something that was asked for was not done."""
-    return audit.bound is None or bool(unfinished(audit)) or any(skip.asked for skip in audit.skipped)
+    left = any(bool(unfinished(audit.in_norm(norm))) for norm in audit.norms)
+    return audit.bound is None or left or any(skip.asked for skip in audit.skipped)

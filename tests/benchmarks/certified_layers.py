@@ -266,11 +266,16 @@ class Skew(nn.Module):
         self.before, self.after, self.stride, self.terms = inputs * stride**2, outputs, stride, terms
         side = max(self.before, self.after)
         self.weight = nn.Parameter(torch.randn(side, side, kernel, kernel))
+        u, _, v = torch.linalg.svd(self.skew().detach().flatten(1), full_matrices=False)
+        self.register_buffer("longest", u[:, :1] * v[:1])  # singular vectors, kept up to date in training
         self.bias = nn.Parameter(torch.randn(outputs))
 
+    def skew(self) -> torch.Tensor:
+        return self.weight - self.weight.transpose(0, 1).flip(2, 3)
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        w = self.weight - self.weight.transpose(0, 1).flip(2, 3)
-        w = 0.7 * w / torch.linalg.matrix_norm(w.flatten(1), 2)
+        w = self.skew()
+        w = 0.7 * w / (w.flatten(1) * self.longest).sum()
         x = functional.pixel_unshuffle(x, self.stride)
         z = moved = functional.pad(x, (0, 0, 0, 0, 0, max(0, self.after - self.before)))
         for k in range(1, self.terms + 1):

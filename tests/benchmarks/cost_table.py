@@ -77,7 +77,7 @@ def main() -> None:
         )
         network = loaded.module.eval().requires_grad_(False)
         forward, backward, operations = measured(network, torch.rand(BATCH, *shape))
-        passes = [ATTACKS[attack].passes(classes) for attack in PRESETS["autoattack"]]
+        passes = [ATTACKS[attack].passes(classes) for attack in PRESETS["l2"]["autoattack"]]
         ahead, back = sum(p.forward for p in passes), sum(p.backward for p in passes)
         here = count * (ahead * forward + back * backward) / 3600
         gpu = count * operations * (ahead + back) / (args.tflops * 1e12) / 3600

@@ -105,16 +105,16 @@ def attack(network: nn.Module, images: Tensor, pairs: int, seed: int) -> dict[tu
         # As the network reads it: float32.
         points = (start + share * (before - start)).float()
         kept = [k for k in range(len(points)) if not changed(network, points[k : k + 1].double(), labels[k : k + 1])]
-        found = certify_with(composition, points[kept], labels[kept].tolist(), arithmetics=("F",))
+        found = certify_with(composition, points[kept], labels[kept].tolist(), arithmetics=("native",))
         for place, row in enumerate(kept):
             point = points[row].double()
             # The point behind before it is rounded, and what is really executed.
             distance = min(math.dist(point.flatten(), p.flatten()) for p in (behind[row], behind[row].float().double()))
             resolution = 2.0**-23 * float(point.norm())
-            as_executed = found.others["F"].radius
+            as_executed = found.others["native"].radius
             for arithmetic, radius in (
-                ("R", found.radius[place]),
-                ("F", as_executed[place] if len(as_executed) else 0),
+                ("real", found.radius[place]),
+                ("native", as_executed[place] if len(as_executed) else 0),
             ):
                 count = counts.setdefault((share, arithmetic), Count())
                 count.pairs += 1
@@ -124,15 +124,16 @@ def attack(network: nn.Module, images: Tensor, pairs: int, seed: int) -> dict[tu
                     count.largest = max(count.largest, float(radius))
                     count.excess = max(count.excess, (float(radius) - distance) / resolution)
         if share == 0:
-            both = [np.median(r) if len(r) else 0.0 for r in (found.radius, found.others["F"].radius)]
-            say(f"  median radius of the images: R {both[0]:.6g}, F {both[1]:.6g}")
-        if found.others["F"].why_not:
-            say(f"  starts at {share:g}: F: not certified: {found.others['F'].why_not}")
+            both = [np.median(r) if len(r) else 0.0 for r in (found.radius, found.others["native"].radius)]
+            say(f"  median radius of the images: real {both[0]:.6g}, native {both[1]:.6g}")
+        if found.others["native"].why_not:
+            say(f"  starts at {share:g}: native: not certified: {found.others['native'].why_not}")
     return counts
 
 
 def trained(checkpoint: Path, images: Tensor) -> nn.Module:
     """The network of a checkpoint of train_aol.py, in plain layers."""
+    sys.path.append(str(Path(__file__).parents[2] / "examples" / "training"))
     from train_aol import network
 
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["model"]
@@ -178,8 +179,8 @@ def main() -> int:
         say(f"{'start':>8} arithmetic   beaten/certified   radius up to    excess")
         for (share, arithmetic), count in counts.items():
             say(f"{share:8g} {arithmetic:>7} {count.row()}")
-            worst += count.beaten * (arithmetic == "F")
-    say(f"F beaten: {worst}")
+            worst += count.beaten * (arithmetic == "native")
+    say(f"native beaten: {worst}")
     return 4 if worst else 0
 
 

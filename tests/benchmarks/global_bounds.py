@@ -13,18 +13,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import torch
-from small_networks import residual
 from torch import nn
 from torch.nn import functional
 
 import lipaudit
 from lipaudit.results.bounds import NetworkBound
+
+sys.path.append(str(Path(__file__).parents[2] / "examples" / "training"))
+from small_networks import residual
 
 
 def combettes_pesquet(network: nn.Module) -> float | None:

@@ -43,7 +43,7 @@ PARTS: dict[str, float] = {}
 
 def recording(entry: Attack, network: UnitBox, batch: Batch) -> Iterator[Tensor]:
     """Stands in for `Attack.__call__`: the attack, and a note of what it was given."""
-    given = Batch(batch.inputs.clone(), batch.labels.clone(), batch.budget, batch.seed)
+    given = Batch(batch.inputs.clone(), batch.labels.clone(), batch.budget, batch.seed, batch.norm)
     CALLS.append((entry, network, given))
     claims = entry.run(network, batch)
     while True:

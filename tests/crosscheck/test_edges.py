@@ -16,6 +16,7 @@ from lipaudit.crosscheck.art import _squares_fit
 from lipaudit.crosscheck.isolation import sealed
 from lipaudit.crosscheck.registry import Batch
 from lipaudit.crosscheck.unit_box import UnitBox
+from lipaudit.results.threat import NORMS
 
 
 class After(nn.Module):
@@ -162,21 +163,22 @@ def test_squares_that_do_not_fit_are_not_run(name: str, shape: tuple[int, ...], 
         assert not record.unfinished
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("seed", range(6))
-def test_whether_squares_fit_is_what_the_libraries_find_out(seed: int, monkeypatch) -> None:
+def test_whether_squares_fit_is_what_the_libraries_find_out(seed: int, norm: str, monkeypatch) -> None:
     monkeypatch.setattr(autoattack, "SQUARE_QUERIES", 20)
     monkeypatch.setattr("lipaudit.crosscheck.art.SQUARE_QUERIES", 20)
     generator = torch.Generator().manual_seed(seed)
     height, width = torch.randint(5, 34, (2,), generator=generator).tolist()
     network, inputs = linear(3, shape=(1, height, width)), samples(1, shape=(1, height, width))
     box = UnitBox(network, inputs, 0.0, 1.0, 3)
-    batch = Batch(inputs, labelled(network, inputs), torch.full((1,), 1e-3, dtype=torch.float64), 0)
+    batch = Batch(inputs, labelled(network, inputs), torch.full((1,), 1e-3, dtype=torch.float64), 0, norm)
     for name in ("square", "art-square"):
         entry = ATTACKS[name]
-        if min(height, width) < entry.least_side:
+        if min(height, width) < entry.least_side or norm not in entry.norms:
             continue
         with sealed(0, [], inputs.device):
-            if entry.fits(height, width):
+            if entry.fits(height, width, norm):
                 list(entry(box, batch))
             else:
                 with pytest.raises((RuntimeError, ValueError)):
@@ -190,5 +192,5 @@ def test_gradients_are_said_to_be_there_only_where_a_library_looked() -> None:
 
 def test_usual_images_are_squares_that_fit() -> None:
     for side in (28, 32, 64, 224, 299):
-        assert ATTACKS["square"].fits(side, side)
-        assert _squares_fit(side, side)
+        assert ATTACKS["square"].fits(side, side, "l2")
+        assert _squares_fit(side, side, "l2")

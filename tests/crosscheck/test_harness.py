@@ -261,7 +261,7 @@ def test_plan_expands_presets_and_puts_minimal_attacks_first() -> None:
     names = [entry.name for entry in plan(["apgd-ce", "quick", "fab-t"])]
     assert names == ["deepfool", "fab-t-quick", "fab-t", "pgd-at-radius", "apgd-ce"]
     assert plan("none") == ()
-    assert all(name in ATTACKS for preset in PRESETS.values() for name in preset)
+    assert all(name in ATTACKS for presets in PRESETS.values() for preset in presets.values() for name in preset)
     with pytest.raises(BadThreat, match=r"'pdg'; did you mean pgd\? there are attacks: .*deepfool.* presets: none, q"):
         plan(["pdg"])
 
@@ -273,14 +273,16 @@ def test_every_attack_has_a_claim_and_a_cost() -> None:
             passes = ATTACKS[name].passes(classes)
             assert passes.forward > 0
             assert passes.claims >= 1
-            assert ATTACKS[name].settings(classes)
+            assert ATTACKS[name].settings(classes, "l2")
 
 
 def test_an_attack_is_added_by_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
     """`plan`, the presets' messages, the record and its library's version have it from nowhere else."""
     monkeypatch.setattr(ATTACKS, "_entries", dict(ATTACKS._entries))
 
-    @attack("trial", library=ART, aim="closest", settings=lambda _: "none", passes=lambda _: Passes(1, 1))
+    @attack(
+        "trial", library=ART, aim="closest", norms=("l2",), settings=lambda *_: "none", passes=lambda _: Passes(1, 1)
+    )
     def trial(network: UnitBox, batch: Batch) -> Iterator[Tensor]:
         """Inverts the image."""
         del network
@@ -312,15 +314,17 @@ def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatc
             if output.requires_grad:
                 output.register_hook(lambda grad: counts.update(backward=counts["backward"] + len(grad)))
 
-    some = ["deepfool", "pgd-at-radius", "apgd-ce", "fab-t-quick"]
-    for classes, names in ((4, list(ATTACKS)), (12, some)):
+    some = [("deepfool", "l2"), ("pgd-at-radius", "l2"), ("apgd-ce", "l2"), ("fab-t-quick", "l2")]
+    every = [(name, norm) for name in ATTACKS for norm in ATTACKS[name].norms]
+    for classes, names in ((4, every), (12, some)):
         network, inputs = linear(classes, shape=(1, 10, 10)), samples(2, shape=(1, 10, 10))
         labels = labelled(network, inputs)
         network.register_forward_hook(forwards)
-        radii = 0.9 * exact_distances(network, inputs, labels)
-        for name in names:
+        for name, norm in names:
             counts.update(forward=0, backward=0)
-            (record,) = check(network, inputs, labels, attacks=[name], eps=[float(radii.min())], radii=radii).records
+            radii = 0.9 * exact_distances(network, inputs, labels, norm)
+            given = {"attacks": [name], "eps": [float(radii.min())], "radii": radii, "norm": norm}
+            (record,) = check(network, inputs, labels, **given).records
             passes = ATTACKS[name].passes(classes)
             assert record.status == "done"
             # The harness itself looks at each claim, to tell a false claim from none, and draws the closest one in.
@@ -334,7 +338,7 @@ def test_no_attack_makes_more_passes_than_it_says(monkeypatch: pytest.MonkeyPatc
 def test_the_estimate_covers_every_attack_and_grows_with_the_work() -> None:
     network, inputs = linear(10), samples(8)
     one = estimate_seconds(network, inputs, attacks="full", samples=10, eps=[0.1], classes=10)
-    assert list(one) == list(PRESETS["full"])
+    assert list(one) == list(PRESETS["l2"]["full"])
     assert all(seconds > 0 for seconds in one.values())
     assert one["apgd-t"] > one["apgd-ce"]
     assert estimate_seconds(network, inputs, attacks="none", samples=10, eps=[0.1], classes=10) == {}

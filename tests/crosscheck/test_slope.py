@@ -14,17 +14,20 @@ from torch import Tensor, nn
 
 from lipaudit.crosscheck import largest_slope
 from lipaudit.crosscheck.verification import distance_up
+from lipaudit.results.threat import NORMS, Norm
 
 
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("classes", [2, 3, 10])
-def test_linear_slopes_are_the_weight_distances_from_below(classes: int) -> None:
+def test_linear_slopes_are_the_weight_distances_from_below(classes: int, norm: Norm) -> None:
     network, inputs = linear(classes), samples(12)
     labels = labelled(network, inputs)
-    slope = largest_slope(network, inputs, labels, batch_size=5, most=(12, 90))
+    slope = largest_slope(network, inputs, labels, norm=norm, batch_size=5, most=(12, 90))
     weight = network[1].weight.detach().double()
     assert set(slope.pairs) == {(y, j) for y in set(labels.tolist()) for j in range(classes) if j != y}
     for (label, other), value in slope.pairs.items():
-        exact = math.dist(weight[label].tolist(), weight[other].tolist())
+        gaps = [abs(a - b) for a, b in zip(weight[label].tolist(), weight[other].tolist(), strict=True)]
+        exact = {"l2": math.hypot(*gaps), "linf": math.fsum(gaps), "l1": max(gaps)}[norm]
         assert exact * (1 - 1e-6) <= value <= exact
     assert slope.value == max(slope.pairs.values()) == slope.pairs[slope.label, slope.other]
     assert int(labels[slope.sample]) == slope.label
@@ -109,11 +112,13 @@ def test_slope_is_below_a_proved_bound_and_distance_above_the_truth(seed: int, s
     torch.manual_seed(seed)
     first, second = scale * torch.rand(2, 7, dtype=torch.float64)
     exact = sum((Fraction(a) - Fraction(b)) ** 2 for a, b in zip(first.tolist(), second.tolist(), strict=True))
-    assert Fraction(distance_up(first, second)) ** 2 >= exact
-    assert distance_up(first, second) <= (first - second).div(scale).norm().item() * scale * (1 + 1e-12)
+    assert Fraction(distance_up(first, second, "l2")) ** 2 >= exact
+    assert distance_up(first, second, "l2") <= (first - second).div(scale).norm().item() * scale * (1 + 1e-12)
     network = nn.Sequential(nn.Flatten(), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).double()
-    bound = torch.linalg.matrix_norm(network[1].weight, 2).item()
-    last = network[3].weight.detach()
-    slope = largest_slope(network, torch.rand(4, 6), torch.tensor([0, 1, 2, 0]))
-    for (label, other), value in slope.pairs.items():
-        assert value <= bound * (last[label] - last[other]).norm().item() * (1 + 1e-12)
+    weight, last = network[1].weight.detach(), network[3].weight.detach()
+    # The dual norm of the last rows, times how much the first layer stretches its norm.
+    for norm, order, dual in (("l2", 2, 2), ("linf", math.inf, 1), ("l1", 1, math.inf)):
+        bound = torch.linalg.matrix_norm(weight, order).item()
+        slope = largest_slope(network, torch.rand(4, 6), torch.tensor([0, 1, 2, 0]), norm=norm)
+        for (label, other), value in slope.pairs.items():
+            assert value <= bound * (last[label] - last[other]).norm(dual).item() * (1 + 1e-12)

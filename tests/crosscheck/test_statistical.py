@@ -14,14 +14,16 @@ from scipy.stats import beta, norm
 import lipaudit
 from lipaudit.crosscheck import estimates
 from lipaudit.errors import BadThreat
+from lipaudit.results.threat import NORMS, Norm
 
 
-def test_clever_is_the_distance_where_gradients_are_constant(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("measured", NORMS)
+def test_clever_is_the_distance_where_gradients_are_constant(measured: Norm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimates, "CLEVER_BATCHES", 4)
     network, inputs = linear(3), samples(3)
     labels = labelled(network, inputs)
-    estimate = estimates.clever(network, inputs, labels.tolist(), [True, False, True], classes=3)
-    exact = exact_distances(network, inputs, labels)
+    estimate = estimates.clever(network, inputs, labels.tolist(), [True, False, True], classes=3, norm=measured)
+    exact = exact_distances(network, inputs, labels, measured)
     assert estimate.values[1] is None
     assert [estimate.values[0], estimate.values[2]] == pytest.approx([exact[0], exact[2]], rel=1e-3)
     assert estimate.probability is None
@@ -44,6 +46,19 @@ def test_smoothed_radii_are_those_of_the_counts(width: float) -> None:
     assert (found.probability, found.draws) == (0.999, 1000)
     wrong = estimates.smoothing(network, inputs, (1 - labels).tolist(), sigma=0.3, **given)
     assert set(wrong.values) == {0.0}
+
+
+def test_smoothed_radii_in_other_norms_are_of_the_largest_ball_within() -> None:
+    network, inputs = linear(2), samples(8)
+    given = {"sigma": 0.3, "classes": 2}
+    labels = labelled(network, inputs).tolist()
+    in_l2 = estimates.smoothing(network, inputs, labels, **given)
+    assert estimates.smoothing(network, inputs, labels, norm="l1", **given).values == in_l2.values
+    found = estimates.smoothing(network, inputs, labels, norm="linf", **given)
+    for value, other in zip(found.values, in_l2.values, strict=True):
+        assert value <= other / inputs[0].numel() ** 0.5
+        assert value == pytest.approx(other / inputs[0].numel() ** 0.5)
+    assert max(found.values) > 0
 
 
 def test_samples_keep_their_noise_in_whichever_shard_they_are() -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from quick import mostly_slow
 from torch import nn
 from torch.nn import functional
 
@@ -87,7 +88,7 @@ def jacobians(net: Net) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("kind", ["chain", "residual", "twice", "concat", "conv", "block"])
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", mostly_slow((0, 3, 1, 2, 4, 5, 6, 7), 2))  # slopes below zero for 3 and 7
 def test_no_slopes_of_activations_exceed_it(kind: str, seed: int) -> None:
     net = Net(kind, seed).eval()
     net.low = -0.3 if seed % 4 == 3 else 0.0
@@ -204,7 +205,7 @@ class Body(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["plain", "strided", "dilated", "unpadded", "grouped", "pooled", "widened"])
-@pytest.mark.parametrize(("size", "low"), [(5, 0.0), (6, 0.3), (6, -0.3)])
+@pytest.mark.parametrize(("size", "low"), [(5, 0.0), (6, -0.3), pytest.param(6, 0.3, marks=pytest.mark.slow)])
 def test_no_slopes_exceed_what_convolutions_on_a_torus_prove(kind: str, size: int, low: float) -> None:
     net = Body(kind, size, low).double().eval().requires_grad_(False)
     made = compose(net, (2, size, size), global_method="product")

@@ -7,6 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from quick import mostly_slow
 from torch import nn
 from torch.nn import functional
 
@@ -171,7 +172,7 @@ class Orthogonal(nn.Module):
         return torch.fft.irfft2(z.permute(3, 2, 0, 1), s=(n, n)).flatten(1)
 
 
-@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("size", mostly_slow((5, 6), 1))
 @pytest.mark.parametrize("kind", ["cayley", "root", "reflection"])
 def test_orthogonal_layers_have_the_bound_one(kind: str, size: int) -> None:
     layer = Orthogonal(kind, size).eval()
@@ -251,7 +252,7 @@ def test_an_error_made_inside_grows_no_farther_than_the_ledger_says(seed: int) -
                 assert off <= factor * moved * (1 + 1e-12), nodes[name].op
 
 
-@pytest.mark.parametrize("length", [1, 2, 8, 37, 60, 101])
+@pytest.mark.parametrize("length", mostly_slow((1, 8, 37, 2, 60, 101), 3))
 @pytest.mark.parametrize("kind", ["fft", "ifft", "rfft", "irfft"])
 def test_transforms_err_by_less_than_their_rule_says(kind: str, length: int) -> None:
     size = length // 2 + 1 if kind == "irfft" else length

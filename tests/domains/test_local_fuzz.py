@@ -20,6 +20,7 @@ import pytest
 import torch
 from balls import inside, lowest
 from fuzzed import BLOCKS, captured, fuzzed, reweighted
+from quick import mostly_slow
 from torch import nn
 
 from lipaudit.certification.margins import ErrorRecursion
@@ -161,7 +162,7 @@ def least_of(first: nn.Linear, f: nn.Module, c: torch.Tensor, x: torch.Tensor, r
     return float((f(points) @ c).min())
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", mostly_slow(range(10), 3))
 def test_bounds_are_below_the_exact_least_value(seed: int) -> None:
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 3)).double().eval().requires_grad_(False)
@@ -207,7 +208,7 @@ def least_in_polygon(first: nn.Linear, f: nn.Module, c: torch.Tensor, corners: t
     return float((f(found) @ c).min())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", mostly_slow(range(6), 2))
 @pytest.mark.parametrize("norm", ["linf", "l1"])
 @pytest.mark.parametrize("together", [False, True])
 def test_bounds_are_below_the_exact_least_value_in_a_box_or_a_diamond(norm: str, seed: int, together: bool) -> None:

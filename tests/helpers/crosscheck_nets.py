@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lipaudit.crosscheck.registry import ART, Aim, Attack, Batch, Passes
 from lipaudit.crosscheck.unit_box import UnitBox
 from lipaudit.results.bounds import Witness
+from lipaudit.results.threat import NORMS, Norm
 
 SHAPE = (2, 5, 5)
 
@@ -40,8 +41,8 @@ def labelled(network: nn.Module, inputs: Tensor) -> Tensor:
         return network(inputs).argmax(1)
 
 
-def squared_distance(network: nn.Sequential, point: Tensor, label: int) -> Fraction:
-    """The exact squared distance from a point to the nearest decision boundary of a linear classifier."""
+def exact_distance(network: nn.Sequential, point: Tensor, label: int, norm: Norm) -> Fraction:
+    """The exact distance from a point to the nearest decision boundary of a linear classifier; in L2 squared."""
     layer = network[1]
     assert isinstance(layer, nn.Linear)
     weights = [[Fraction(value) for value in row] for row in layer.weight.double().tolist()]
@@ -54,29 +55,35 @@ def squared_distance(network: nn.Sequential, point: Tensor, label: int) -> Fract
         normal = [a - b for a, b in zip(weights[label], weights[other], strict=True)]
         dot = sum(n * v for n, v in zip(normal, values, strict=True))
         margin = dot + biases[label] - biases[other]
-        square = margin * margin / sum(n * n for n in normal)
-        nearest = square if nearest is None else min(nearest, square)
+        sizes = [abs(n) for n in normal]
+        if norm == "l2":
+            distance = margin * margin / sum(size * size for size in sizes)
+        else:
+            distance = margin / (sum(sizes) if norm == "linf" else max(sizes))
+        nearest = distance if nearest is None else min(nearest, distance)
     assert nearest is not None
     return nearest
 
 
-def exact_distances(network: nn.Sequential, inputs: Tensor, labels: Tensor) -> np.ndarray:
+def exact_distances(network: nn.Sequential, inputs: Tensor, labels: Tensor, norm: Norm = "l2") -> np.ndarray:
     """Distances to the nearest decision boundary, correct to float64."""
-    pairs = zip(inputs, labels.tolist(), strict=True)
-    return np.array([float(squared_distance(network, point, label)) ** 0.5 for point, label in pairs])
+    pairs, power = zip(inputs, labels.tolist(), strict=True), 0.5 if norm == "l2" else 1
+    return np.array([float(exact_distance(network, point, label, norm)) ** power for point, label in pairs])
 
 
-def never_too_close(network: nn.Sequential, inputs: Tensor, labels: Tensor, found: tuple[Witness, ...]) -> None:
+def never_too_close(
+    network: nn.Sequential, inputs: Tensor, labels: Tensor, found: tuple[Witness, ...], norm: Norm = "l2"
+) -> None:
     """Asserts, in exact arithmetic, that no witness is closer than the decision boundary."""
     for witness in found:
-        truth = squared_distance(network, inputs[witness.sample], int(labels[witness.sample]))
-        assert Fraction(witness.distance) ** 2 >= truth, witness
+        truth = exact_distance(network, inputs[witness.sample], int(labels[witness.sample]), norm)
+        assert Fraction(witness.distance) ** (2 if norm == "l2" else 1) >= truth, witness
 
 
 def planted(run: Callable[[UnitBox, Batch], Iterator[Tensor]], aim: Aim = "closest") -> Attack:
     """A line for the table of attacks that runs `run(network, batch)`, a generator function."""
     run.__doc__ = "Does what the test tells it to."
-    return Attack("planted", ART, aim, lambda _: "none", lambda _: Passes(1, 1, claims=2), run)
+    return Attack("planted", ART, aim, NORMS, lambda *_: "none", lambda _: Passes(1, 1, claims=2), run)
 
 
 def unchanged(batch: Batch) -> Tensor:

@@ -17,7 +17,7 @@ from lipaudit.certification.certificates import _certificate
 from lipaudit.certification.margins import ErrorRecursion
 from lipaudit.certification.network_bound import compose
 from lipaudit.crosscheck.unit_box import UnitBox
-from lipaudit.crosscheck.verification import accepted, distance_up
+from lipaudit.crosscheck.verification import accepted, distance_up, drawn_into_ball
 from lipaudit.domains.rounding.float64 import LAWS
 from lipaudit.domains.zonotope.affine_form import Form, Shared
 from lipaudit.graph.wrappers import Normalised
@@ -172,7 +172,37 @@ def test_distances_are_above_the_exact_ones() -> None:
     for _ in range(200):
         x, y = torch.rand(2, 5, generator=generator, dtype=torch.float64)
         pairs = zip(x.tolist(), y.tolist(), strict=True)
-        assert Fraction(distance_up(x, y)) ** 2 >= sum((Fraction(a) - Fraction(b)) ** 2 for a, b in pairs)
+        exact = [abs(Fraction(a) - Fraction(b)) for a, b in pairs]
+        assert Fraction(distance_up(x, y, "l2")) ** 2 >= sum(gap**2 for gap in exact)
+        for norm, truth in (("linf", max(exact)), ("l1", sum(exact))):
+            found = distance_up(x, y, norm)
+            assert math.nextafter(found, 0.0) < truth <= found  # and no float64 between the two
+
+
+@pytest.mark.parametrize("norm", ["linf", "l1"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_points_drawn_into_a_ball_are_in_it_exactly(norm: str, dtype: torch.dtype) -> None:
+    """As attacks make them: eps added and clipped in some dtype, which leaves the ball by an ulp."""
+    generator = torch.Generator().manual_seed(1)
+    left = 0
+    for _ in range(100):
+        clean = torch.rand(3, 7, generator=generator, dtype=dtype)
+        budget = torch.rand(3, generator=generator, dtype=torch.float64) ** 3
+        if norm == "l1":
+            change = torch.rand(3, 7, generator=generator, dtype=dtype) - 0.5
+            change *= budget.to(dtype)[:, None] / change.abs().sum(1, keepdim=True)
+        else:
+            change = budget.to(dtype)[:, None] * torch.randint(-1, 2, (3, 7), generator=generator)
+        claim = (clean + change).clamp(0, 1).double()
+        points = drawn_into_ball(clean.double(), claim, budget, norm)
+        assert bool(((points >= 0) & (points <= 1)).all())
+        for point, was, origin, most in zip(points, claim, clean.double(), budget.tolist(), strict=True):
+            assert distance_up(point, origin, norm) <= most
+            outside = distance_up(was, origin, norm) > most
+            left += outside
+            assert torch.equal(point, was) or outside or norm == "l1"
+            assert torch.allclose(point, was, atol=1e-6)
+    assert left > 20  # of 300
 
 
 def test_a_point_that_is_not_finite_is_no_witness() -> None:

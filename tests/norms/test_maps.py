@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from oracles import convolutions
+from torch.nn import functional
 
 from lipaudit.norms.linear_maps import (
     Conv,
@@ -19,14 +22,19 @@ from lipaudit.norms.linear_maps import (
     Scale,
     adjoint,
     dense,
-    merge,
     schur_test,
 )
+from lipaudit.norms.merging import merge
 from lipaudit.norms.methods import norm_bound
 
 
 def rand(*shape: int) -> torch.Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _averages(conv: Conv, window: tuple[int, int], stride: tuple[int, int]) -> Gather:
+    shape = (1, conv.weight.shape[0], *conv.output_size)
+    return Gather(lambda x: functional.avg_pool2d(x, window, stride), shape, 9, windows=(window, stride))
 
 
 IMAGE = (1, 4, 5, 6)
@@ -44,6 +52,12 @@ PAIRS: dict[str, tuple[LinearMap, LinearMap]] = {
         Conv(rand(3, 4, 3, 3), (6, 6), (1, 1), ((0, 0), (0, 0)), (1, 1)),
     ),
     "scale, dense": (Scale(rand(7), (1, 7)), Dense(rand(3, 7), (1, 7))),
+    "conv, averages": (CONV, _averages(CONV, (2, 2), (2, 2))),
+    "conv, averages that overlap": (CONV, _averages(CONV, (2, 3), (1, 2))),
+    "dilated conv, averages": (
+        replace(CONV, padding=((2, 1), (0, 3)), dilation=(2, 1), stride=(1, 2)),
+        _averages(replace(CONV, padding=((2, 1), (0, 3)), dilation=(2, 1), stride=(1, 2)), (3, 2), (2, 1)),
+    ),
     "dense, scale": (Dense(rand(3, 7), (1, 7)), Scale(rand(1, 3), (1, 3))),
 }
 
@@ -57,6 +71,23 @@ def test_merged_maps_are_the_composition(name: str) -> None:
 
     torch.testing.assert_close(dense(together), product, rtol=1e-14, atol=1e-13)
     assert norm_bound(together)[0].value >= float(torch.linalg.svdvals(product)[0])
+
+
+@pytest.mark.parametrize("mode", ["zeros", "circular", "reflect", "replicate"])
+def test_averages_of_a_convolution_are_at_most_the_product(mode: str) -> None:
+    draw = random.Random(len(mode))
+    for _ in range(8):
+        n, k, stride, window, apart = (draw.choice(some) for some in ((7, 8, 9), (1, 3), (1, 2), (2, 3), (True, False)))
+        pads = (draw.choice((0, k // 2)),) * 2
+        conv = Conv(rand(2, 3, k, k), (n, n), (stride, stride), (pads, pads), (1, 1), padding_mode=mode)
+        then = _averages(conv, (window, window), (window, window) if apart else (1, 1))
+        together = merge(conv, then)
+        if together is None:  # windows that do not fit around
+            assert mode == "circular"
+            continue
+        bound = norm_bound(together)[0].value
+        assert bound >= float(torch.linalg.svdvals(dense(then) @ dense(conv))[0])
+        assert bound <= norm_bound(conv)[0].value * schur_test(then) * (1 + 1e-9)
 
 
 def test_what_cannot_be_merged_is_left_alone() -> None:

@@ -55,7 +55,7 @@ def largest_of_groups(conv: Conv) -> float:
 @pytest.mark.parametrize("seeds", [range(start, start + 10) for start in range(0, 60, 10)], ids=str)
 def test_groups_in_batches(monkeypatch: pytest.MonkeyPatch, form: str, exact: str, seeds: range) -> None:
     """Both ways to form the Gram matrices, in parts smaller than the number of groups; never below, with zero slack."""
-    monkeypatch.setitem(verified_eigenvalues._CHUNK_BYTES, "cpu", 2**17)
+    monkeypatch.setattr(verified_eigenvalues, "_CHUNK_BYTES", 2**17)
     monkeypatch.setattr(tight, "_MATRIX_ENTRIES", 2**11)
     monkeypatch.setattr(tight._Size, "by_products", property(lambda _: 0.0 if form == "products" else math.inf))
     if exact == "one":

@@ -42,7 +42,7 @@ def test_second_trip_gives_the_same_bytes_of_strict_json(name: str) -> None:
 
 def test_columns_take_one_line_each_and_the_schema_stands_first() -> None:
     lines = to_json(audits.strong(300)).splitlines()
-    assert lines[1] == ' "schema": "lipaudit-result/2.0",'
+    assert lines[1] == ' "schema": "lipaudit-result/2.1",'
     for column in ("index", "label", "margin", "radius", "distance", "attack"):
         (line,) = [line for line in lines if line.startswith(f'  "{column}": [')]
         assert line.count(",") >= 299
@@ -174,15 +174,16 @@ def test_a_wrong_field_is_named(path: tuple[Any, ...] | str, value: Any, said: s
 JUNK = ["x", "</script>", -1, 0, None, [], {}, True, 1e308, 5e-324, 10**25]
 
 
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("junk", JUNK, ids=repr)
-def test_any_field_may_be_junk_and_ends_in_a_page_or_one_line(junk: Any) -> None:
+def test_any_field_may_be_junk_and_ends_in_a_page_or_one_line(junk: Any, step: int) -> None:
     data = json.loads(to_json(audits.single()))
     places = [(key,) for key in data]
     places += [(key, inner) for key, value in data.items() if isinstance(value, dict) for inner in value]
     places += [("samples", name, 0) for name in data["samples"]]
     rendered: list[Audit] = []
     refused: list[str] = []
-    for place in places:
+    for place in places[JUNK.index(junk) % step :: step]:
         try:
             rendered.append(from_json(change(data, place, junk)))
         except ReportError as error:

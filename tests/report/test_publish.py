@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import hashlib
 import json
+import re
 import sys
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import audits
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 from huggingface_hub import ModelCard
 
 from lipaudit.errors import ReportError
+from lipaudit.report.table import rows_of, to_table
 from lipaudit.results.audit import Rate
+from lipaudit.results.exports import workflow_commands
+from lipaudit.results.formats import FORMATS, of_file
 from lipaudit.results.leaderboards import to_model_index, to_robustbench
 
 FIELDS = (
@@ -19,8 +28,6 @@ FIELDS = (
     "clean_acc", "reported", "autoattack_acc",
 )  # fmt: skip
 """Of RobustBench's own files."""
-
-TRUTHFUL = [name for name, build in audits.ALL.items() if build().verdict.integrity != "INVALID"]
 
 
 def test_robustbench_model_info() -> None:
@@ -64,9 +71,13 @@ def test_a_model_index_as_the_hub_reads_it() -> None:
     assert {r.task_type for r in results} == {"image-classification"}
 
 
-@pytest.mark.parametrize("name", TRUTHFUL)
-def test_every_audit_can_be_published(name: str) -> None:
+@pytest.mark.parametrize("name", audits.ALL)
+def test_every_true_audit_can_be_published(name: str) -> None:
     audit = audits.ALL[name]()
+    if audit.verdict.integrity == "INVALID":
+        with pytest.raises(ReportError, match="nothing to publish"):
+            to_robustbench(audit)
+        return
 
     info = json.loads(to_robustbench(audit))
     assert (info["certified_acc"] is None) == (not audit.certified)
@@ -83,6 +94,69 @@ def test_nothing_is_published_of_certificates_that_are_contradicted() -> None:
 def test_a_folder_of_images_is_not_named() -> None:
     audit = replace(audits.strong(5), dataset=replace(audits.strong(5).dataset, name="imagefolder:private/people"))
     assert "private" not in to_robustbench(audit) + to_model_index(audit)
+
+
+@pytest.mark.parametrize("name", audits.ALL)
+def test_every_audit_is_a_test_suite_a_badge_and_a_statement(name: str) -> None:
+    audit = audits.ALL[name]()
+    suite = ElementTree.fromstring(FORMATS["junit"].write(audit))[0]
+    assert int(suite.get("tests", "")) == len(suite) == len(audit.findings) + len(audit.gates)
+    failed = {case.get("classname") for case in suite if case.find("failure") is not None}
+    assert {f"lipaudit.{finding.id}" for finding in audit.findings if finding.state == "fail"} <= failed
+    assert len(suite.findall("testcase/failure")) == int(suite.get("failures", ""))
+
+    badge = json.loads(FORMATS["badge"].write(audit))
+    assert badge["schemaVersion"] == 1
+    assert ("certified" in badge["message"]) == (audit.verdict.integrity == "SOUND")
+
+    statement = json.loads(FORMATS["intoto"].write(audit))
+    predicate = statement["predicate"]
+    assert (predicate["result"] == "FAILED") == (audit.exit_code != 0)
+    assert predicate["configuration"][0]["digest"]["sha256"] == hashlib.sha256(audit.to_json().encode()).hexdigest()
+    assert len(statement["subject"][0]["digest"]) == 1
+
+    commands = workflow_commands(audit)
+    assert all(re.fullmatch(r"::(error|warning) title=lipaudit [\w.]+::[^\n]+", command) for command in commands)
+    assert sum(command.startswith("::error") for command in commands) == int(suite.get("failures", ""))
+
+
+@pytest.mark.parametrize("name", audits.ALL)
+def test_a_bill_of_materials_is_valid(name: str) -> None:
+    audit = audits.ALL[name]()
+    text = FORMATS["cyclonedx"].write(audit)
+    error = JsonStrictValidator(SchemaVersion.V1_7).validate_str(text)
+    assert error is None, error
+    declared = json.loads(text)["declarations"]
+    known = {one["bom-ref"] for one in declared["evidence"]}
+    assert len(declared["claims"]) == len(audit.threat.eps)
+    for claim, rate in zip(declared["claims"], audit.empirical, strict=False):
+        assert set(claim.get("evidence", [])) | set(claim.get("counterEvidence", [])) <= known
+        assert ("counterEvidence" in claim) == (rate.count < rate.total)
+
+
+def test_the_ending_of_a_file_says_its_format() -> None:
+    assert {kind: of_file(f"a.b.{form.ending}") for kind, form in FORMATS.items()} == {kind: kind for kind in FORMATS}
+    assert of_file("a.pdf") is None
+
+
+def test_a_table_has_a_row_per_audit_and_a_column_per_budget() -> None:
+    every = [make() for make in audits.ALL.values()]
+    rows = rows_of(every, exact=True)
+    assert len(rows) == 1 + len(every)
+    assert {len(row) for row in rows} == {len(rows[0])}
+    for audit, row in zip(every, rows[1:], strict=True):
+        cells = dict(zip(rows[0], row, strict=True))
+        assert float(cells["clean"]) == audit.clean.value
+        for kind, rates in (("certified", audit.certified), ("empirical", audit.empirical)):
+            known = {rate.eps: rate.value for rate in rates}
+            shown = {eps: cells[f"{kind} {audit.threat.norm} {eps}"] for eps in audit.threat.eps}
+            assert shown == {eps: repr(known[eps]) if eps in known else "" for eps in shown}
+    assert list(csv.reader(to_table(every, "csv").splitlines())) == rows
+    assert to_table(every, "md").count("\n") == len(rows) + 1
+    latex = to_table([replace(every[0], model=replace(every[0].model, name="a_b & 100%"))], "latex")
+    assert r"a\_b \& 100\%" in latex
+    page = to_table([replace(every[0], model=replace(every[0].model, name="<b>"))], "html", ["a.html"])
+    assert '<a href="a.html"><bdi>&lt;b&gt;</bdi></a>' in page
 
 
 @pytest.mark.parametrize("name", audits.ALL)

@@ -21,11 +21,11 @@ import torch
 from lipaudit.domains.graph import Node
 from lipaudit.domains.lipschitz.propagator import Inner, Ledger, Link, Value, merged
 from lipaudit.norms.linear_maps import Conv, Dense, Identity, LinearMap, Scale
+from lipaudit.norms.merging import relative_error
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import UNIT, gamma, up
 
 _MOST_ENTRIES = 2**24
-_MOST_ERROR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -121,17 +121,8 @@ def _product(first: Dense, then: Dense) -> Dense | None:
     weight = then.weight @ first.weight
     size = then.weight.abs() @ first.weight.abs()
     off = (2 * gamma(first.weight.shape[0] + 2) + 1.01 * (first.relative_error + then.relative_error)) * size
-    error = _relative(off, weight)
+    error = relative_error(off, weight)
     return None if error is None else Dense(weight, first.input_shape, error)
-
-
-def _relative(off: torch.Tensor, weight: torch.Tensor) -> float | None:
-    """The largest relative error of the weights; None if there is none that means anything."""
-    size = weight.abs() - off
-    if bool(((size <= 0) & (off > 0)).any()):
-        return None
-    error = float((off / size.clamp_min(1e-300)).max()) * (1 + 4 * UNIT) if off.numel() else 0.0
-    return error if error <= _MOST_ERROR else None
 
 
 def _sum(first: LinearMap, second: LinearMap, factor: float) -> LinearMap | None:
@@ -189,7 +180,7 @@ def _added(
     back = weight - first
     exact = ((first - (weight - back)) + (second - back)) == 0
     off = off - (2 * UNIT * weight.abs()).masked_fill(~exact, 0.0)
-    relative = _relative(off.clamp_min(0.0), weight)
+    relative = relative_error(off.clamp_min(0.0), weight)
     return None if relative is None else (weight, relative)
 
 

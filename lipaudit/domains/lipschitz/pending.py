@@ -24,7 +24,8 @@ import torch
 
 from lipaudit.domains.graph import Node
 from lipaudit.domains.rounding.float64 import EXACT
-from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Transposed, merge
+from lipaudit.norms.linear_maps import Conv, Dense, Gather, Identity, LinearMap, Transposed
+from lipaudit.norms.merging import merge
 
 Parts = tuple[tuple[Node, LinearMap | None], ...]
 """Operations that are bounded together, in order, and the maps of those that are linear."""

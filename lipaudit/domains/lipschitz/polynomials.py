@@ -28,7 +28,8 @@ from lipaudit.domains.bernstein import float_up, largest_value, square_on_axis, 
 from lipaudit.domains.graph import Graph, Node, Ref, refs_in
 from lipaudit.domains.lipschitz.propagator import INPUT, RULES, Ledger, Value
 from lipaudit.errors import LipauditError
-from lipaudit.norms.linear_maps import Conv, Dense, Identity, LinearMap, Pad, Scale, merge, schur_test
+from lipaudit.norms.linear_maps import Conv, Dense, Identity, LinearMap, Pad, Scale, schur_test
+from lipaudit.norms.merging import merge
 from lipaudit.norms.methods import norm_bound
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import TINY, UNIT, up

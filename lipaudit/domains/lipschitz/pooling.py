@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ from lipaudit.errors import UnsupportedOp
 from lipaudit.results.bounds import Upper
 from lipaudit.rounding import up
 
+Windows = tuple[tuple[int, ...], tuple[int, ...]]
 
-def _pool(node: Node, ledger: Ledger, x: Value, coisometry: float | None) -> Value:
+
+def _pool(node: Node, ledger: Ledger, x: Value, coisometry: float | None, windows: Windows | None = None) -> Value:
     terms = math.prod(ledger.shape_of(node, "self"))
-    return ledger.pend(node, x, linear_call(node, ledger, "self", terms, coisometry))
+    return ledger.pend(node, x, replace(linear_call(node, ledger, "self", terms, coisometry), windows=windows))
 
 
 @RULES.rule("mean.dim", "sum.dim_IntList")
@@ -47,8 +50,9 @@ def adaptive_average(node: Node, ledger: Ledger, self: Any, output_size: Any) ->
     before, after = _pooled_axes(node, ledger)
     if any(n % m for n, m in zip(before, after, strict=True)):
         return _pool(node, ledger, self, None)
-    window = math.prod(before) // math.prod(after)
-    return _pool(node, ledger, self, up(up(1.0 / math.sqrt(window))) if window > 1 else 1.0)
+    sizes = tuple(n // m for n, m in zip(before, after, strict=True))
+    window = math.prod(sizes)
+    return _pool(node, ledger, self, up(up(1.0 / math.sqrt(window))) if window > 1 else 1.0, (sizes, sizes))
 
 
 def _pooled_axes(node: Node, ledger: Ledger) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -65,22 +69,28 @@ def _averaging(*ops: str) -> None:
                 f"expected a divisor_override above 0 in {node.op} ({node.source}), got "
                 f"{arguments['divisor_override']}; average with a positive one, and negate the result"
             )
-        return _pool(node, ledger, arguments["self"], _disjoint_windows(arguments))
+        return _pool(node, ledger, arguments["self"], *_windows(int(node.op[8]), arguments))
 
     for op in ops:
         RULES.rule(op)(rule)
 
 
-def _disjoint_windows(pool: dict[str, Any]) -> float | None:
-    """1 / sqrt(window) for the plain case, stride equal to the window and no padding."""
-    kernel, stride = list(pool["kernel_size"]), list(pool["stride"] or pool["kernel_size"])
-    plain = not any(pool["padding"]) and not pool["ceil_mode"] and pool.get("divisor_override") is None
-    if not plain or kernel != stride:
-        return None
-    return up(up(1.0 / math.sqrt(math.prod(kernel)))) if math.prod(kernel) > 1 else 1.0
+def _windows(axes: int, pool: dict[str, Any]) -> tuple[float | None, Windows | None]:
+    """1 / sqrt(window) where none overlap; the size and stride of windows. Both only for averages without a border."""
+    kernel, stride = (_each(pool[name] or pool["kernel_size"], axes) for name in ("kernel_size", "stride"))
+    if any(pool["padding"]) or pool["ceil_mode"] or pool.get("divisor_override") is not None:
+        return None, None
+    window = math.prod(kernel)
+    apart = None if kernel != stride else up(up(1.0 / math.sqrt(window))) if window > 1 else 1.0
+    return apart, (kernel, stride)
 
 
 _averaging("avg_pool1d.default", "avg_pool2d.default", "avg_pool3d.default")
+
+
+def _each(values: Any, axes: int) -> tuple[int, ...]:
+    values = (values,) if isinstance(values, int) else tuple(values)
+    return values * axes if len(values) == 1 else values
 
 
 @RULES.rule(*MAX_POOLS)
@@ -105,12 +115,8 @@ def max_pool(
     axes = node.op.removeprefix("max_pool")[0]
     count = int(axes)
 
-    def spread(values: Any) -> list[int]:
-        values = [values] if isinstance(values, int) else list(values)
-        return values * count if len(values) == 1 else values
-
-    kernel, pads, dilations = spread(kernel_size), spread(padding), spread(dilation)
-    strides = spread(stride) if stride else kernel
+    kernel, pads, dilations = (_each(values, count) for values in (kernel_size, padding, dilation))
+    strides = _each(stride, count) if stride else kernel
     windows = 1
     for axis in range(count):
         seen = [0] * size[axis - count]

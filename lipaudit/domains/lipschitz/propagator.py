@@ -399,7 +399,7 @@ class Ledger:
             low = float(kept["lower"])
             return upper, tuple(others), None if math.isnan(low) else low, float(kept["seconds"])
         began = time.perf_counter()
-        upper, candidates = norm_bound(link.linear, self.method)
+        upper, candidates = norm_bound(link.linear, self.method, self.device)
         lower = lower_bound(link.linear, device=self.device) if link.heavy and self.measure else None
         seconds = time.perf_counter() - began
         if keep is not None:

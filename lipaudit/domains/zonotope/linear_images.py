@@ -76,7 +76,7 @@ def _flipped(conv: Conv) -> Conv | None:
 def _has_quick_form(conv: Conv, rows: torch.Tensor) -> bool:
     plain = len(conv.input_size) == 2 and conv.padding_mode == "zeros" and conv.groups == 1 and conv.dilation[1] == 1
     many = len(rows) >= _ABREAST and not rows.requires_grad
-    return plain and many and not rows.is_cuda and all(min(p) >= 0 for p in conv.padding)
+    return plain and many and rows.device.type == "cpu" and all(min(p) >= 0 for p in conv.padding)
 
 
 def _convolved(conv: Conv, x: torch.Tensor, into: torch.Tensor) -> None:

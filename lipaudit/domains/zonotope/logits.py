@@ -19,14 +19,14 @@ from lipaudit.domains.lipschitz.propagator import Ledger
 from lipaudit.domains.zonotope.affine_form import Form, ball
 from lipaudit.domains.zonotope.ball_constraints import Group, ends
 from lipaudit.domains.zonotope.propagator import LocalLedger
-from lipaudit.domains.zonotope.quadratic_constraints import Sectors
+from lipaudit.domains.zonotope.quadratic_constraints import Remembered, Sectors
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import gamma, up
 
 LARGEST_ROWS_BYTES = 6 * 2**30
 """Memory of the rows of one tensor, at most."""
-_ENOUGH = 0.99
-"""Share of what there is room for, so that roundings find some."""
+_ENOUGH = 0.8
+"""Share of what there is room for, where no better multipliers are looked for."""
 _TIMED_ROWS = 128
 _FEW_OPEN = 500
 _TIMED_RADIUS = 1e-9
@@ -61,6 +61,7 @@ def logits_over(
     patience: int = sys.maxsize,
     backwards: bool = True,
     together: bool = False,
+    remembered: Remembered | None = None,
 ) -> Logits:
     """The logits, (1, classes), over all inputs within `radius` of `x` in the norm; `x` has no batch axis.
 
@@ -76,6 +77,7 @@ def logits_over(
         patience=patience,
         backwards=backwards,
         together=together,
+        remembered=remembered or Remembered(),
     )
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius, norm=norm, domain=_as_read(whole)))

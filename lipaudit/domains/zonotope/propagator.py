@@ -39,7 +39,7 @@ from lipaudit.domains.zonotope.backward import Banded, Chosen, Mapped
 from lipaudit.domains.zonotope.ball_constraints import Group, of_relu
 from lipaudit.domains.zonotope.linear_images import applied
 from lipaudit.domains.zonotope.max_pooling import POOLS, largest
-from lipaudit.domains.zonotope.quadratic_constraints import Sectors
+from lipaudit.domains.zonotope.quadratic_constraints import Remembered, Sectors
 from lipaudit.domains.zonotope.refinement import sharpened
 from lipaudit.domains.zonotope.relaxations import BANDS, Band
 from lipaudit.domains.zonotope.sums_and_concats import JOINS, reaches
@@ -83,6 +83,8 @@ class LocalLedger(Ledger):
     """Whether ranges are sharpened backwards where a sign is open."""
     together: bool = field(default=False, kw_only=True)
     """Whether ranges are sharpened by all symbols together: quadratic_constraints.py."""
+    remembered: Remembered = field(default_factory=Remembered, kw_only=True)
+    """What another attempt chose for that."""
     sectors: Sectors | None = field(default=None, init=False)
     rows: int = field(default=0, init=False)
     roundings: int = field(default=0, init=False)
@@ -105,16 +107,17 @@ class LocalLedger(Ledger):
         self._nodes = {node.name: node for node in self.graph.nodes}
         read = {node.args["self"].name for node in self.graph.nodes if node.op in LOWER_LINES}
         # Where only a ReLU reads a value, it has fewer roundings after it than before.
-        self._narrow = self.graph.bottlenecks() - {name for name in read if self._users[name] == 1}
+        self._bottlenecks = self.graph.bottlenecks()
+        self._narrow = self._bottlenecks - {name for name in read if self._users[name] == 1}
 
     def start(self, form: Form) -> Tracked:
         """The network input, all of the ball."""
         self.rows, self.centres = len(form.rows), {"input": form.centre}
         if self.together:
-            self.sectors = Sectors(form.inputs, form.rows.device)
+            self.sectors = Sectors(form.inputs, form.rows.device, self.remembered)
             if len(form.rows) > form.inputs + 1:  # a box
                 half = form.rows[form.inputs + 1 :].flatten(1).sum(1)
-                self.sectors.add_boxed(form.inputs + 1, half, float(half.mean()))
+                self.sectors.add_boxed(half, float(half.mean()))
         return Tracked("input", form=form)
 
     def pend(self, node: Node, value: Value, linear: LinearMap) -> Value:
@@ -262,6 +265,8 @@ class LocalLedger(Ledger):
         """f(z) for a function of one entry, with one symbol more for each entry that is not straight there."""
         low, high = self._sharpened(form)
         band = BANDS[node.op](node, self._given(node), low, high, steepest)
+        if self.sectors is not None and node.name in self._bottlenecks:
+            self.sectors.narrow(form, (band.slope != 0) | (band.error > 0))
         return self._bent(form, band, (low, high), relu=node.op in LOWER_LINES)
 
     def _sharpened(self, form: Form) -> tuple[torch.Tensor, torch.Tensor]:
@@ -285,7 +290,7 @@ class LocalLedger(Ledger):
         )
         if relu and len(places):
             if self.sectors is not None:
-                self.sectors.add_relu(before, places, ends, band, first)
+                self.sectors.add_relu(before, places, ends, band)
             group = of_relu(before, places, ends, band, first, self.groups)
             self.groups += [group] if group else []
         far = form.reach + band.slope.abs().clamp_min(1.0) * before.remainder + lost
@@ -323,7 +328,7 @@ class LocalLedger(Ledger):
             places
         ]
         if self.sectors is not None and len(places) and not tied:
-            self.sectors.add_boxed(first, error.flatten()[places], float(form.within.mean()))
+            self.sectors.add_boxed(error.flatten()[places], float(form.within.mean()))
         return replace(form, rows=rows), small, places
 
     def _unburdened(self, node: Node, form: Form) -> Form:

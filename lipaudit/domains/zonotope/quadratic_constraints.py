@@ -20,6 +20,13 @@ Note [Roundings of sectors]
     right side, as every |<z, h>| is known to be at most so much. So do the differences of B to what was computed and of
     that to L L^T: with |h| <= far, |h^T E h| <= far^T |E| far. What L^-1 g is off by is seen by multiplying again.
 
+Note [Narrow inputs]
+    Where all that follows goes through k tensor entries with k well below the number of coordinates of d, only a few
+    directions of d count. Q is an orthonormal basis of them, up to rounding, and d' = Q^T d stands for d:
+        <row, d> = <r, d'> + <row - Q r, d>,    |<row - Q r, d>| <= ||row - Q r||_2,    ||d'||^2 <= ||Q||^2.
+    The r are whatever numbers Q^T row rounds to; the rest is computed, and joins what an entry is off by. So nothing
+    depends on what Q is but ||Q||^2, of which ||Q^T Q - I||_F + 1 is a bound.
+
 Source: quadratic constraints for slopes are M. Fazlyab et al., Efficient and Accurate Estimation of Lipschitz Constants
 for Deep Neural Networks (LipSDP), NeurIPS 2019; around a point and over a range, after M. Fazlyab, M. Morari and
 G. Pappas, Safety Verification and Robustness Analysis of Neural Networks via Quadratic Constraints, IEEE TAC 2020.
@@ -28,6 +35,7 @@ G. Pappas, Safety Verification and Robustness Analysis of Neural Networks via Qu
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -53,31 +61,61 @@ _STILL = 1e-7
 _SLOWER = 0.7
 _PATIENCE, _FALLING = 25, 0.97
 """In so many steps the largest bound has to fall below this share of what it was."""
+_LESS = 4
+"""With multipliers of an attempt before, so many times fewer steps are taken."""
+_NARROW = 0.7
+"""A basis is used where it has at most this share of the coordinates."""
+_ABREAST_COLUMNS = 256
 _ABREAST = 32
 """Sums of rows with random factors that stand for all rows of a layer while multipliers are chosen."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """The symbols of one layer: Y and Z, (symbols, unknowns so far)."""
+    """The symbols of one layer: Y = (aside, diag(own)) and Z = (z, 0), (symbols, unknowns so far).
 
-    y: torch.Tensor
+    A symbol of its own is all that a row of Y has beyond the unknowns `before`, and Z has nothing there.
+    """
+
+    aside: torch.Tensor
+    """(symbols, unknowns before)."""
+    own: torch.Tensor
     z: torch.Tensor
+    """(symbols, unknowns before)."""
 
-    def quadratic(self, t: torch.Tensor) -> torch.Tensor:
-        """Y^T T Y - Z^T T Z, up to rounding."""
+    @property
+    def unknowns(self) -> int:
+        """Its own among them."""
+        return self.aside.shape[1] + len(self.own)
+
+    def add_to(self, matrix: torch.Tensor, t: torch.Tensor) -> None:
+        """Add Y^T T Y - Z^T T Z to the lower triangle of `matrix`, up to rounding."""
+        before, after = self.aside.shape[1], self.unknowns
         less, more = self._ends
         product = (less.mT * t) @ more
-        return (product + product.mT) / 2
+        matrix[:before, :before] += product.add_(product.mT.clone()).div_(2)
+        matrix[before:after, :before] += (t * self.own)[:, None] * self.aside
+        matrix[before:after, before:after].diagonal().add_(t * self.own.square())
+
+    def sizes(self, far: torch.Tensor) -> torch.Tensor:
+        """(|Y| + |Z|) far."""
+        before = self.aside.shape[1]
+        return (self.aside.abs() + self.z.abs()) @ far[:before] + self.own.abs() * far[before : self.unknowns]
+
+    def slopes(self, solved: torch.Tensor) -> torch.Tensor:
+        """(Z h)^2 - (Y h)^2 for every column h of `solved`."""
+        before = self.aside.shape[1]
+        y = self.aside @ solved[:before] + self.own[:, None] * solved[before : self.unknowns]
+        return (self.z @ solved[:before]).square() - y.square()
 
     @cached_property
     def _ends(self) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.y - self.z, self.y + self.z
+        return self.aside - self.z, self.aside + self.z
 
     @cached_property
     def rough(self) -> _Block:
         """Itself in single precision: enough to choose by."""
-        return _Block(self.y.float(), self.z.float())
+        return _Block(self.aside.float(), self.own.float(), self.z.float())
 
 
 @dataclass(frozen=True)
@@ -91,15 +129,59 @@ class Anchored:
 
 
 @dataclass
+class Remembered:
+    """The multipliers of an attempt at another radius: where the next begins. Guesses, on which no proof rests."""
+
+    radius: float = math.inf
+    """Of the attempt that is under way."""
+    before: float = math.inf
+    """Of the one that `chosen` is of."""
+    chosen: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)
+    """For each choice of multipliers, for each layer: places and multipliers."""
+    now: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)
+
+    def next(self, radius: float) -> None:
+        """An attempt at that radius begins."""
+        if self.now:
+            self.before, self.chosen, self.now = self.radius, self.now, []
+        self.radius = radius
+
+    def recalled(self, places: Sequence[torch.Tensor], current: torch.Tensor) -> torch.Tensor | None:
+        """What was chosen at this point the last time, `current` where nothing was; None at the first time."""
+        if len(self.now) >= len(self.chosen):
+            return None
+        found, done, scale = current.clone(), 0, (self.before / self.radius) ** 2
+        for here, (there, values) in zip(places, self.chosen[len(self.now)], strict=False):
+            most = 1 + int(max(here.max(), there.max()))
+            all_places = values.new_full((most,), math.nan).index_copy_(0, there, values * scale)[here]
+            part = found[done : done + len(here)]
+            part.copy_(torch.where(all_places.isnan(), part, all_places))
+            done += len(here)
+        return found
+
+    def keep(self, places: Sequence[torch.Tensor], multipliers: torch.Tensor) -> None:
+        """What was chosen at this point."""
+        parts = multipliers.split([len(each) for each in places])
+        self.now.append(list(zip(places, parts, strict=True)))
+
+
+@dataclass
 class Sectors:
-    """See Note [Sectors]. `inputs` is the number of rows that share the ball, which lies within that of L2."""
+    """See Note [Sectors]. `inputs` is the number of unknowns that share the ball, which lies within that of L2."""
 
     inputs: int
     device: torch.device
+    remembered: Remembered = field(default_factory=Remembered)
     blocks: list[_Block] = field(default_factory=list, init=False)
+    places: list[torch.Tensor] = field(default_factory=list, init=False)
+    """Of the symbols of each block in their layer."""
+    basis: torch.Tensor | None = field(default=None, init=False)
+    """Q of Note [Narrow inputs], (rows that share the ball, inputs)."""
     multipliers: torch.Tensor = field(init=False)
     shift: torch.Tensor = field(init=False)
     """t of every symbol."""
+    _longest: float = field(default=1.0, init=False)
+    """At least ||Q||^2."""
     beyond: torch.Tensor = field(init=False)
     """What a symbol's constraint may be exceeded by, times its multiplier."""
 
@@ -110,39 +192,61 @@ class Sectors:
     @property
     def ball(self) -> float:
         """What ||d||^2 is at most on the right side; a box has no d."""
-        return 1.0 if self.inputs else 0.0
+        return self._longest if self.inputs else 0.0
 
     @property
     def far(self) -> torch.Tensor:
         """What each unknown is at most."""
-        return torch.cat([self.shift.new_ones(self.inputs), 1 + self.shift.abs()]) * (1 + gamma(4))
+        return torch.cat([self.shift.new_full((self.inputs,), self._longest), 1 + self.shift.abs()]) * (1 + gamma(4))
+
+    def narrow(self, form: Form, moving: torch.Tensor) -> None:
+        """From here on everything depends on the entries of `form` that are `moving`: see Note [Narrow inputs]."""
+        if self.blocks or self.basis is not None or int(moving.sum()) > _NARROW * self.inputs:
+            return
+        basis, _ = torch.linalg.qr(form.rows[: self.inputs].flatten(1)[:, moving.flatten()])
+        gram = basis.mT @ basis
+        gram.diagonal().sub_(1.0)
+        rounding = gamma(len(basis) + 8) * float(basis.square().sum())
+        excess = (float(torch.linalg.vector_norm(gram)) + rounding) * (1 + gamma(gram.numel() + 8))
+        if excess < _TINY_OFF:  # it is a number
+            self.basis, self.inputs, self._longest = basis, basis.shape[1], 1 + excess
+
+    def _turned(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of d in the unknowns that stand for it, and how far <row, d> may be from that."""
+        if self.basis is None:
+            return rows, rows.new_zeros(rows.shape[1])
+        turned = self.basis.mT @ rows
+        missed = rows - self.basis @ turned
+        sizes = torch.linalg.vector_norm(rows, dim=0)
+        rounding = gamma(len(rows) + 64) * (sizes + math.sqrt(self.inputs) * torch.linalg.vector_norm(turned, dim=0))
+        missed = (torch.linalg.vector_norm(missed, dim=0) + 2 * rounding) * (1 + gamma(len(rows) + 8))
+        return turned, missed + LOST_IN_SQUARES
 
     def anchored(self, form: Form, places: torch.Tensor) -> Anchored:
         """The entries at `places` of a form whose symbols are all known here."""
         rows, centre = form.rows.flatten(1)[:, places], form.centre.flatten()[places]
         n, t = form.inputs, self.shift[: len(form.rows) - form.inputs - 1, None]
+        directions, missed = self._turned(rows[:n])
         symbols, known = rows[n + 1 :], rows[n]
         assert len(t) == len(symbols), "a symbol that nobody has told of"
         c = centre + known - (t * symbols).sum(0)
         sizes = centre.abs() + known.abs() + (t * symbols).abs().sum(0)
-        off = gamma(len(rows) + 8) * sizes + form.remainder * (1 + gamma(4)) + TINY
-        return Anchored(c, torch.cat([rows[:n], symbols]).mT.contiguous(), off)
+        off = gamma(len(rows) + 8) * sizes + (form.remainder + missed) * (1 + gamma(4)) + TINY
+        return Anchored(c, torch.cat([directions, symbols]).mT.contiguous(), off)
 
-    def add_boxed(self, start: int, error: torch.Tensor, reach: float) -> None:
-        """Symbols from the row `start` on of which nothing is known but |e| <= 1.
+    def add_boxed(self, error: torch.Tensor, reach: float) -> None:
+        """The next symbols, of which nothing is known but |e| <= 1.
 
         `error` is what they stand for, `reach` about how far that goes which they are added to: for a first multiplier.
         """
-        count, before = len(error), start - 1
-        y = error.new_zeros(count, before + count)
-        y[:, before:].fill_diagonal_(1.0)
-        block = _Block(y, torch.zeros_like(y))
-        self._add(block, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
+        count, before = len(error), len(self.shift) + self.inputs
+        nothing = error.new_zeros(count, before)
+        block = _Block(nothing, torch.ones_like(error), nothing)
+        at = torch.arange(count, device=error.device)
+        self._add(block, at, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
 
-    def add_relu(
-        self, form: Form, places: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor], band: Band, start: int
-    ) -> None:
-        """The symbols from the row `start` on, which ReLU needs at these `places` of its operand `form`.
+    def add_relu(self, form: Form, places: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor], band: Band) -> None:
+        """The next symbols, which ReLU needs at these `places` of its operand `form`.
 
         `ends` is the range of the operand, `band` what it lies in.
         """
@@ -158,31 +262,37 @@ class Sectors:
         t, lost = off_line(c, slope, shift, error)
         length, multipliers = self._first(at.rows, half)
         boxed = (error <= _TINY_BEND * (c.abs() + high - low)) | ~(t.abs() <= FARTHEST) | (unsure > _TINY_OFF * length)
-        aside, before = slope - middle, start - 1
-        z = error.new_zeros(len(places), before + len(places))
-        y = z.clone()
+        aside, before = slope - middle, len(self.shift) + self.inputs
+        z = error.new_zeros(len(places), before)
+        y, own = z.clone(), error
         z[:, : at.rows.shape[1]] = half[:, None] * at.rows
         y[:, : at.rows.shape[1]] = aside[:, None] * at.rows
-        y[:, before:].diagonal().copy_(error)
         # How far <y, h> may be beyond +-<z, h>, and how far that goes.
         rounded = gamma(4) * (at.rows.abs() @ self.far[: at.rows.shape[1]])
         off = (half + aside.abs() + gamma(4)) * unsure + 2 * rounded + lost
         most = half * (torch.maximum(high - c, c - low) + unsure + rounded)
         beyond = (2 * off * most + off.square()) * (1 + gamma(16)) + TINY
         if bool(boxed.any()):  # of these nothing but |e| <= 1 counts
-            z[boxed], y[boxed] = 0.0, 0.0
-            y[:, before:].diagonal().masked_fill_(boxed, 1.0)
+            z[boxed], y[boxed], own = 0.0, 0.0, error.masked_fill(boxed, 1.0)
             t, beyond = t.masked_fill(boxed, 0.0), beyond.masked_fill(boxed, 1.0)
             multipliers = torch.where(boxed, _share(error, float((high - low).mean())), multipliers)
-        self._add(_Block(y, z), multipliers, t, beyond)
+        self._add(_Block(y, own, z), places, multipliers, t, beyond)
 
-    def _add(self, block: _Block, multipliers: torch.Tensor, shift: torch.Tensor, beyond: torch.Tensor) -> None:
+    def _add(
+        self,
+        block: _Block,
+        places: torch.Tensor,
+        multipliers: torch.Tensor,
+        shift: torch.Tensor,
+        beyond: torch.Tensor,
+    ) -> None:
         self.blocks.append(block)
+        self.places.append(places)
         old = self.multipliers
         self.shift, self.beyond = torch.cat([self.shift, shift]), torch.cat([self.beyond, beyond])
         for _ in range(_HALVINGS):
             self.multipliers = torch.cat([old, multipliers])
-            if self._factor(block.y.shape[1], self.multipliers) is not None:
+            if self._factor(block.unknowns, self.multipliers) is not None:
                 return
             multipliers = multipliers / 2
 
@@ -200,19 +310,19 @@ class Sectors:
         """The blocks of the first so many unknowns, and where their multipliers stand."""
         found, done = [], 0
         for block in self.blocks:
-            if block.y.shape[1] > unknowns:
+            if block.unknowns > unknowns:
                 break
-            found.append((block, slice(done, done + len(block.y))))
-            done += len(block.y)
+            found.append((block, slice(done, done + len(block.own))))
+            done += len(block.own)
         return found
 
     def _matrix(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor:
-        """B for the first so many unknowns, up to rounding, in the precision of the multipliers."""
+        """B for the first so many unknowns, up to rounding, in the precision of the multipliers: its lower triangle."""
         matrix = multipliers.new_zeros(unknowns, unknowns)
         matrix.diagonal()[: self.inputs] = 1.0
         for block, part in self._blocks(unknowns):
-            m, block = block.y.shape[1], block.rough if multipliers.dtype == torch.float32 else block
-            matrix[:m, :m] += block.quadratic(multipliers[part])
+            block = block.rough if multipliers.dtype == torch.float32 else block
+            block.add_to(matrix, multipliers[part])
         return matrix
 
     def _factor(self, unknowns: int, multipliers: torch.Tensor) -> torch.Tensor | None:
@@ -228,18 +338,15 @@ class Sectors:
             return rows.new_full((len(rows),), math.inf)
         right, sizes = self.ball + float(t @ self.beyond[: len(t)]) * (1 + gamma(len(t) + 4)), float(self.inputs)
         for block, part in self._blocks(unknowns):
-            each = (block.y.abs() + block.z.abs()) @ far[: block.y.shape[1]]
-            sizes += float(t[part] @ each.square())
-        # Of both triangles the lower one counts.
-        left = (matrix - factor @ factor.mT).tril().abs()
-        left = left + left.tril(-1).mT
-        sizes += float((factor.abs().mT @ far).square().sum())
-        square = right + float(far @ (left @ far)) + gamma(4 * unknowns + 64) * sizes
+            sizes += float(t[part] @ block.sizes(far).square())
+        along = factor.abs().mT @ far
+        sizes += float(along.square().sum())
+        square = right + _left(matrix, factor, far) + gamma(4 * unknowns + 64) * sizes
         length = math.sqrt(square * (1 + gamma(4 * unknowns + 64))) * (1 + gamma(4))
         moves = torch.linalg.solve_triangular(factor, rows.mT, upper=False)
         missed = rows.mT - factor @ moves
-        lost = gamma(unknowns + 8) * (rows.mT.abs() + factor.abs() @ moves.abs())
-        missed = far @ (missed.abs() + lost) * (1 + gamma(unknowns + 8))
+        lost = gamma(unknowns + 8) * (far @ rows.mT.abs() + along @ moves.abs())  # along = far^T |L|
+        missed = (far @ missed.abs() + lost) * (1 + gamma(2 * unknowns + 16))
         norm = torch.linalg.vector_norm(moves, dim=0) + LOST_IN_SQUARES
         found = norm * length * (1 + gamma(unknowns + 8)) + missed + TINY
         return torch.where(torch.isfinite(found), found, math.inf)
@@ -253,9 +360,16 @@ class Sectors:
         count = unknowns - self.inputs
         if not count or not len(rows):
             return
-        begun = self.multipliers[:count].log()
-        factor = self._factor(unknowns, begun.exp().float())
+        begun, factor, patience = self.multipliers[:count].log(), None, _PATIENCE
+        places = self.places[: len(self._blocks(unknowns))]
+        recalled = self.remembered.recalled(places, self.multipliers[:count])
+        if recalled is not None:
+            factor = self._factor(unknowns, recalled.float())
+            if factor is not None:
+                begun, patience, steps = recalled.log(), _PATIENCE // _LESS, steps // _LESS
+        factor = self._factor(unknowns, begun.exp().float()) if factor is None else factor
         if factor is None:
+            self.remembered.keep(places, self.multipliers[:count])
             return
         beyond, rows = self.beyond[:count].float(), rows.float()
         sketched = enough is None and len(rows) > _ABREAST
@@ -282,7 +396,7 @@ class Sectors:
             if enough is not None:
                 worst.append(float(values.max()) ** 0.5)
                 best = now.clone() if worst[-1] == min(worst) else best
-                before = worst[-_PATIENCE] if len(worst) >= _PATIENCE else math.inf
+                before = worst[-patience] if len(worst) >= patience else math.inf
                 if worst[-1] <= enough or worst[-1] > _FALLING * before:
                     break
             weights = right / values / len(values)
@@ -292,18 +406,32 @@ class Sectors:
         self.multipliers = torch.cat([(kept if best is None else best).double().exp(), old[count:]])
         if self._factor(self.inputs + len(old), self.multipliers) is None:
             self.multipliers = old  # what came later was weighed against these
+        self.remembered.keep(places, self.multipliers[:count])
 
     def _pull(self, unknowns: int, solved: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The gradient of the weighted sum of bounds, by the multipliers."""
         found = []
         for block, _ in self._blocks(unknowns):
-            m, block = block.y.shape[1], block.rough
-            found.append(((block.z @ solved[:m]).square() - (block.y @ solved[:m]).square()) @ weights)
+            found.append(block.rough.slopes(solved) @ weights)
         return torch.cat(found)
 
 
 def _adam(now: torch.Tensor, rate: float) -> torch.optim.Adam:
     return torch.optim.Adam([now], lr=rate, betas=(0.9, 0.95), eps=_STILL)
+
+
+def _left(matrix: torch.Tensor, factor: torch.Tensor, far: torch.Tensor) -> float:
+    """far^T |matrix - L L^T| far, up to rounding, of the lower triangle mirrored."""
+    total = 0.0
+    for start in range(0, len(far), _ABREAST_COLUMNS):
+        stop = min(start + _ABREAST_COLUMNS, len(far))
+        # Of these columns the rows below: there L has nothing right of the last of them.
+        left = (matrix[start:, start:stop] - factor[start:, :stop] @ factor[start:stop, :stop].mT).abs()
+        square = left[: stop - start].tril()
+        square = square + square.tril(-1).mT
+        total += float(far[start:stop] @ (square @ far[start:stop]))
+        total += 2 * float(far[stop:] @ (left[stop - start :] @ far[start:stop]))
+    return total
 
 
 def _cholesky(matrix: torch.Tensor) -> torch.Tensor | None:

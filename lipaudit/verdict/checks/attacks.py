@@ -5,6 +5,7 @@ from __future__ import annotations
 from lipaudit.results.attack_flags import FLAGS, Flag
 from lipaudit.results.audit import Audit
 from lipaudit.results.metrics import unfinished
+from lipaudit.results.threat import Norm
 from lipaudit.verdict.checks.registry import Outcome, check
 
 IDLE = "No attack had an image to work on"
@@ -129,21 +130,21 @@ for _flag in FLAGS:
     _reliable(_flag)
 
 
-def _not_audited(identifier: str, what: str) -> None:
+def _not_audited(identifier: str, what: str, norm: Norm | None = None) -> None:
     @check(
         identifier,
         f"Not audited: {what}",
         asks=f"Not audited: {what}.",
-        why="Certificates and attacks here are about small L2 changes of single images, and about nothing else. The "
-        "report says what it did not look at, so that nobody takes its silence for a pass.",
-        fix="Test for this by other means.",
-        states={"not run": "lipaudit does not audit this"},
+        why="Certificates and attacks here are about small changes of single images, as measured in the norms of this "
+        "audit, and about nothing else. The report says what it did not look at, so that nobody takes its silence for "
+        "a pass.",
+        fix="Test for this by other means." if norm is None else f"Add {norm} to --norm.",
+        states={"not run": "lipaudit does not audit this" if norm is None else "this norm was not asked for"},
     )
-    def judge(audit: Audit) -> Outcome:
-        del audit
-        return Outcome("not run", f"Not audited: {what}")
+    def judge(audit: Audit) -> Outcome | None:
+        return None if norm in audit.norms else Outcome("not run", f"Not audited: {what}")
 
 
-_not_audited("LA301", "changes measured in L∞")
+_not_audited("LA301", "changes measured in L∞", "linf")
 _not_audited("LA302", "corruptions such as blur, noise, rotation")
 _not_audited("LA303", "data from other sources")

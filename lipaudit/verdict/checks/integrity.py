@@ -6,6 +6,8 @@ or shown as holding.
 
 from __future__ import annotations
 
+import math
+
 from lipaudit.results.audit import Audit, contradictions
 from lipaudit.results.formatting import number, plural
 from lipaudit.results.metrics import put_to_the_test, refuted
@@ -62,6 +64,9 @@ def no_certificate_broken(audit: Audit) -> Outcome:
     rests_on_bounds=True,
 )
 def slopes_below_bounds(audit: Audit) -> Outcome:
+    if audit.claim is not None and audit.bound is not None and audit.claim.slope > audit.bound.value:
+        value = f"{number(audit.claim.slope / audit.bound.value if audit.bound.value else math.inf)} of the bound"
+        return Outcome("fail", "An observed slope exceeds the Lipschitz bound", value, headline=MEASURED)
     if audit.slope is None or audit.slope_share is None:
         return Outcome("not run", "No slope was observed")
     value = f"{number(audit.slope_share)} of the bound"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
-from lipaudit.results.audit import Audit, Gate
+from lipaudit.results.audit import Audit
 from lipaudit.results.formatting import percent
 from lipaudit.results.intervals import CONFIDENCE, at_most
-from lipaudit.results.metrics import reached
+from lipaudit.results.metrics import held_against, reached
 from lipaudit.verdict.checks.registry import WITHHELD, Outcome, State, check
 from lipaudit.verdict.gates import MEASURES, about, compared
 
@@ -33,7 +33,7 @@ GATED: Mapping[State, str] = {
     "LA101",
     "Radii against the smallest change of an image",
     asks="Do certified radii reach the smallest change that an image of this kind can have?",
-    why="Two different 8-bit images differ by at least 1/255 in L2: one channel of one pixel, by one level. On "
+    why="Two different 8-bit images differ by at least 1/255 in every norm: one channel of one pixel, by one level. On "
     "another grid the value names the smallest change. A smaller radius certifies the image itself and no other.",
     fix="Train for a small Lipschitz bound, as the bundled digits-aol is (lipaudit.nn), or look for local radii with "
     "--local on.",
@@ -74,7 +74,7 @@ def accuracy_above_chance(audit: Audit) -> Outcome:
     classes, right, total = max(1, audit.model.classes), audit.clean.count, audit.clean.total
     value = f"{percent(audit.clean.value)}, {right} of {total}; by guessing {percent(1 / classes)}"
     fix = "Train longer or with a larger network, or ask for less."
-    gated = outcome(audit.gates, "clean_accuracy", fix)
+    gated = outcome(audit, "clean_accuracy", fix)
     if gated is not None and gated.state in ("fail", "warn"):
         return gated
     if audit.model.weights == "random":
@@ -109,6 +109,38 @@ def bound_against_slope(audit: Audit) -> Outcome | None:
 
 
 @check(
+    "LA106",
+    "Claimed Lipschitz constant",
+    asks="Does the network have the Lipschitz constant that is claimed of it?",
+    why="Many architectures claim a constant, most often 1, and certificates of others rest on it. Here the claim is "
+    "held against the proved bound from above and the steepest proved slope from below. It is about all logits "
+    "together, L2 to L2, from raw inputs on, with the normalisation. A factor of up to 1.00001 counts as rounding, and "
+    "is shown. No certificate of lipaudit rests on the claim.",
+    fix="If it is open, try --norms tight, and look in the table of layers for one above its claimed constant: most "
+    "often a power iteration that has not converged. If it is refuted, do not use certificates that rest on the claim: "
+    "the result file holds the two inputs, so that anybody can evaluate them.",
+    states={
+        "pass": "the proved bound is at most the claimed constant, or above it by rounding only",
+        "warn": "open: the bound is above the claim, and no slope is",
+        "fail": "refuted: between two inputs the logits move farther than claimed; the exit code stays as it is",
+        "not run": WITHHELD,
+    },
+    rests_on_bounds=True,
+)
+def claim_holds(audit: Audit) -> Outcome | None:
+    if audit.claim is None:
+        return None
+    standing, value = audit.claim.standing(audit.bound), held_against(audit)
+    if standing == "refuted":
+        return Outcome("fail", "A slope refutes the claimed Lipschitz constant", value)
+    if standing == "open":
+        return Outcome("warn", "The claimed Lipschitz constant is neither proved nor refuted", value)
+    exact = audit.bound is not None and audit.bound.value <= audit.claim.constant
+    title = "The bound confirms the claimed Lipschitz constant"
+    return Outcome("pass", title if exact else f"{title}, but for rounding", value)
+
+
+@check(
     "LA102",
     "Certified accuracy against its gate",
     asks="Is as much proved as the gate asks for?",
@@ -120,7 +152,7 @@ def bound_against_slope(audit: Audit) -> Outcome | None:
     states={**GATED, "not run": f"the gate cannot be evaluated: {WITHHELD}"},
 )
 def proved_reaches_gate(audit: Audit) -> Outcome | None:
-    return outcome(audit.gates, "certified_accuracy")
+    return outcome(audit, "certified_accuracy")
 
 
 @check(
@@ -138,12 +170,13 @@ def proved_reaches_gate(audit: Audit) -> Outcome | None:
     },
 )
 def empirical_reaches_gate(audit: Audit) -> Outcome | None:
-    return outcome(audit.gates, "empirical_robust_accuracy")
+    return outcome(audit, "empirical_robust_accuracy")
 
 
-def outcome(gates: Iterable[Gate], measure: str, fix: str | None = None) -> Outcome | None:
-    """The gates on one measure as one outcome, the missed ones first; None where there are none."""
-    rows = [(eps, gate) for gate in gates for one, eps in [about(gate)] if one == measure]
+def outcome(audit: Audit, measure: str, fix: str | None = None) -> Outcome | None:
+    """The gates on one measure in the first norm as one outcome, the missed ones first; None where there are none."""
+    gates, norm = audit.gates, audit.norms[0]
+    rows = [(eps, gate) for gate in gates for one, of, eps in [about(gate)] if one == measure and of in ("", norm)]
     if not rows:
         return None
     failed = [row for row in rows if row[1].state == "failed"]

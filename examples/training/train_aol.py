@@ -1,6 +1,6 @@
 """A network of almost-orthogonal layers, 1-Lipschitz by construction.
 
-    python tests/benchmarks/train_aol.py --data FOLDER --checkpoint aol.pt
+    python examples/training/train_aol.py --data FOLDER --checkpoint aol.pt
 
 FOLDER holds the arrays of MNIST, `*train*.npz` and `*test*.npz` with `images` and `labels`; without it, the digits of
 scikit-learn. The loss is a cross entropy of certified radii (`lipaudit.nn.radius_hinge` with a temperature): the last

@@ -1,6 +1,6 @@
 """A residual network whose Lipschitz bound is held down by Gram iteration, against the same without.
 
-    python tests/benchmarks/train_gram.py --data FOLDER --checkpoint gram.pt
+    python examples/training/train_gram.py --data FOLDER --checkpoint gram.pt
 
 The penalty is `lipaudit.nn.log_lipschitz` times --weight: the logarithm of the bound of the whole network, residual
 sums and batch norms included, so that it is what an audit of the trained network finds, up to the method.

@@ -1,6 +1,6 @@
 """A convolutional network whose Lipschitz bound is held down by LipGrid, against the same without.
 
-    python tests/benchmarks/train_lipgrid.py --data FOLDER --checkpoint lipgrid.pt
+    python examples/training/train_lipgrid.py --data FOLDER --checkpoint lipgrid.pt
 
 The penalty is `lipaudit.nn.log_lipschitz` with the LipGrid norms, times --weight: for a chain of layers the sum of the
 logarithms of their norms, as in the paper.

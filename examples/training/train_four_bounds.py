@@ -1,6 +1,6 @@
 """A convolutional network whose layers are held near norm 1 by the four bounds, against the same without.
 
-    python tests/benchmarks/train_four_bounds.py --data FOLDER --checkpoint four.pt
+    python examples/training/train_four_bounds.py --data FOLDER --checkpoint four.pt
 
 The penalty is `lipaudit.nn.spectral_penalty` with the four bounds, times --weight: zero once no layer's bound is above
 --target.
