@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lipaudit.results.audit import Audit, Rate
+from lipaudit.results.audit import Audit, Finding, Rate
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.formatting import number, number_from_log10
 from lipaudit.results.threat import eps_value
@@ -122,6 +122,23 @@ def budget(audit: Audit) -> float:
 
 def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:
     return next((rate for rate in rates if eps_value(rate.eps) == eps_value(eps)), None)
+
+
+def measured_in(audit: Audit) -> str:
+    """` in Linf`: what a sentence adds where the norm would not be clear. Of an audit in L2 alone, nothing."""
+    return "" if audit.norms == ("l2",) else f" in {audit.threat.norm}"
+
+
+def all_findings(audit: Audit) -> tuple[Finding, ...]:
+    """Those in the first norm, and of every other one those with another outcome, which say in which norm."""
+    return (*audit.findings, *(f for norm in audit.norms[1:] for f in further_findings(audit, audit.in_norm(norm))))
+
+
+def further_findings(first: Audit, view: Audit) -> tuple[Finding, ...]:
+    """Findings in the first norm of `view` that are not those of `first`."""
+    known = {(finding.id, finding.state, finding.title, finding.value) for finding in first.findings}
+    rest = (one for one in view.findings if (one.id, one.state, one.title, one.value) not in known)
+    return tuple(replace(one, title=f"{one.title} ({view.threat.norm})") for one in rest)
 
 
 def class_name(audit: Audit, label: int | None) -> str:
