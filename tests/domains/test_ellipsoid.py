@@ -211,7 +211,7 @@ def test_no_slopes_exceed_what_convolutions_on_a_torus_prove(kind: str, size: in
     made = compose(net, (2, size, size), global_method="product")
     program = Images(made.graph, made.ledger.maps, made.ledger.device, made.graph.bottlenecks()).program(INPUT)
     assert program is not None
-    best, _ = tuned(program, lambda ball: ball.images[program.end].matrix.abs().square().sum().log(), 3)
+    best, _ = tuned(program, lambda ball: ball.images[program.end].matrix.abs().square().sum().log(), lambda _: 3)
     ball = program.run(lambda number, _: best[number].double(), prove=True)
     image = ball.images[program.end]
     proved = (float(torch.linalg.matrix_norm(image.matrix, 2).max()) + image.error) * 2.0**image.exponent
@@ -222,3 +222,66 @@ def test_no_slopes_exceed_what_convolutions_on_a_torus_prove(kind: str, size: in
         net.slopes = min(low, 0.0) + (1 - min(low, 0.0)) * bits.double() if low <= 0 else low + (1 - low) * bits
         matrix = (net.body(basis) - net.body(torch.zeros_like(basis))).flatten(1)
         assert float(torch.linalg.matrix_norm(matrix, 2)) <= proved * float(ball.scale)
+
+
+class Exchanging(nn.Module):
+    """Three dense layers with the larger and the smaller of two values, or sorts of some, in between."""
+
+    def __init__(self, kind: str, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        sizes = ((6, 4), (6, 6), (3, 6))
+        weights = [torch.randn(size, generator=generator, dtype=torch.float64) for size in sizes]
+        if seed % 3 == 1:  # equal operands, and some that never move
+            weights[0][3], weights[1][0] = weights[0][0].clone(), 0.0
+        self.weights = nn.ParameterList(nn.Parameter(weight, requires_grad=False) for weight in weights)
+        self.kind, self.slopes = kind, None
+
+    def larger(self, number: int, x: torch.Tensor, y: torch.Tensor, *, smaller: bool = False) -> torch.Tensor:
+        if self.slopes is None:
+            return torch.minimum(x, y) if smaller else torch.maximum(x, y)
+        moved = self.slopes[number] * (x - y)
+        return x - moved if smaller else y + moved
+
+    def act(self, number: int, z: torch.Tensor) -> torch.Tensor:
+        if self.kind.startswith("sort"):
+            size, down = int(self.kind[4]), self.kind.endswith("down")
+            if self.slopes is None or size > 2:
+                return z.reshape(-1, 6 // size, size).sort(2, descending=down)[0].flatten(1)
+            z = z.reshape(-1, 3, 2)
+            both = [self.larger(number, z[..., 0], z[..., 1], smaller=smaller) for smaller in (not down, down)]
+            return torch.stack(both, 2).flatten(1)
+        a, b = z.chunk(2, 1) if self.kind != "strided" else (z[:, ::2], z[:, 1::2])
+        most = self.larger(number, a, b)
+        if self.kind == "alone":  # what goes on reads the larger one, and an operand once more
+            return torch.cat([most, a], 1)
+        least = self.larger(
+            number, *((b, a) if self.kind == "crossed" and self.slopes is None else (a, b)), smaller=True
+        )
+        return torch.cat([most, least], 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for number, weight in enumerate(self.weights[:2]):
+            x = self.act(number, functional.linear(x, weight))
+        return functional.linear(x, self.weights[2])
+
+
+@pytest.mark.parametrize("kind", ["chunks", "strided", "crossed", "alone", "sort2", "sort2down", "sort3", "sort3down"])
+@pytest.mark.parametrize("seed", range(3))
+def test_no_exchanges_exceed_what_is_proved(kind: str, seed: int) -> None:
+    net = Exchanging(kind, seed).eval()
+    product, bound = (lipaudit.bound(net, (4,), global_method=method) for method in ("product", "ellipsoid"))
+    if "3" in kind:
+        points = torch.randn(300, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        found = torch.func.vmap(torch.func.jacrev(lambda x: net(x[None])[0]))(points)
+    else:
+        basis, patterns = torch.eye(4, dtype=torch.float64), []
+        for pattern in range(64):
+            bits = torch.tensor([float(pattern >> k & 1) for k in range(6)], dtype=torch.float64)
+            net.slopes = bits.split(3)
+            patterns.append(net(basis).T)
+        found = torch.stack(patterns)
+    assert torch.linalg.matrix_norm(found, 2).max() <= bound.value
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert torch.linalg.vector_norm(found[:, i] - found[:, j], dim=1).max() <= bound.pairwise[i][j]
+    assert bound.value < product.value or "3" in kind  # three rounds of exchanges may lose what layers together gain

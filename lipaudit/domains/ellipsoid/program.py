@@ -2,6 +2,12 @@
 
 A step is a function of a ball and of a chooser of multipliers; the same steps run without proof while multipliers are
 sought, and once more with it.
+
+Note [Exchanges]
+    With r = relu(a - b), max(a, b) = b + r and min(a, b) = a - r: linear maps and one activation with slopes in [0, 1],
+    the same for both, so their sum loses nothing, and (a - b - r) r >= 0 is all that MaxMin needs to be 1-Lipschitz:
+    |b + r|^2 + |a - r|^2 = |a|^2 + |b|^2 - 2 r (a - b - r), also of differences. This is the constraint of Pauli et al.
+    (ICLR 2024) for pairs. A sort of k values is k rounds of exchanges between neighbours (odd-even transposition).
 """
 
 from __future__ import annotations
@@ -28,7 +34,8 @@ MOVES = frozenset({
     "view.default", "_unsafe_view.default", "reshape.default", "flatten.using_ints", "permute.default",
     "transpose.int", "t.default", "unsqueeze.default", "squeeze.default", "squeeze.dim", "squeeze.dims",
     "roll.default", "flip.default", "rot90.default", "pixel_shuffle.default", "pixel_unshuffle.default",
-    "channel_shuffle.default", "slice.Tensor", "select.int", "expand.default", "repeat.default",
+    "channel_shuffle.default", "split.Tensor", "split_with_sizes.default", "unbind.int", "slice.Tensor", "select.int",
+    "expand.default", "repeat.default",
 })  # fmt: skip
 """Operations each of whose outputs is one entry of what they read."""
 
@@ -43,10 +50,20 @@ LINEAR = MOVES | {
 """Operations whose map, where the Lipschitz domain has one for a single operand, is that from what they read."""
 
 
+EXTREMES = {
+    "maximum.default": True, "max.other": True, "fmax.default": True, "minimum.default": False, "min.other": False,
+    "fmin.default": False,
+}  # fmt: skip
+"""Whether it is the larger one."""
+MOST_SORTED = 4
+"""Sorts of more values have no step."""
+
 SUMS = frozenset({"add.Tensor", "sub.Tensor", "rsub.Tensor"})
 _COLUMNS = 256
 _FREQUENCIES = 48
 """So many are looked at while multipliers are sought."""
+_PASSES = 1e4
+"""Operations in the time that a proof spends on one entry: measured."""
 _QUICK = 1e9
 """Programs of more operations are run in single precision while multipliers are sought."""
 
@@ -77,7 +94,7 @@ class Program:
     """Generators that the ball has at the end, about."""
     kinds: list[str] = field(default_factory=list)
     """`map` or `bend`: which kinds of steps there are, from the first map on."""
-    inside: tuple[int, int, float] = (0, 0, 0.0)
+    inside: tuple[int, int, float, float] = (0, 0, 0.0, 0.0)
     ends: int = 0
     """Entries of the end."""
     why_not: str = ""
@@ -88,13 +105,16 @@ class Program:
     """Of programs on a torus: the frequencies pi index / size."""
     bytes: int = 0
     """Of its matrices, about."""
+    entries: float = 0.0
+    """Of the matrices that bends make, at all frequencies; twice where a part of the source is added."""
 
     def flops_of_trial(self) -> float:
         share = min(1.0, _FREQUENCIES / len(self.index)) if len(self.index) else 1.0
         return self.flops * share * (0.5 if self.flops > _QUICK else 1.0)
 
-    def flops_of_proof(self) -> float:
-        return 3 * self.flops
+    def work(self) -> float:
+        """Of one proof, in operations: many small matrices cost their passes through memory more than the products."""
+        return self.flops + _PASSES * self.entries
 
     def _roughly(self) -> Ball:
         """Of some frequencies, and in single precision where that saves time."""
@@ -125,11 +145,11 @@ class Program:
 
     def reach(self, end: str, entries: int) -> None:
         """It may end here."""
-        self.end, self.ends, self.inside = end, entries, (len(self.layers), len(self.bends), self.flops)
+        self.end, self.ends, self.inside = end, entries, (len(self.layers), len(self.bends), self.flops, self.entries)
 
     def cut(self, steps: int) -> None:
         """Drops what comes after the last place where it may end."""
-        layers, bends, self.flops = self.inside
+        layers, bends, self.flops, self.entries = self.inside
         del self.steps[steps:], self.layers[layers:], self.bends[bends:]
 
     @property
@@ -194,17 +214,71 @@ class Writer:
             return self._sum(node)
         if node.op == "cat.default" and len(refs) == len(node.args["tensors"]):
             return self._concatenation(node)
+        if node.op in EXTREMES and len(refs) == 2:
+            return self._extreme(node, program, live)
+        if node.op == "sort.default":
+            return self._sorted(node, program)
         interval = slopes(node) if len(refs) == 1 else None
         if interval is None or self.shapes[refs[0]] != node.shape:
             raise Unsupported(node.op)
-        number, again = len(program.bends), self.last[refs[0]] > self.places[name]
-        size = self.size(name)
-        program.bends.append(size)
-        program.kinds += ["bend"] if program.kinds else []
-        program.flops += 2.0 * size**2 * program.width + 3.0 * size**3
-        program.width = size + (program.width if len(live) > 1 or again else 0)
+        again = self.last[refs[0]] > self.places[name]
+        number = _counted(program, self.size(name), 2 if interval[0] else 1, joined=len(live) > 1 or again)
         program.layers.append(node.title)
         return program.bend(number, refs[0], name, interval, again)
+
+    def _extreme(self, node: Node, program: Program, live: set[str]) -> Step:
+        """See Note [Exchanges]; the larger and the smaller one of the same tensors share their activation."""
+        (one, two), larger = (node.args[key] for key in ("self", "other")), EXTREMES[node.op]
+        if not isinstance(one, Ref) or not isinstance(two, Ref):
+            raise Unsupported(node.op)
+        if not self.shapes[one.name] == self.shapes[two.name] == node.shape:
+            raise Unsupported("the larger of tensors of different shapes")
+        first, second = sorted((one.name, two.name))
+        moved, target = f"relu({first} - {second})", node.name
+        apart = f"{moved}: in front"
+        bend = None
+        if moved not in live:
+            bend = program.bend(_counted(program, self.size(target), 1, joined=True), apart, moved, (0.0, 1.0), False)
+            program.layers.append(node.title)
+            alike = (n for n in self.graph.nodes if n.op in EXTREMES and set(n.refs()) == {first, second})
+            self.last[moved] = max(self.places[n.name] for n in alike)
+            live.add(moved)
+
+        def step(ball: Ball, choose: Choose) -> None:
+            if bend is not None:
+                ball.add(first, second, apart, -1.0)
+                bend(ball, choose)
+            ball.add(second if larger else first, moved, target, 1.0 if larger else -1.0)
+
+        return step
+
+    def _sorted(self, node: Node, program: Program) -> Step:
+        """See Note [Exchanges]."""
+        (source,), target, dim = node.refs(), node.name, int(node.args["dim"])
+        shape = self.shapes[source]
+        count = shape[dim]
+        if shape != node.shape or count > MOST_SORTED:
+            raise Unsupported(f"a sort of more than {MOST_SORTED} values, or of a tensor of another shape")
+        places = torch.arange(self.size(source), device=self.like.device).reshape(shape).movedim(dim, -1)
+        if node.args.get("descending"):
+            places = places.flip(-1)
+        rounds = []
+        for number in range(count if count > 2 else count - 1):
+            small, large = places[..., number % 2 : count - 1 : 2], places[..., number % 2 + 1 :: 2]
+            bent = _counted(program, small.numel(), 2, joined=True)
+            bend = program.bend(bent, f"{target}: apart", f"{target}: moved", (0.0, 1.0), False)
+            rounds.append((small.flatten(), large.flatten(), bend))
+        program.layers.append(node.title)
+
+        def step(ball: Ball, choose: Choose) -> None:
+            here = source
+            for small, large, bend in rounds:
+                _exchange(ball, choose, here, target, (small, large), bend)
+                here = target
+            if not rounds:
+                ball.rename(source, target)
+
+        return step
 
     def _linear(self, node: Node, linear: LinearMap, program: Program) -> Step:
         (source,), target = node.refs(), node.name
@@ -253,6 +327,38 @@ class Writer:
             ball.rows(target, target, index)
 
         return step
+
+
+def _counted(program: Program, size: int, times: int, *, joined: bool) -> int:
+    """The number of a new bend of so many entries; `joined`: other tensors are still needed."""
+    program.bends.append(size)
+    program.kinds += ["bend"] if program.kinds else []
+    program.flops += 2.0 * size**2 * program.width + 3.0 * size**3
+    program.width = size + (program.width if joined else 0)
+    program.entries += float(size * program.width) * times
+    return len(program.bends) - 1
+
+
+def _exchange(
+    ball: Ball, choose: Choose, source: str, target: str, pairs: tuple[torch.Tensor, torch.Tensor], bend: Step
+) -> None:
+    """The smaller of each pair of entries at the first place, the larger at the second; see Note [Exchanges]."""
+    small, large = pairs
+    apart, moved = f"{target}: apart", f"{target}: moved"
+    ball.rows(source, apart, small)
+    ball.rows(source, moved, large)
+    ball.add(apart, moved, apart, -1.0)
+    del ball.images[moved]
+    bend(ball, choose)
+    entries = ball.written(ball.images[source]).shape[1]
+    index = torch.full((entries,), -1, dtype=torch.int64, device=small.device)
+    sign = torch.zeros(entries, dtype=torch.float64, device=small.device)
+    index[small] = index[large] = torch.arange(len(small), device=small.device)
+    sign[small], sign[large] = -1.0, 1.0
+    ball.rows(moved, moved, index)
+    ball.scaled(moved, moved, sign, 0.0)
+    ball.add(source, moved, target)
+    del ball.images[moved]
 
 
 def written(linear: LinearMap, outputs: int, like: torch.Tensor) -> Matrix:

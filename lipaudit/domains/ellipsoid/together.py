@@ -9,7 +9,7 @@ Note [Fold]
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
@@ -25,8 +25,12 @@ from lipaudit.norms.row_distances import pairs_of, row_distances
 from lipaudit.norms.verified_eigenvalues import largest_singular_value
 from lipaudit.rounding import WIDE, power_of_two, up, wide
 
-MOST_FLOPS = 2e11
-"""Of one run through the layers; beyond that they stay apart."""
+MOST_WORK = 5e11
+"""Of all proofs of a network (`Program.work`): about 20 s of one core. What comes after that stays apart."""
+WORK_OF_GAIN = 6e11
+"""So much work is worth a bound that is smaller by the factor e; a hundredth of that, by 1 %."""
+LITTLE_WORK = 2e10
+"""Less is not worth asking for what it gains."""
 TUNING_FLOPS = 2e10
 MOST_STEPS = 150
 _PAIRS = 512
@@ -73,14 +77,18 @@ def together(ledger: Ledger, values: Mapping[str, Value], head: Value, output: V
     points = list(steps)
     writers = [kind(graph, ledger.maps, ledger.device, frozenset(steps)) for kind in (Writer, Images)]
     reached = {name: ledger.so_far[step] for name, step in steps.items()}
-    said, pairs, place = [], None, 0
+    said, pairs, place, purse = [], None, 0, _Purse()
     while place < len(points) - 1:
         start, growth = points[place], None
-        taken = _taken(writers, start, graph.output)
-        if taken is None:
-            place += 1
+
+        def apart(end: str, start: str = start) -> Decimal | None:
+            return ledger.growth_between(steps[start], steps[end])
+
+        taken = _taken(writers, start, graph.output, apart, purse)
+        if taken is None or isinstance(taken, str):
+            place = place + 1 if taken is None else points.index(taken)
             if reached[start] < ledger.so_far[steps[start]]:
-                growth = ledger.growth_between(steps[start], steps[points[place]])
+                growth = apart(points[place])
         else:
             growth, place = taken.growth, points.index(taken.program.end)
             said.append(taken.program.said)
@@ -96,22 +104,60 @@ def together(ledger: Ledger, values: Mapping[str, Value], head: Value, output: V
     return Together(reached[graph.output], pairs, base, "; ".join(said))
 
 
-def _taken(writers: Sequence[Writer | Images], start: str, output: str) -> _Taken | None:
-    """What the layers from `start` on prove together, as far as there are steps; None if that is nothing."""
+@dataclass
+class _Purse:
+    """What the proofs of a network may still cost."""
+
+    left: float = MOST_WORK
+
+    def pays(self, program: Program) -> bool:
+        return program.work() <= self.left
+
+    def spend(self, program: Program) -> bool:
+        """Whether one more proof is paid for."""
+        if not self.pays(program):
+            return False
+        self.left -= program.work()
+        return True
+
+
+def _taken(
+    writers: Sequence[Writer | Images],
+    start: str,
+    output: str,
+    apart: Callable[[str], Decimal | None],
+    purse: _Purse,
+) -> _Taken | str | None:
+    """What the layers from `start` on prove together, as far as there are steps; None if that is nothing.
+
+    The end of the layers, where they gain too little for what a proof of them costs: nobody tries them in part.
+    `apart` says how far distances grow up to a node by the ledger.
+    """
     for writer in writers:
         program = writer.program(start)
-        if program is not None and program.flops_of_proof() <= MOST_FLOPS:
+        if program is not None and purse.pays(program):
             logits = program.end == output
             try:
-                steps = int(min(MOST_STEPS, TUNING_FLOPS / (4 * program.flops_of_trial() + 1e6)))
-                best, closed = tuned(program, _loss(program, logits), steps)
+                best, closed = tuned(program, _loss(program, logits), _worth(program, logits, apart(program.end)))
             except Unfit:
                 continue
-            tried = (_proved(program, ts, logits) for ts in _variants(best, closed))
+            if best is None:
+                return program.end
+            tried = (_proved(program, ts, logits) for ts in _variants(best, closed) if purse.spend(program))
             found = next(filter(None, tried), None)
             if found is not None:
                 return found
     return None
+
+
+def _worth(program: Program, logits: bool, apart: Decimal | None) -> Callable[[float], int | None]:
+    """Steps of the search, from the logarithm of the bound that it starts at; None where a proof is not worth it."""
+    steps = int(min(MOST_STEPS, TUNING_FLOPS / (4 * program.flops_of_trial() + 1e6)))
+    least = program.work() / WORK_OF_GAIN
+    if logits or not apart or program.work() < LITTLE_WORK:
+        return lambda _: steps
+    known = float(apart.ln())
+    return lambda first: steps if known - first >= least else None
 
 
 def _variants(best: list[torch.Tensor], closed: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

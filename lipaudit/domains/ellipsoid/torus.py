@@ -216,6 +216,7 @@ class Images:
         program.flops += count * (2.0 * side**2 * program.width + 3.0 * side**3 + 60.0 * side**2)
         program.width = side + (program.width if len(live) > 1 or again else 0)
         program.bytes += 16 * len(program.index) * side * program.width
+        program.entries += float(len(program.index) * side * program.width) * (2 if low else 1)
         program.layers.append(node.title)
         if program.bytes > MOST_BYTES:
             raise Unsupported("more memory than is allowed")

@@ -29,8 +29,13 @@ Loss = Callable[[Ball], torch.Tensor]
 """Logarithm of the bound, or the mean of several."""
 
 
-def tuned(program: Program, loss: Loss, steps: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Multipliers for each bend, the best found, and those of the closed recursion."""
+def tuned(
+    program: Program, loss: Loss, worth: Callable[[float], int | None]
+) -> tuple[list[torch.Tensor] | None, list[torch.Tensor]]:
+    """Multipliers for each bend, the best found, and those of the closed recursion.
+
+    `worth` says from the first loss how many steps to take, or None where it is not worth any: then so is the first.
+    """
     starts = list(map(_Search, ("one", "diagonal", "sums"))) if program.flops < MUCH else [_Search("one")]
     for search in starts:
         with torch.no_grad():
@@ -39,6 +44,9 @@ def tuned(program: Program, loss: Loss, steps: int) -> tuple[list[torch.Tensor],
         raise Unfit("no start")
     closed = starts[0].multipliers()
     best = min(starts, key=lambda one: one.loss)
+    steps = worth(best.loss)
+    if steps is None:
+        return None, closed
     return (_descended(program, loss, best, steps) if steps else best.multipliers()), closed
 
 
