@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from fractions import Fraction
@@ -50,10 +51,15 @@ def of(composition: Composition, x: torch.Tensor, arithmetic: Arithmetic = "nati
     return Execution(composition, (arithmetic,)).around(x)[arithmetic]
 
 
+@functools.cache
+def composed(name: str) -> tuple[nn.Module, tuple[int, ...], Composition]:
+    network, shape = NETWORKS[name]()
+    return network, shape, compose(network, shape)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_execution_leaves_the_error_at_the_centre_or_around_it(name: str) -> None:
-    network, shape = NETWORKS[name]()
-    composition = compose(network, shape)
+    network, shape, composition = composed(name)
     torch.manual_seed(10)
     largest = 0.0
     for x in torch.rand(2, *shape):
@@ -146,8 +152,7 @@ def test_a_radius_computed_by_hand() -> None:
 
 
 def test_the_three_promises_are_ordered() -> None:
-    for network, shape in (make() for make in NETWORKS.values()):
-        composition = compose(network, shape)
+    for _, shape, composition in map(composed, NETWORKS):
         images = torch.rand(5, *shape, generator=torch.Generator().manual_seed(3))
         found = certify_with(composition, images, arithmetics=("native", "float64"))
         as_executed, in_float64 = found.others["native"].radius, found.others["float64"].radius

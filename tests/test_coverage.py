@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from quick import mostly_slow
 from torch import nn
 from torchvision import models as torchvision_models
 
@@ -312,7 +313,7 @@ def test_every_operation_of_the_zoo_has_a_rule(choice: Choice) -> None:
     assert not missing
 
 
-@pytest.mark.parametrize("family", ["resnet", "deit"])
+@pytest.mark.parametrize("family", mostly_slow(("resnet", "deit"), 1))
 def test_small_models_have_finite_bounds(family: str) -> None:
     (row,) = survey(choices(["timm"], [family]))
     assert (row.outcome, row.reason) == ("bounded", "")

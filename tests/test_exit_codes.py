@@ -20,7 +20,10 @@ from lipaudit.runs import audit
 
 __all__ = ["call"]
 
-QUICK = ("run", "--model", "digits-cnn", "--samples", 6, "--attacks", "deepfool", "--local", "off", "-q")
+QUICK = (
+    "run", "--model", "digits-cnn", "--samples", 6, "--attacks", "deepfool", "--local", "off",
+    "--global-method", "product", "-q",
+)  # fmt: skip
 
 
 def result() -> dict[str, Any]:
@@ -35,6 +38,7 @@ def test_0_a_sound_audit_whose_gates_pass(call: Call) -> None:
     assert (result()["exit_code"], result()["verdict"]["gate"]) == (0, "passed")
     assert result()["config"]["origin"] == {
         "model": "--model", "samples": "--samples", "attacks": "--attacks", "local": "--local", "gates": "--gate",
+        "global_method": "--global-method",
     }  # fmt: skip
 
 
@@ -100,14 +104,18 @@ def test_5_an_attack_without_time(call: Call) -> None:
 
 @pytest.mark.skipif(os.name == "nt", reason="needs SIGINT")
 @pytest.mark.parametrize(
-    ("number", "code", "how"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("number", "code", "how"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        pytest.param(signal.SIGTERM, 143, "terminated", marks=pytest.mark.slow),
+    ],
 )
 def test_130_ctrl_c_and_143_sigterm(number: int, code: int, how: str, tmp_path: Path) -> None:
     """A real signal in a real process, once something is finished that can be resumed."""
     command = [
         sys.executable, "-m", "lipaudit", "run", "--model", "digits-cnn", "--samples", "8",
         "--attacks", "deepfool,pgd-at-radius,apgd-ce",
-        "--local", "off", "--batch-size", "2",
+        "--local", "off", "--global-method", "product", "--batch-size", "2",
     ]  # fmt: skip
     said = []
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from quick import mostly_slow
 from torch import nn
 
 import lipaudit
 from lipaudit import zoo
 from lipaudit.certification.certificates import certify_with, with_local_radii
-from lipaudit.certification.local_proof import Search, proof
-from lipaudit.certification.local_search import beginning, local_radii, local_radius
+from lipaudit.certification.local_proof import Attempt, Search, proof
+from lipaudit.certification.local_search import _searched, beginning, local_radii, local_radius
 from lipaudit.certification.network_bound import compose
 from lipaudit.domains.graph import evaluate
 from lipaudit.domains.zonotope.logits import seconds_of_a_pass
@@ -58,7 +60,7 @@ def crossing(model: nn.Module, x: torch.Tensor, label: int, rays: int = 4000) ->
     return float(high.min())
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", mostly_slow(range(8), 2))
 def test_no_radius_reaches_the_boundary_of_a_small_network(seed: int) -> None:
     model = network(seed)
     composition = compose(model, (2,))
@@ -237,9 +239,36 @@ def test_only_what_was_asked_for_leaves_an_audit_incomplete() -> None:
 def test_an_audit_holds_local_radii_against_attacks(count: int, digits: tuple) -> None:
     images, labels = digits[0][:count], digits[1][:count]
     model = zoo.load("digits-cnn")
-    audit = lipaudit.audit(model, images, labels, attacks="quick", local="on")
+    audit = lipaudit.audit(model, images, labels, attacks="quick", local="on", global_method="product")
     assert audit.samples.method == ("local",) * count
     assert audit.verdict.integrity == "SOUND"
-    off = lipaudit.audit(model, images, labels, attacks="none", local="off")
+    off = lipaudit.audit(model, images, labels, attacks="none", local="off", global_method="product")
     assert off.samples.method == ("global",) * count
     assert "(local)" in audit.to_html()
+
+
+def test_without_a_limit_of_time_no_clock_counts(digits: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow machine, or one that is busy, finds the same radii."""
+    images, labels, composition = digits
+    found = []
+    for seconds in (1e-3, 1e3):
+        monkeypatch.setattr("lipaudit.certification.local_search.seconds_of_a_pass", lambda *_, s=seconds: s)
+        found.append(local_radii(composition, images[:1], labels[:1], [1e-3], budget=None))
+    assert found[0] == found[1]
+    assert found[0].radius[0] > 1e-3
+
+
+def test_a_search_goes_where_margins_cross_zero() -> None:
+    """Few attempts, and close to where they begin to fail; margins that mislead, or that are unknown, cost attempts."""
+    for told, most in ((lambda r: 1 - 0.02 * math.exp(r), 8), (lambda _: -math.inf, 16), (lambda r: 1 - r**9, 16)):
+        tried: list[float] = []
+
+        def attempt(radius: float, told: Callable[[float], float] = told, tried: list[float] = tried) -> Attempt:
+            tried.append(radius)
+            good = radius < math.log(50)
+            return Attempt(int(good), abs(told(radius)) if good else -abs(told(radius)))
+
+        found = _searched(attempt, 1.0, 0.1, 1.15, 1.05, math.inf)
+        assert found in tried
+        assert math.log(50) / 1.05 <= found < math.log(50)
+        assert len(tried) <= most

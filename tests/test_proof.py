@@ -44,7 +44,9 @@ def images(count: int = 2) -> Tensor:
     return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize(("name", "below"), [("digits-aol", 1e-7), ("digits-cnn", 0.13)])
+@pytest.mark.parametrize(
+    ("name", "below"), [("digits-aol", 1e-7), pytest.param("digits-cnn", 0.13, marks=pytest.mark.slow)]
+)
 def test_the_radii_of_a_proof_are_those_of_certify_or_little_less(name: str, below: float, tmp_path: Path) -> None:
     x, y = (torch.from_numpy(part)[:20] for part in digits_split()[2:])
     written = write_proof(tmp_path / "p.json", load(name), x, y, checkpoint=weights_file(name))

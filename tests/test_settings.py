@@ -53,6 +53,7 @@ def call(*arguments):
 
 found, honest = {}, auditing.audit
 SMALL = ["run", "--samples", 2, "--attacks", "none", "--local", "off", "-q", "--format", "json"]
+SMALL += ["--model", "digits-aol"]
 
 def result(*arguments):
     code, out, err = call(*SMALL, "-o", "-", *arguments)

@@ -22,7 +22,7 @@ from lipaudit.certification.executed import Executed
 from lipaudit.certification.local_proof import MOST_TOGETHER, Attempt, Search, attempted, proof
 from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.graph import evaluate
-from lipaudit.domains.zonotope.logits import room_in_memory, seconds_of_a_pass
+from lipaudit.domains.zonotope.logits import products_of_a_pass, room_in_memory, seconds_of_a_pass
 from lipaudit.domains.zonotope.propagator import TooWide
 from lipaudit.domains.zonotope.quadratic_constraints import Remembered
 from lipaudit.errors import LipauditError
@@ -38,6 +38,8 @@ _ATTEMPTS = 40
 _USUAL_ATTEMPTS = 6
 _ENOUGH_WITHOUT_GAIN = 16
 _STRIDE, _STEP = 8.0, 1.15
+_EARLIER = 1.3
+"""A search begins at the radius of the image before, divided by this: there attempts are cheap, and say enough."""
 _HARDLY = 0.9
 """Forms alone are not tried close to where their margin seems to end, nor beyond: not much would be left of it."""
 _SHARPER = 1.03
@@ -67,7 +69,10 @@ EFFORTS = (
     (30.0, Search(precision=1.3)),
     (math.inf, Search(precision=1.5, backwards=False)),
 )
-"""How hard to look where a pass takes at most so many seconds: backwards through a large network takes many passes."""
+"""How hard to look where a pass takes at most so many seconds of `_SPEED`, whatever the clock says: backwards through a
+large network takes many passes. So the same images get the same radii wherever there is no limit of time."""
+_SPEED = 8e9
+"""Products a second of a processor core, about."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +155,7 @@ class _Hunt:
     progress: Progress
     began: float
     effort: int = 0
-    """Which of the efforts: chosen by the time of a pass at the first image."""
+    """Which of the efforts: chosen by the work of a pass."""
     radii: dict[int, float] = field(default_factory=dict)
     why_not: str = ""
     """Why the search ends here."""
@@ -163,7 +168,7 @@ class _Hunt:
                 return 0.0
             last = next((radius for radius in reversed(self.radii.values()) if radius), 0.0)
             search = self.efforts[self.effort][1]
-            last /= _FURTHER if search.together else 1.0
+            last /= _EARLIER * (_FURTHER if search.together else 1.0)
             return local_radius(
                 self.composition,
                 x,
@@ -173,6 +178,7 @@ class _Hunt:
                 known=known,
                 search=search,
                 deadline=math.inf if self.budget is None else self.began + self.budget,
+                say=None if self.radii else self.progress.say,
             )
         except TooWide:
             self.why_not = "the bound of the rounding errors leaves too many signs open, whatever the radius"
@@ -189,11 +195,12 @@ class _Hunt:
         return ""
 
     def _too_slow(self, x: torch.Tensor) -> str:
-        """Times a pass at the first image, and chooses the search by it."""
+        """Times a pass at the first image, and chooses how hard to look."""
         if self.radii:
             return ""
         one_pass = seconds_of_a_pass(self.composition.ledger, x, self.norm)
-        self.effort = next(k for k, (most, _) in enumerate(self.efforts) if one_pass <= most)
+        work = products_of_a_pass(self.composition.ledger) / _SPEED
+        self.effort = next(k for k, (most, _) in enumerate(self.efforts) if work <= most)
         estimate = one_pass * _USUAL_ATTEMPTS
         if self.budget is not None and estimate > self.budget:
             return f"one image would take about {duration(estimate)}"
@@ -229,11 +236,13 @@ def local_radius(
     known: float = 0.0,
     search: Search | None = None,
     deadline: float = math.inf,
+    say: Callable[[str], None] | None = None,
 ) -> float:
     """A radius above `known` within which no input has another top class than `label`; 0 if none was found.
 
     `x` has no batch axis. `start` is where the search begins; it ends at the first attempt after the `deadline` of
-    `time.monotonic`. Raises `NotLipschitz` or `UnsupportedOp` where an operation has no local rule.
+    `time.monotonic`. `say` is told where a network is too large for `Search.together`. Raises `NotLipschitz` or
+    `UnsupportedOp` where an operation has no local rule.
     """
     search = search or Search()
     alone, patience, rows = replace(search, together=False), max(_FEW_ROWS, _MORE_ROWS * x.numel()), 0
@@ -250,7 +259,10 @@ def local_radius(
 
     # A start close to what is known says nothing of where the boundary is: stride out. Another is a guess: go by steps.
     proved = _searched(attempt, start, known, _STRIDE if start < 4 * known else _STEP, search.precision, deadline)
-    if search.together and max(rows, x.numel()) < MOST_TOGETHER:
+    needed = max(rows, x.numel())
+    if search.together and needed >= MOST_TOGETHER and say is not None:
+        say(f"thorough: {needed} unknowns are more than the {MOST_TOGETHER} that are taken together; plain forms only")
+    if search.together and needed < MOST_TOGETHER:
         remembered = Remembered()
 
         def attempt_together(radius: float) -> Attempt:

@@ -17,6 +17,7 @@ from lipaudit.cli.options import FILE, in_groups, options, text_or_json
 from lipaudit.cli.output import deliver, prepare_output, spared
 from lipaudit.errors import ExitCode
 from lipaudit.results.formats import FORMATS, of_file
+from lipaudit.results.threat import NORMS
 from lipaudit.settings import OUTPUT, RunSettings
 
 if TYPE_CHECKING:
@@ -141,7 +142,8 @@ def explain(check_id: str) -> None:
     type=click.Choice([*FORMATS]),
     help="; ".join(f"{name}: {form.about}" for name, form in FORMATS.items()) + ". [default: by the ending of FILE]",
 )
-def report(result: Path, out: str, kind: str | None) -> None:
+@click.option("--norm", type=click.Choice(NORMS), help="Of a result in several norms: which comes first.")
+def report(result: Path, out: str, kind: str | None, norm: str | None) -> None:
     """Write the report of a result again."""
     from lipaudit.files.atomic import write_all
     from lipaudit.verdict.consistency import load_audit
@@ -150,7 +152,8 @@ def report(result: Path, out: str, kind: str | None) -> None:
     if kind is None:
         endings = ", ".join(f".{form.ending}" for form in FORMATS.values())
         raise click.UsageError(f"expected a file that ends in one of {endings}, got {out!r}; or add --format")
-    text = FORMATS[kind].write(load_audit(result))
+    audit = load_audit(result)
+    text = FORMATS[kind].write(audit if norm is None else audit.in_norm(norm))
     if out == "-":
         click.echo(text, nl=False)
     else:

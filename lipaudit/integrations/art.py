@@ -13,9 +13,10 @@ from lipaudit.results.audit import Audit
 
 
 class LipschitzAudit(Evaluation):  # type: ignore[misc]  # ART has no types
-    """Proved Lipschitz bounds and certified L2 radii of an ART classifier, held against attacks.
+    """Proved Lipschitz bounds and certified radii of an ART classifier, held against attacks.
 
-    `eps` are L2 budgets in units of the classifier's `clip_values`, `attacks` a preset or names; further `settings` are
+    `norm` is what ART's attacks take for it, `np.inf`, 1 or 2, or what `lipaudit.audit` does: "linf", ("linf", "l2").
+    `eps` are budgets in units of the classifier's `clip_values`, `attacks` a preset or names; further `settings` are
     those of `lipaudit.audit`.
     """
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from lipaudit.report.figures import curves as fig1
 from lipaudit.report.figures import scatter
@@ -23,6 +25,7 @@ from lipaudit.results.formatting import (
     plural,
     points,
 )
+from lipaudit.results.published import Kind, Published, published_at
 from lipaudit.results.threat import eps_text, eps_value
 
 WITHDRAWN = "withdrawn"
@@ -46,6 +49,8 @@ class CurveRow:
     empirical_ci: str
     unknown: str
     parts: tuple[Part, ...]
+    best: str
+    """The best published figures at the same data set, norm and budget; empty where the table has none."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class Curves:
     """The smallest change of such an image: `1/255`."""
     has_proof: bool
     has_attack: bool
+    sources: tuple[str, ...]
+    """Where published figures are from."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class CrossCheck:
     attacks: tuple[AttackRow, ...]
     false_claims: tuple[FalseClaim, ...]
     more_false: str
+    norm: str
 
 
 def curves(audit: Audit) -> Curves:
@@ -116,7 +124,16 @@ def curves(audit: Audit) -> Curves:
         audit.dataset.smallest_change_text,
         metrics.holds(audit),
         metrics.was_attacked(audit),
+        tuple(dict.fromkeys(f"{one.title}, {one.year}, {one.link}" for one in published(audit))),
     )
+
+
+def published(audit: Audit, budgets: Sequence[str] = ()) -> list[Published]:
+    """The best published accuracies at these budgets, or at those of the audit."""
+    t, kinds = audit.threat, get_args(Kind)
+    pairs = [(eps, kind) for eps in budgets or sorted(t.eps, key=eps_value) for kind in kinds]
+    found = (published_at(audit.dataset.name, t.norm, eps, kind, (t.low, t.high)) for eps, kind in pairs)
+    return [one for one in found if one is not None]
 
 
 def _curve_note(audit: Audit, drawn: bool) -> str:
@@ -144,6 +161,7 @@ def _curve_row(audit: Audit, eps: str) -> CurveRow:
         _ci(empirical),
         points(ceiling.value - (proved.value if proved else 0.0)),
         divide(audit, eps),
+        ", ".join(f"{percent(one.value)} {one.kind}" for one in published(audit, (eps,))),
     )
 
 
@@ -166,6 +184,7 @@ def crosscheck(audit: Audit) -> CrossCheck:
         tuple(_attack_row(record) for record in audit.attacks),
         tuple(_false_claim(audit, one) for one in false[:MOST_CONTRADICTIONS]),
         f"{plural(more, 'more contradiction')} in the result file." if more > 0 else "",
+        audit.threat.norm,
     )
 
 

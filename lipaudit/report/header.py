@@ -9,7 +9,7 @@ from lipaudit.report.verdict_section import VerdictView, levels_of, verdict
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
 from lipaudit.results.formatting import clean, count, digest, interval, number, percent, plural
-from lipaudit.results.threat import eps_text
+from lipaudit.results.threat import eps_text, spoken
 
 RANDOM = "Random weights: this network was never trained. Nothing on this page describes a trained model."
 QUESTION = (
@@ -110,7 +110,7 @@ def _facts(audit: Audit) -> tuple[tuple[str, str], ...]:
     return (
         ("model", f"{clean(m.name, 60)}, {count(m.parameters)} parameters, weights sha256 {digest(m.weights_sha256)}"),
         ("data", f"{plural(d.samples, 'image')} of {count(d.available)} from {data}, seed {d.seed}"),
-        ("changes", f"measured by {audit.threat.norm} norm, {clean(audit.threat.units, 40)}"),
+        ("changes", f"measured by {' and '.join(map(spoken, audit.norms))} norm, {clean(audit.threat.units, 40)}"),
         ("made", f"{when} UTC by lipaudit {clean(version or '', 20)}".rstrip()),
     )
 
@@ -134,7 +134,7 @@ def _tiles(audit: Audit, eps: str) -> tuple[Tile, ...]:
 
 def _robust_tile(audit: Audit, eps: str) -> Tile:
     proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
-    label = f"robust accuracy at ε = {clean(eps, 20)}"
+    label = f"robust accuracy at ε = {clean(eps, 20)}{metrics.measured_in(audit)}"
     upper = percent(empirical.value if empirical else audit.clean.value)
     if not metrics.correct_rows(audit):
         return Tile("none", label, "no image is answered correctly")
@@ -154,7 +154,9 @@ def _radius_tile(audit: Audit) -> Tile:
     radius = metrics.median_radius(audit)
     local = metrics.local_rows(audit)
     where = f", {local} by affine forms around the image" if local else ""
-    return Tile(number(radius), "median certified radius", f"L2, of correctly classified images{where}")
+    return Tile(
+        number(radius), "median certified radius", f"{audit.threat.norm}, of correctly classified images{where}"
+    )
 
 
 def _contradiction_tile(audit: Audit) -> Tile:
@@ -172,5 +174,7 @@ def _feel(audit: Audit, eps: str) -> str:
     levels = levels_of(audit, eps)
     if levels is None:
         return ""
+    if audit.threat.norm == "Linf":
+        return f"each value of an image changes by at most {number(levels)} of 255 brightness levels"
     spread = f"spread evenly over all {count(math.prod(audit.model.input_shape))} values of an image"
     return f"{spread}, {number(levels)} of 255 brightness levels each"

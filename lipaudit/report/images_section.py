@@ -74,6 +74,7 @@ class Images:
     rows: tuple[SampleRow, ...]
     more: tuple[SampleRow, ...]
     left_out: str
+    norm: str
 
 
 def images(audit: Audit) -> Images:
@@ -97,6 +98,7 @@ def images(audit: Audit) -> Images:
         shown[:SHOWN],
         shown[SHOWN:],
         f"{plural(rest, 'more image is', 'more images are')} in the result file." if rest else "",
+        audit.threat.norm,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
 from lipaudit.results.formatting import NONE, clean, count, duration, number, plural
+from lipaudit.results.threat import Norm, spoken
 
 MOST_FACTS = 60
 
@@ -29,6 +30,12 @@ DOMAIN = (
     "between inputs with all values in [{low}, {high}]. Changed images stay in it. Beyond it nothing is certified."
 )
 NO_GRID = "These inputs are not on the 8-bit grid, so {step} is a mark of scale here and no smallest change."
+
+MEASURED: dict[Norm, str] = {
+    "l2": "Root of the sum of the squared changes of all pixel values, each between 0 and 1.",
+    "linf": "The largest change of any pixel value, each between 0 and 1.",
+    "l1": "Sum of the changes of all pixel values, each between 0 and 1.",
+}
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Closing:
     environment: tuple[Fact, ...]
     config: tuple[Fact, ...]
     schema: str
+    norms: tuple[tuple[str, str], ...]
+    """What each norm of the audit measures."""
 
 
 def closing(audit: Audit) -> Closing:
@@ -64,6 +73,7 @@ def closing(audit: Audit) -> Closing:
         _entries(audit.environment),
         _entries(audit.config),
         clean(audit.schema, 40),
+        tuple((spoken(norm), MEASURED[norm]) for norm in audit.norms),
     )
 
 
@@ -90,10 +100,11 @@ def limits(audit: Audit) -> tuple[Limit, ...]:
 
 
 def _threat(audit: Audit) -> str:
-    t = audit.threat
+    norms = " and ".join(map(spoken, audit.norms))
+    unseen = "" if "linf" in audit.norms else "L∞, "
     return (
-        f"Certificates and attacks here concern {t.norm} changes of single images, {clean(t.units, 40)}. "
-        "Nothing is said about L∞, patches, rotation, blur, weather or unseen kinds of data."
+        f"Certificates and attacks here concern {norms} changes of single images, {clean(audit.threat.units, 40)}. "
+        f"Nothing is said about {unseen}patches, rotation, blur, weather or unseen kinds of data."
     )
 
 

@@ -9,7 +9,7 @@ from lipaudit.report.terminal import gate_look
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit
 from lipaudit.results.formatting import NONE, clean, interval, percent, plural
-from lipaudit.results.threat import eps_text, eps_value
+from lipaudit.results.threat import eps_text, eps_value, spoken
 from lipaudit.verdict.gates import compared
 
 
@@ -21,7 +21,7 @@ def to_markdown(audit: Audit) -> str:
         lines[2:2] = ["**Random weights: this network was never trained.**", ""]
     lines += [_escaped(clean(sentence, 600)) + "  " for sentence in v.sentences]
     badges = f"integrity **{v.integrity}** · strength **{v.strength or 'withheld'}** · gates **{v.gate}**"
-    lines += ["", badges, "", *_markdown_budgets(audit), "", *_markdown_arithmetics(audit), *_markdown_gates(audit)]
+    lines += ["", badges, "", *_each_norm(audit), *_markdown_gates(audit)]
     lines += [
         _escaped(f"Estimate, not proved: {view.name}, median {view.median} ({view.certainty}). {view.about}") + "\n"
         for view in estimates(audit)
@@ -31,15 +31,26 @@ def to_markdown(audit: Audit) -> str:
         lines.append(_escaped(f"{claimed.said} {said}.") + "\n")
     lines += _markdown_checks(audit)
     d = audit.dataset
-    about = f"{plural(d.samples, 'image')}, seed {d.seed}, {audit.threat.norm} norm"
+    about = f"{plural(d.samples, 'image')}, seed {d.seed}, {' and '.join(map(spoken, audit.norms))} norm"
     scope = "One kind of change, one sample, one set of weights: not a statement that the model is fit for use."
     return "\n".join([*lines, f"<sub>{about}; run {_escaped(clean(audit.run, 60))}. {scope}</sub>"]) + "\n"
+
+
+def _each_norm(audit: Audit) -> list[str]:
+    """The tables of every norm; of those behind the first, with the verdict."""
+    lines: list[str] = []
+    for view in map(audit.in_norm, audit.norms):
+        if lines:
+            said = [clean(view.verdict.headline, 300), *(clean(s, 600) for s in view.verdict.sentences)]
+            lines += [_escaped(" ".join(said)), ""]
+        lines += [*_markdown_budgets(view), "", *_markdown_arithmetics(view, explained=not lines)]
+    return lines
 
 
 def _markdown_budgets(audit: Audit) -> list[str]:
     if not metrics.correct_rows(audit):
         return [f"Clean accuracy {percent(audit.clean.value)}: nothing to certify or attack."]
-    lines = ["| ε (L2) | certified, at least | not broken, at most |", "|---|---:|---:|"]
+    lines = [f"| ε ({audit.threat.norm}) | certified, at least | not broken, at most |", "|---|---:|---:|"]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
         proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
@@ -48,7 +59,7 @@ def _markdown_budgets(audit: Audit) -> list[str]:
     return [*lines, f"| clean | | {percent(audit.clean.value)} |"]
 
 
-def _markdown_arithmetics(audit: Audit) -> list[str]:
+def _markdown_arithmetics(audit: Audit, *, explained: bool) -> list[str]:
     found = arithmetics(audit)
     if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
         return []
@@ -56,7 +67,11 @@ def _markdown_arithmetics(audit: Audit) -> list[str]:
     lines = [f"| certified accuracy | {names} |", f"|---|{'---:|' * len(found.rows)}"]
     for place, eps in enumerate(found.eps):
         lines.append(f"| ε = {_escaped(eps)} | {' | '.join(row.cells[place] for row in found.rows)} |")
-    said = [(row.name, f"not certified: {row.why_not}" if row.why_not else row.sentence) for row in found.rows]
+    said = [
+        (row.name, f"not certified: {row.why_not}" if row.why_not else row.sentence)
+        for row in found.rows
+        if explained or row.why_not
+    ]
     return [*lines, "", *(f"{arithmetic}: {_escaped(sentence)}  " for arithmetic, sentence in said), ""]
 
 
@@ -72,7 +87,7 @@ def _markdown_gates(audit: Audit) -> list[str]:
 
 
 def _markdown_checks(audit: Audit) -> list[str]:
-    loud = [f for state in ("fail", "warn") for f in audit.findings if f.state == state]
+    loud = [f for state in ("fail", "warn") for f in metrics.all_findings(audit) if f.state == state]
     if not loud:
         return []
     cells = [(f.state, clean(f.id, 12), clean(f.title, 160), clean(f.value, 60)) for f in loud]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lipaudit.report.bound_section import Bounds, bounds
+from lipaudit.report.bound_section import Bounds, bounds, claim
 from lipaudit.report.crosscheck_section import (
     Arithmetics,
     CrossCheck,
@@ -15,9 +15,11 @@ from lipaudit.report.crosscheck_section import (
     curves,
     estimates,
 )
-from lipaudit.report.header import Top, title, top
+from lipaudit.report.figures.charts import Figure
+from lipaudit.report.header import Part, Top, title, top
 from lipaudit.report.images_section import Images, images
 from lipaudit.report.limits_section import Closing, closing
+from lipaudit.results import metrics
 from lipaudit.results.audit import Audit, Finding
 from lipaudit.results.formatting import clean
 
@@ -65,11 +67,41 @@ class Page:
     images: Images
     closing: Closing
     estimates: tuple[EstimateView, ...] = ()
+    norms: tuple[NormRow, ...] = ()
+    """Every norm and budget, where there are several norms."""
+    others: tuple[OtherNorm, ...] = ()
+
+
+@dataclass(frozen=True)
+class NormRow:
+    norm: str
+    eps: str
+    certified: str
+    empirical: str
+    unknown: str
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class OtherNorm:
+    """What was found in a further norm."""
+
+    id: str
+    norm: str
+    headline: str
+    sentences: tuple[str, ...]
+    curves: Curves
+    arithmetics: Arithmetics
+    crosscheck: CrossCheck
+    checks: tuple[Check, ...]
+    """Those with another outcome than in the first norm."""
+    bound: str
 
 
 def page(audit: Audit) -> Page:
     """The whole report."""
     name = title(audit)
+    views = [audit.in_norm(norm) for norm in audit.norms]
     return Page(
         f"{name}: Lipschitz robustness audit",
         top(audit),
@@ -80,8 +112,42 @@ def page(audit: Audit) -> Page:
         bounds(audit),
         images(audit),
         closing(audit),
-        estimates(audit),
+        tuple(one for view in views for one in estimates(view)),
+        tuple(row for view in views for row in _norm_rows(view)) if audit.other_norms else (),
+        tuple(_other(view, audit) for view in views[1:]),
     )
+
+
+def _norm_rows(view: Audit) -> tuple[NormRow, ...]:
+    norm, rows = view.threat.norm, curves(view).rows
+    return tuple(NormRow(norm, row.eps, row.certified, row.empirical, row.unknown, row.parts) for row in rows)
+
+
+def _other(view: Audit, first: Audit) -> OtherNorm:
+    drawn, compared, norm = curves(view), crosscheck(view), view.norms[0]
+    found, claimed = bounds(view), claim(view)
+    said = [f"Lipschitz bound {found.value}.", found.note or found.reality]
+    if claimed is not None:
+        said.append(f"{claimed.said} {claimed.word}{', ' if claimed.value else ''}{claimed.value}.")
+    return OtherNorm(
+        f"in-{norm}",
+        view.threat.norm,
+        clean(view.verdict.headline, 300),
+        tuple(clean(sentence, 600) for sentence in view.verdict.sentences),
+        replace(drawn, figure=_apart(drawn.figure, norm), other=_apart(drawn.other, norm)),
+        arithmetics(view),
+        replace(compared, figure=_apart(compared.figure, norm)),
+        tuple(map(_check, metrics.further_findings(first, view))),
+        " ".join(filter(None, said)),
+    )
+
+
+def _apart(figure: Figure | None, norm: str) -> Figure | None:
+    """The figure under names of its own, beside the same one of another norm."""
+    if figure is None:
+        return None
+    wide, narrow = (replace(chart, id=f"{chart.id}-{norm}") for chart in (figure.wide, figure.narrow))
+    return Figure(wide, narrow)
 
 
 def checks(audit: Audit) -> Checks:

@@ -11,7 +11,7 @@ from lipaudit.report.html import environment
 from lipaudit.results.audit import Audit, Rate
 from lipaudit.results.formatting import NONE, clean, number_from_log10, percent
 from lipaudit.results.metrics import rate_at
-from lipaudit.results.threat import eps_value
+from lipaudit.results.threat import eps_value, norm_of
 
 KINDS = ("md", "csv", "latex", "html")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -24,7 +24,8 @@ def rows_of(audits: Sequence[Audit], *, exact: bool = False) -> list[list[str]]:
     Certified accuracy is a lower bound, empirical an upper one. Where an audit has no such budget or rate: a dash, or
     nothing if numbers are to be `exact`: shares from 0 to 1 then, and the logarithm of the bound.
     """
-    budgets = sorted({(audit.threat.norm, eps_value(eps), eps) for audit in audits for eps in audit.threat.eps})
+    threats = [audit.in_norm(norm).threat for audit in audits for norm in audit.norms]
+    budgets = sorted({(threat.norm, eps_value(eps), eps) for threat in threats for eps in threat.eps})
     # 36/255 and 0.1411... are one budget, under the first way in which it is written.
     kept = [(norm, eps) for i, (norm, size, eps) in enumerate(budgets) if (norm, size) != budgets[i - 1][:2] or not i]
     head = ["model", "data", "images", "clean"]
@@ -42,8 +43,9 @@ def _row(audit: Audit, budgets: Sequence[tuple[str, str]], exact: bool) -> list[
     cells = [clean(audit.model.name), clean(audit.dataset.name.partition(":")[0]), str(audit.dataset.samples)]
     cells.append(share(audit.clean))
     for norm, eps in budgets:
-        mine = norm == audit.threat.norm
-        cells += [share(rate_at(rates, eps) if mine else None) for rates in (audit.certified, audit.empirical)]
+        view = audit.in_norm(norm) if norm_of(norm) in audit.norms else None
+        rates = ((), ()) if view is None else (view.certified, view.empirical)
+        cells += [share(rate_at(each, eps)) for each in rates]
     log10 = None if audit.bound is None else audit.bound.log10
     bound = repr(log10) if exact else number_from_log10(log10) if log10 is not None else NONE
     strength = f", {audit.verdict.strength}" if audit.verdict.strength else ""

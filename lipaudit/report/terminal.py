@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lipaudit.report.bound_section import claim
-from lipaudit.report.crosscheck_section import arithmetics, estimates
+from lipaudit.report.crosscheck_section import arithmetics, estimates, published
 from lipaudit.report.header import title
 from lipaudit.report.page import MARKS
 from lipaudit.results import metrics
 from lipaudit.results.audit import Audit, Finding, Gate
 from lipaudit.results.formatting import NONE, clean, interval, number, number_from_log10, percent, plural, points
-from lipaudit.results.threat import eps_text, eps_value
+from lipaudit.results.threat import eps_text, eps_value, spoken
 from lipaudit.verdict.gates import compared
 
 WIDTH = 96
@@ -40,10 +40,9 @@ Line = tuple[Span, ...]
 
 def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
     """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
-    measured, judged = (
-        [_budgets(audit), _arithmetics(audit)],
-        [_checks(audit), gate_lines(audit.gates), _verdict(audit)],
-    )
+    views = [audit.in_norm(norm) for norm in audit.norms]
+    measured = [block for view in views for block in (_budgets(view), _arithmetics(view, explained=view is views[0]))]
+    judged = [_checks(audit), gate_lines(audit.gates), _verdict(audit)]
     blocks = [_head(audit), *measured, *judged, _paths(paths)]
     lines: list[Line] = []
     for block in blocks:
@@ -74,7 +73,7 @@ def brief(audit: Audit) -> str:
 
 def _head(audit: Audit) -> list[Line]:
     d = audit.dataset
-    about = f"{plural(d.samples, 'image')} · seed {d.seed} · {audit.threat.norm}"
+    about = f"{plural(d.samples, 'image')} · seed {d.seed} · {' and '.join(map(spoken, audit.norms))}"
     lines: list[Line] = [(Span(title(audit), "bold"), Span(f" · {about}"))]
     if audit.model.weights == "random":
         lines.append((Span("RANDOM WEIGHTS: this network was never trained.", "bold red"),))
@@ -93,7 +92,9 @@ def _head(audit: Audit) -> list[Line]:
 def _budgets(audit: Audit) -> list[Line]:
     if not metrics.correct_rows(audit):
         return [(Span(f"clean accuracy {percent(audit.clean.value)}: nothing to certify or attack", "bold"),)]
-    lines: list[Line] = [(Span(f"{'ε (L2)':<18}{'certified ≥':>12}{'not broken ≤':>14}{'unknown':>14}", "dim"),)]
+    lines: list[Line] = [
+        (Span(f"{f'ε ({audit.threat.norm})':<18}{'certified ≥':>12}{'not broken ≤':>14}{'unknown':>14}", "dim"),)
+    ]
     missing = "withdrawn" if audit.verdict.integrity == "INVALID" else NONE
     for eps in sorted(audit.threat.eps, key=eps_value):
         proved, empirical = metrics.rate_at(audit.certified, eps), metrics.rate_at(audit.empirical, eps)
@@ -101,6 +102,9 @@ def _budgets(audit: Audit) -> list[Line]:
         high = percent(empirical.value) if empirical else NONE
         gap = points((empirical or audit.clean).value - (proved.value if proved else 0.0))
         lines.append((Span(f"{eps_text(eps):<18}{low:>12}{high:>14}{gap:>14}"),))
+    for one in published(audit):
+        best = f"best published {one.kind} accuracy at {one.eps}: {percent(one.value)}, {one.title}, {one.year}"
+        lines.append((Span(clean(best, 140), "dim"),))
     clean_rate = audit.clean
     ci = interval(clean_rate.low, clean_rate.high)
     lines.append((Span(f"clean accuracy {percent(clean_rate.value)}, 95% CI {ci}", "dim"),))
@@ -109,8 +113,8 @@ def _budgets(audit: Audit) -> list[Line]:
     return lines
 
 
-def _arithmetics(audit: Audit) -> list[Line]:
-    """Certified accuracy under each arithmetic, and what each is about."""
+def _arithmetics(audit: Audit, *, explained: bool) -> list[Line]:
+    """Certified accuracy under each arithmetic, and what each is about where that is to be explained."""
     found = arithmetics(audit)
     if not found.rows or not metrics.holds(audit) or not metrics.correct_rows(audit):
         return []
@@ -118,7 +122,7 @@ def _arithmetics(audit: Audit) -> list[Line]:
     for row in found.rows:
         cells = "".join(f"{cell:>16}" for cell in row.cells)
         lines.append((Span(f"{row.name:<24}{cells}", "bold" if row.headline else ""),))
-    for row in found.rows:
+    for row in found.rows if explained else [row for row in found.rows if row.why_not]:
         said = f"{row.name}: " + (f"not certified: {row.why_not}" if row.why_not else row.sentence)
         lines += [(Span(part, "dim"),) for part in textwrap.wrap(said, WIDTH, subsequent_indent="   ")]
     return lines
@@ -127,9 +131,10 @@ def _arithmetics(audit: Audit) -> list[Line]:
 def _checks(audit: Audit) -> list[Line]:
     """What failed or warns, one line each; the rest counted."""
     lines: list[Line] = []
+    findings = metrics.all_findings(audit)
     for state in ("fail", "warn"):
-        lines += [_check(finding) for finding in audit.findings if finding.state == state]
-    tally = [(sum(f.state == state for f in audit.findings), state) for state in ("pass", "info", "not run")]
+        lines += [_check(finding) for finding in findings if finding.state == state]
+    tally = [(sum(f.state == state for f in findings), state) for state in ("pass", "info", "not run")]
     said = " · ".join(f"{many} {state}" for many, state in tally if many)
     if said:
         lines.append((Span(f"{MARKS['pass']} ", STYLES["pass"]), Span(said)))
@@ -176,6 +181,9 @@ def _verdict(audit: Audit) -> list[Line]:
         ]
     said = [clean(v.headline, 300), *(clean(sentence, 600) for sentence in v.sentences)]
     lines: list[Line] = [tuple(first)]
+    for norm in audit.norms[1:]:
+        other = audit.in_norm(norm).verdict
+        said += [clean(other.headline, 300), *(clean(sentence, 600) for sentence in other.sentences)]
     for rank, sentence in enumerate(said):
         style = "bold" if rank == 0 else ""
         lines += [(Span(row, style),) for row in textwrap.wrap(sentence, WIDTH)]

@@ -112,8 +112,9 @@ def _met(audit: Audit, eps: str) -> str:
     states = [gate.state for gate in audit.gates]
     if not states and audit.verdict.gate != "not set":
         return ""  # a result of a version that did not list them
+    norm = f"[{audit.norms[0]}]" if audit.other_norms else ""
     if not states:
-        return f"To set one: --gate 'certified_accuracy@{clean(eps, 20) or '0.5'}>=0.3'"
+        return f"To set one: --gate 'certified_accuracy{norm}@{clean(eps, 20) or '0.5'}>=0.3'"
     missing = states.count("cannot be evaluated")
     said = f"{states.count('passed')} of {plural(len(states), 'condition')} met"
     return f"{said}, {missing} cannot be evaluated." if missing else f"{said}."
@@ -123,7 +124,7 @@ def changes(audit: Audit, eps: str) -> str:
     """How large the changes of a budget look: spread evenly over all values of an image."""
     levels = levels_of(audit, eps)
     if levels is None or levels > HARDLY_SEEN:
-        return f"changes of at most {clean(eps, 20)}"
+        return f"changes of at most {clean(eps, 20)}{metrics.measured_in(audit)}"
     return "changes too small to see" if levels <= UNSEEN else "hardly visible changes"
 
 
@@ -132,7 +133,8 @@ def levels_of(audit: Audit, eps: str) -> float | None:
     values, span = math.prod(audit.model.input_shape), audit.threat.high - audit.threat.low
     if not eps or values < 1 or not 0 < span < math.inf:
         return None
-    return 255 * eps_value(eps) / span / math.sqrt(values)
+    each = {"L2": math.sqrt(values), "L1": values, "Linf": 1.0}[audit.threat.norm]
+    return 255 * eps_value(eps) / span / each
 
 
 def plain(audit: Audit, eps: str) -> str:

@@ -12,6 +12,7 @@ from lipaudit.results.audit import Audit
 def to_dataframe(audit: Audit) -> Any:
     """One row per image: the columns of `Samples`, whether it is classified correctly, and a column per estimate.
 
+    What was found in further norms is in columns such as `radius[l2]`.
     A missing distance is NaN, a missing prediction or attack NA. `attrs` say which run it was, whether its certificates
     hold, and in which units radii and distances are. Raises `ReportError` where pandas is not installed.
     """
@@ -38,7 +39,16 @@ def to_dataframe(audit: Audit) -> Any:
             "attack": pandas.array(list(s.attack), dtype="string"),
         }
     )
-    for estimate in audit.estimates:
+    for norm in audit.norms[1:]:
+        found = audit.in_norm(norm).samples
+        frame[f"radius[{norm}]"] = pandas.array(list(found.radius), dtype="float64")
+        frame[f"method[{norm}]"] = found.method
+        frame[f"attacked[{norm}]"] = found.attacked
+        distance = [math.nan if d is None else d for d in found.distance]
+        frame[f"distance[{norm}]"] = pandas.array(distance, dtype="float64")
+        frame[f"adversarial_prediction[{norm}]"] = pandas.array(list(found.adversarial_prediction), dtype="Int64")
+        frame[f"attack[{norm}]"] = pandas.array(list(found.attack), dtype="string")
+    for estimate in (one for norm in audit.norms for one in audit.in_norm(norm).estimates):
         values = [math.nan if value is None else value for value in estimate.values]
         frame[f"estimate: {estimate.name}"] = pandas.array(values, dtype="float64")
     frame.attrs = {

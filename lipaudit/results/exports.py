@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from lipaudit.results.audit import Audit, Rate
 from lipaudit.results.formatting import clean, percent, plural
-from lipaudit.results.metrics import rate_at
+from lipaudit.results.metrics import all_findings, rate_at
 
 _STATES = {"passed": "pass", "failed": "fail", "cannot be evaluated": "not run"}
 Case = tuple[str, str, str, str]
@@ -20,7 +20,7 @@ Case = tuple[str, str, str, str]
 
 def cases(audit: Audit) -> Iterator[Case]:
     """Every check and every gate. A gate that only warns is a warning when it fails."""
-    for finding in audit.findings:
+    for finding in all_findings(audit):
         said = ". ".join(filter(None, (finding.title, finding.value, finding.fix)))
         yield finding.id, finding.title, finding.state, said
     for gate in audit.gates:
@@ -152,23 +152,24 @@ def to_cyclonedx(audit: Audit) -> str:
         },
     }
     evidence, claims = [], []
-    for eps in audit.threat.eps:
-        budgets = f"{eps} ({audit.threat.norm}, {audit.threat.units})"
-        proved, empirical = rate_at(audit.certified, eps), rate_at(audit.empirical, eps)
+    for view, eps in _budgets(audit):
+        name = f"{view.norms[0]}-{eps}" if audit.other_norms else eps
+        budgets = f"{eps} ({view.threat.norm}, {view.threat.units})"
+        proved, empirical = rate_at(view.certified, eps), rate_at(view.empirical, eps)
         claim: dict[str, Any] = {
-            "bom-ref": f"claim-{eps}",
+            "bom-ref": f"claim-{name}",
             "target": "model",
             "predicate": f"For no audited image does a change of at most {budgets} change the answer.",
             "reasoning": clean(audit.arithmetic, 400),
         }
         if proved is not None:
             said = f"Proved for {proved.count} of {proved.total} images ({about})."
-            evidence.append(_evidence(f"proof-{eps}", "certified accuracy", said, audit))
-            claim["evidence"] = [f"proof-{eps}"]
+            evidence.append(_evidence(f"proof-{name}", "certified accuracy", said, audit))
+            claim["evidence"] = [f"proof-{name}"]
         if empirical is not None and empirical.count < empirical.total:
             said = f"Misclassified, or an adversarial example was found: {empirical.total - empirical.count} images."
-            evidence.append(_evidence(f"attack-{eps}", "empirical robust accuracy", said, audit))
-            claim["counterEvidence"] = [f"attack-{eps}"]
+            evidence.append(_evidence(f"attack-{name}", "empirical robust accuracy", said, audit))
+            claim["counterEvidence"] = [f"attack-{name}"]
         claims.append(claim)
     bom = {
         "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
@@ -186,15 +187,22 @@ def to_cyclonedx(audit: Audit) -> str:
     return json.dumps(bom, indent=2, ensure_ascii=False) + "\n"
 
 
+def _budgets(audit: Audit) -> Iterator[tuple[Audit, str]]:
+    """Every budget, with the audit in its norm."""
+    for view in map(audit.in_norm, audit.norms):
+        yield from ((view, eps) for eps in view.threat.eps)
+
+
 def _metrics(audit: Audit, about: str) -> Iterator[dict[str, Any]]:
     def metric(kind: str, rate: Rate, where: str) -> dict[str, Any]:
         limits = {"lowerBound": f"{rate.low:.6f}", "upperBound": f"{rate.high:.6f}"}
         return {"type": kind, "value": f"{rate.value:.6f}", "slice": where, "confidenceInterval": limits}
 
     yield metric("accuracy", audit.clean, about)
-    for kind, rates in (("certified accuracy", audit.certified), ("empirical robust accuracy", audit.empirical)):
-        for rate in rates:
-            yield metric(kind, rate, f"{about}, {rate.eps} {audit.threat.norm}")
+    for view in map(audit.in_norm, audit.norms):
+        for kind, rates in (("certified accuracy", view.certified), ("empirical robust accuracy", view.empirical)):
+            for rate in rates:
+                yield metric(kind, rate, f"{about}, {rate.eps} {view.threat.norm}")
 
 
 def _evidence(reference: str, what: str, said: str, audit: Audit) -> dict[str, Any]:

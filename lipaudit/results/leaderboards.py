@@ -17,7 +17,10 @@ from lipaudit.results.threat import eps_value
 
 
 def to_robustbench(audit: Audit, eps: str | None = None) -> str:
-    """A file as in RobustBench's `model_info`, for one of the budgets, by default the first.
+    """A file as in RobustBench's `model_info`, for one of the budgets in the first norm, by default the first.
+
+    Where it belongs among theirs, `model_info/DATASET/NORM/`, follows from the norm, which the footnote names:
+    `audit.in_norm("linf")` puts another one in front.
 
     Numbers are strings in per cent, as there; what lipaudit cannot know is null. `certified_acc` and `unbroken_acc` are
     additions: the share proved, and the share that the attacks named in the footnote left. Raises `ReportError`.
@@ -64,15 +67,16 @@ def to_model_index(audit: Audit) -> str:
         dataset_name=_dataset(audit),
         dataset_split=clean(audit.dataset.split) or None,
     )
-    n, norm = audit.dataset.samples, audit.threat.norm
+    n = audit.dataset.samples
     results = [result(metric_type="accuracy", metric_name=f"accuracy ({n} images)", metric_value=audit.clean.value)]
-    for kind, name, rates in (
-        ("certified_accuracy", f"certified accuracy, proved at least ({n} images)", audit.certified),
-        ("robust_accuracy", f"robust accuracy under {_attacks(audit)}, at most ({n} images)", audit.empirical),
-    ):
-        for rate in rates:
-            arguments = {"eps": rate.eps, "norm": norm, "units": audit.threat.units}
-            results.append(result(metric_type=kind, metric_name=name, metric_value=rate.value, metric_args=arguments))
+    for view in map(audit.in_norm, audit.norms):
+        for kind, name, rates in (
+            ("certified_accuracy", f"certified accuracy, proved at least ({n} images)", view.certified),
+            ("robust_accuracy", f"robust accuracy under {_attacks(view)}, at most ({n} images)", view.empirical),
+        ):
+            for rate in rates:
+                given = {"eps": rate.eps, "norm": view.threat.norm, "units": view.threat.units}
+                results.append(result(metric_type=kind, metric_name=name, metric_value=rate.value, metric_args=given))
     return ModelCardData(model_name=clean(audit.model.name), eval_results=results).to_yaml() + "\n"
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from lipaudit.results.audit import Audit, Rate
+from lipaudit.results.audit import Audit, Finding, Rate
 from lipaudit.results.bounds import NetworkBound
 from lipaudit.results.formatting import number, number_from_log10
 from lipaudit.results.threat import eps_value
@@ -124,6 +124,23 @@ def rate_at(rates: tuple[Rate, ...], eps: str) -> Rate | None:
     return next((rate for rate in rates if eps_value(rate.eps) == eps_value(eps)), None)
 
 
+def measured_in(audit: Audit) -> str:
+    """` in Linf`: what a sentence adds where the norm would not be clear. Of an audit in L2 alone, nothing."""
+    return "" if audit.norms == ("l2",) else f" in {audit.threat.norm}"
+
+
+def all_findings(audit: Audit) -> tuple[Finding, ...]:
+    """Those in the first norm, and of every other one those with another outcome, which say in which norm."""
+    return (*audit.findings, *(f for norm in audit.norms[1:] for f in further_findings(audit, audit.in_norm(norm))))
+
+
+def further_findings(first: Audit, view: Audit) -> tuple[Finding, ...]:
+    """Findings in the first norm of `view` that are not those of `first`."""
+    known = {(finding.id, finding.state, finding.title, finding.value) for finding in first.findings}
+    rest = (one for one in view.findings if (one.id, one.state, one.title, one.value) not in known)
+    return tuple(replace(one, title=f"{one.title} ({view.threat.norm})") for one in rest)
+
+
 def class_name(audit: Audit, label: int | None) -> str:
     """The name of a class, or its number."""
     names = audit.dataset.class_names
@@ -155,14 +172,14 @@ def put_to_the_test(audit: Audit) -> int:
 
 
 def held_against(audit: Audit) -> str:
-    """The claimed constant beside the bound and the slope that decide of it: `1.0000004 ≤ 1, but for rounding`."""
+    """The claimed constant beside the bound or slope that decides: `bound 0.98 ≤ 1`, `2.68 > 1, inputs 0.001 apart`."""
     claim, bound = audit.claim, audit.bound
     if claim is None:
         return ""
     standing, constant = claim.standing(bound), f"{claim.constant:.9g}"
     if standing == "refuted":
         assert claim.steepest is not None
-        return f"slope {claim.slope:.9g} > {constant}, inputs {number(claim.steepest.distance)} apart"
+        return f"{claim.slope:.7g} > {constant}, inputs {number(claim.steepest.distance)} apart"
     if standing == "confirmed":
         assert bound is not None
         if bound.value <= claim.constant:

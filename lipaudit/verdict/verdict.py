@@ -10,7 +10,7 @@ from dataclasses import replace
 from lipaudit.results.audit import Audit, Finding, Integrity, Status, Strength, Verdict
 from lipaudit.results.formatting import number, number_from_log10, percent, plural
 from lipaudit.results.intervals import rate
-from lipaudit.results.metrics import put_to_the_test, reached, unfinished
+from lipaudit.results.metrics import measured_in, put_to_the_test, reached, unfinished
 from lipaudit.results.threat import eps_value
 from lipaudit.verdict import gates
 from lipaudit.verdict.checks import CHECKS
@@ -121,11 +121,6 @@ def _refutation(audit: Audit) -> str | None:
         if said is not None:
             return said + measured_in(view)
     return None
-
-
-def measured_in(audit: Audit) -> str:
-    """` in Linf`: what a sentence adds where the norm would not be clear. Of an audit in L2 alone, nothing."""
-    return "" if audit.norms == ("l2",) else f" in {audit.threat.norm}"
 
 
 def nothing_right(audit: Audit) -> str:

@@ -285,14 +285,17 @@ class Skew(nn.Module):
 
 
 class LiRes(nn.Module):
-    """Hu et al., NeurIPS 2023: x + conv(x), one map; divided by its norm, here of the kernel with all its taps."""
+    """Hu et al., NeurIPS 2023: x + conv(x), as it is trained, or as one kernel; without the division by its norm."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, one_kernel: bool = False) -> None:
         super().__init__()
-        self.wide = nn.Conv2d(channels, channels, 3, padding=1)
+        self.wide, self.one_kernel = nn.Conv2d(channels, channels, 3, padding=1), one_kernel
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.wide(x)
+        if not self.one_kernel:
+            return x + self.wide(x)
+        kernel = self.wide.weight + nn.init.dirac_(torch.empty_like(self.wide.weight))
+        return functional.conv2d(x, kernel, self.wide.bias, padding=1)
 
 
 class LipNeXt(nn.Module):

@@ -62,7 +62,8 @@ ZOO = [
     Entry("Sandwich dense (LBDN)", lambda: layers.SandwichDense(12, 12), nn.Identity, VECTOR),
     Entry("Sandwich convolution", lambda: layers.SandwichConv(4, 4), nn.Identity),
     Entry("LipNeXt", lambda: layers.LipNeXt(4), nn.Identity),
-    Entry("LiResNet, x + conv(x), not normalised", lambda: layers.LiRes(4), claims=False),
+    Entry("LiResNet in training, x + conv(x)", lambda: layers.LiRes(4), claims=False),
+    Entry("LiResNet, one kernel", lambda: layers.LiRes(4, one_kernel=True), claims=False),
 ]
 
 

@@ -88,7 +88,11 @@ def test_minimal_attacks_come_within_one_percent(name: str, classes: int) -> Non
 @pytest.mark.parametrize(("name", "norm"), forms(("l2",)))
 @pytest.mark.parametrize(
     ("classes", "shape", "count", "dtype"),
-    [(2, IMAGES, 3, torch.float32), (3, IMAGES, 1, torch.float64), (5, (30,), 2, torch.float64)],
+    [
+        (2, IMAGES, 3, torch.float32),
+        (5, (30,), 2, torch.float64),
+        pytest.param(3, IMAGES, 1, torch.float64, marks=pytest.mark.slow),
+    ],
     ids=["two classes", "three, one sample, float64", "flat, float64"],
 )
 def test_every_attack_runs_or_says_why_not(

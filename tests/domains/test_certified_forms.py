@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from torch.nn import functional
 from lipaudit.certification.network_bound import compose
 from lipaudit.domains.graph import Graph, evaluate
 from lipaudit.errors import LipauditError
+from lipaudit.graph.capture import capture
 
 Function = Callable[[torch.Tensor], torch.Tensor]
 
@@ -26,12 +30,13 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 class Form(nn.Module):
     """A function of images or vectors that a seed draws."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, shape: tuple[int, ...] | None = None) -> None:
         super().__init__()
+        self.seed = seed
         self.draw, self.generator = random.Random(seed), torch.Generator().manual_seed(seed)
         self.kind = self.draw.choice(list(KINDS))
         size = self.draw.choice([3, 4, 5])
-        self.shape = (self.draw.choice([2, 4]), size, size)
+        self.shape = shape or (self.draw.choice([2, 4]), size, size)
         self.function = KINDS[self.kind](self)
 
     def weights(self, *shape: int, scale: float = 1.0) -> torch.Tensor:
@@ -201,6 +206,106 @@ def lengths(form: Form) -> Function:
     return layer
 
 
+def masks(form: Form) -> Function:
+    """Piecewise linear functions of one entry, written with masks, or with pieces that do not quite meet."""
+    d = form.draw
+    c, b, t = d.choice([0.1, -0.5, 2.0]), d.choice([0.0, 0.0, 0.3]), d.choice([0.0, 0.5])
+    off, factor = d.choice([0.0, 0.0, 0.0, 1e-6, 0.1]), d.choice([1.0, 1.0, 1.001, -1.0])
+    ways: list[Function] = [
+        lambda x: torch.where(x > t, x, c * (x - t) + t + off),
+        lambda x: torch.where(x <= t, c * x, x + (c - 1) * t + off),
+        lambda x: x * (x > 0) + c * x * (x <= off),
+        lambda x: x.masked_fill(x < t, t + off),
+        lambda x: x - 2 * x.clamp(-1, 1) + off * x.abs(),
+        lambda x: torch.relu(x) - factor * torch.relu(-x) + c * torch.relu(x - 1),
+        lambda x: torch.cat([torch.relu(x), factor * torch.relu(-x)], 1),
+        lambda x: torch.sign(x) * torch.relu(x.abs() - t),
+        lambda x: torch.where(x.abs() < 1, x * x / 2, x.abs() - 0.5),
+    ]
+    bend, shift, turned = d.choice(ways), form.weights(form.shape[0], 1, 1), d.random() < 0.3
+    return lambda x: bend(x + b * shift) + (c * x.flip(2) if turned else 0.0)
+
+
+def reflections(form: Form) -> Function:
+    """Householder activations of order one, or planes that are not quite folded."""
+    d, half = form.draw, form.shape[0] // 2
+    angle = form.weights(half, 1, 1).abs() * math.pi
+    other = form.spoiled(angle) if d.random() < 0.4 else angle
+    strict, axis = d.random() < 0.5, d.choice([1, 1, 2])
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        a, b = (x[:, :half], x[:, half:]) if axis == 1 else (x[:, :half], x[:, half:].roll(1, 2))
+        beside = a * torch.sin(angle / 2) - b * torch.cos(angle / 2)
+        first = a * torch.cos(other) + b * torch.sin(other)
+        second = a * torch.sin(other) - b * torch.cos(other)
+        here = beside <= 0 if strict else beside < 0
+        return torch.cat([torch.where(here, a, first), torch.where(here, b, second)], 1)
+
+    return layer
+
+
+def tokens(form: Form) -> Function:
+    """Dense steps along the gradient of a potential, of all places apart, with axes of a batch in front."""
+    d, (channels, n, m) = form.draw, form.shape
+    w, bias, scale = form.weights(5, channels), form.weights(5), form.weights(5).abs() * d.choice([0.3, 1.0])
+    v, bend, last = form.spoiled(w), form.bend(), d.random() < 0.7
+    norm = d.choice(["", "", "mean", "length"])
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        x = x.permute(0, 2, 3, 1) if last else x.reshape(1, n, m, channels)
+        x = x - x.mean(-1, keepdim=True) if norm == "mean" else x
+        y = x - functional.linear(scale * bend(functional.linear(x, w, bias)), v.T)
+        return y / (1 + y.square().sum(-1, keepdim=True)).sqrt() if norm == "length" else y
+
+    return layer
+
+
+def orders(form: Form) -> Function:
+    """The largest, the smallest and others of several, along any axis, and groups that are sorted."""
+    d, axis = form.draw, form.draw.choice([1, 2, 3])
+    c, keep, group = d.choice([1.0, -1.0, 0.7]), d.random() < 0.5, form.shape[0] // 2
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        y = d.choice([x, x.flip(axis)]) if c == 0.7 else x
+        ways = {
+            "ends": lambda: [x.amax(axis, keepdim=keep), c * y.amin(axis, keepdim=keep)],
+            "dim": lambda: [x.max(axis, keepdim=keep)[0], c * y.min(axis, keepdim=keep)[0]],
+            "both": lambda: list(torch.aminmax(x, dim=axis, keepdim=keep)),
+            "twice": lambda: [x.amax(axis), c * x.amax(axis), x.amin(axis)],
+            "groups": lambda: [x.reshape(1, -1, group).sort(-1)[0], c * x.median(axis)[0]],
+            "apart": lambda: [x.sort(axis)[0].select(axis, 0), x.sort(axis, descending=True)[0].select(axis, 0)],
+        }
+        return torch.cat([each.flatten(1) for each in ways[chosen]()], 1)
+
+    chosen = d.choice(["ends", "dim", "both", "twice", "groups", "apart"])
+    return layer
+
+
+def pooled(form: Form) -> Function:
+    """A convolution with any border, and averages or lengths of its windows."""
+    d, (channels, n, _) = form.draw, form.shape
+    k, stride, dilation = d.choice([1, 2, 3]), d.choice([1, 1, 2]), d.choice([1, 1, 2])
+    w, pads = form.weights(channels, channels, k, k), d.choice([0, 1, 2])
+    mode = d.choice(["constant", "circular", "reflect", "replicate"]) if pads < n else "constant"
+    size, step = d.choice([(1, 1), (2, 2), (2, 1), (3, 2)])
+    inner, ceil, kind = (
+        d.choice([0, 0, 0, 1]) if size > 1 else 0,
+        d.random() < 0.2,
+        d.choice(["mean", "mean", "length"]),
+    )
+    factor, whole = form.weights(channels, 1, 1), d.random() < 0.2
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        x = functional.pad(x, (pads,) * 4, mode=mode)
+        y = factor * functional.conv2d(x, w, stride=stride, dilation=dilation)
+        if whole:
+            return functional.adaptive_avg_pool2d(y, 1)
+        z = functional.avg_pool2d(y.square() + 1e-3 if kind == "length" else y, size, step, inner, ceil)
+        return z.sqrt() if kind == "length" else z
+
+    return layer
+
+
 def dense(form: Form) -> Function:
     """Two dense layers and what lies between them."""
     count, d = math.prod(form.shape), form.draw
@@ -218,7 +323,21 @@ def dense(form: Form) -> Function:
 
 
 KINDS: dict[str, Callable[[Form], Function]] = {
-    kind.__name__: kind for kind in (potential, sandwich, exponential, sorting, branches, lengths, dense)
+    kind.__name__: kind
+    for kind in (
+        potential,
+        sandwich,
+        exponential,
+        sorting,
+        branches,
+        lengths,
+        dense,
+        masks,
+        reflections,
+        tokens,
+        orders,
+        pooled,
+    )
 }
 
 
@@ -241,25 +360,71 @@ def slope(graph: Graph, shape: tuple[int, ...], seed: int) -> float:
     return best
 
 
-def check(seed: int) -> str:
-    """The kind of the form; empty where it is refused."""
-    form = Form(seed).eval()
+class Together(nn.Module):
+    """Several forms of one image, side by side: what is captured once."""
+
+    def __init__(self, forms: Sequence[Form]) -> None:
+        super().__init__()
+        self.forms = nn.ModuleList(forms)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([form(x) for form in self.forms], 1)
+
+
+def captured(forms: Sequence[Form]) -> list[tuple[Form, Graph]]:
+    """The forms that can be captured, each with a graph of its own.
+
+    Together, as that is most of the time, but for those that often jump.
+    """
+    apart = [form for form in forms if form.kind in ("masks", "reflections")]
+    if apart and len(forms) > 1:
+        others = [form for form in forms if form not in apart]
+        return [found for some in (others, *([form] for form in apart)) if some for found in captured(some)]
     try:
-        found = compose(form, form.shape)
+        whole = capture(Together(forms).eval(), forms[0].shape)
     except LipauditError:
-        return ""
-    steepest = slope(found.graph, form.shape, seed)
-    assert steepest <= found.network.value * (1 + 1e-13), (seed, form.kind, steepest, found.network.value)
-    return form.kind
+        middle = len(forms) // 2
+        return [*captured(forms[:middle]), *captured(forms[middle:])] if middle else []
+    nodes = {node.name: node for node in whole.nodes}
+    if len(forms) == 1:
+        return [(forms[0], whole)]
+    found = []
+    for form, ref in zip(forms, nodes[whole.output].args["tensors"], strict=True):
+        wanted = {ref.name}
+        for node in reversed(whole.nodes):
+            if node.name in wanted:
+                wanted.update(node.refs())
+        kept = tuple(node for node in whole.nodes if node.name in wanted)
+        found.append((form, replace(whole, nodes=kept, output=ref.name)))
+    return found
+
+
+def check(seeds: Sequence[int]) -> Counter[str]:
+    """How many forms of each kind have a bound, and none a slope above it."""
+    shape, kinds = Form(seeds[0]).shape, Counter[str]()
+    for form, graph in captured([Form(seed, shape) for seed in seeds]):
+        with patch("lipaudit.certification.network_bound.capture", lambda *_, graph=graph, **__: graph):
+            try:
+                found = compose(form, form.shape, global_method="product").network.value
+            except LipauditError:
+                continue
+        steepest = slope(graph, form.shape, form.seed)
+        assert steepest <= found * (1 + 1e-13), (form.seed, seeds[0], form.kind, steepest, found)
+        kinds[form.kind] += 1
+    return kinds
 
 
 @pytest.mark.parametrize("part", range(4))
 def test_no_slope_exceeds_the_bound(part: int) -> None:
-    kinds = [check(seed) for seed in range(part * 12, part * 12 + 12)]
-    assert sum(map(bool, kinds)) >= 8
+    assert check(range(part * 12, part * 12 + 12)).total() >= 6
 
 
 @pytest.mark.slow
-def test_no_slope_of_many_exceeds_the_bound() -> None:
-    kinds = {check(seed) for seed in range(48, 348)}
-    assert kinds >= set(KINDS)
+@pytest.mark.parametrize("part", range(20))
+def test_no_slope_of_many_exceeds_the_bound(part: int) -> None:
+    """Two thousand in all."""
+    kinds = Counter[str]()
+    for start in range(100 + part * 100, 200 + part * 100, 20):
+        kinds += check(range(start, start + 20))
+    assert kinds.total() >= 60
+    assert len(kinds) >= len(KINDS) - 1

@@ -193,7 +193,7 @@ def test_choosing_multipliers_makes_bounds_smaller() -> None:
 @pytest.mark.slow
 def test_together_proves_what_one_by_one_does_not() -> None:
     _, _, images, labels = zoo.digits_split()
-    composition = compose(zoo.load("digits-cnn"), (1, 8, 8))
+    composition = compose(zoo.load("digits-cnn"), (1, 8, 8), global_method="product")
     x, label = torch.from_numpy(images[1]), int(labels[1])
     assert not proof(composition, x, label, 0.1, Search(backwards=False))
     assert proof(composition, x, label, 0.1, Search(together=True))

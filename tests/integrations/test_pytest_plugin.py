@@ -20,7 +20,7 @@ from lipaudit.errors import BadThreat, LoadError
 from lipaudit.integrations import pytest_plugin
 from lipaudit.integrations.pytest_plugin import assert_certified
 from lipaudit.loading.user_data import as_arrays
-from lipaudit.results.threat import eps_value, threat_of
+from lipaudit.results.threat import eps_value, threats_of
 
 ROOT = Path(__file__).parents[2]
 MODULE = "lipaudit.integrations.pytest_plugin"
@@ -128,7 +128,7 @@ def test_the_remedy_fits_the_failure() -> None:
 def test_the_budget_is_the_one_given_to_the_last_digit() -> None:
     """36/255 as a float has no short decimal: cut, it would certify less than was asked for."""
     for eps, text in ((36 / 255, "36/255"), (0.2, "0.2"), (1 / 3, "85/255"), (2**-0.5, repr(2**-0.5))):
-        assert threat_of((eps,), (0.0, 1.0)).eps == (text,)
+        assert threats_of((eps,), ("l2",))[0].eps == (text,)
         assert eps_value(text) == eps
     with pytest.raises(AssertionError, match=r"eps 0\.30000000000000004 "):
         assert_certified(model(), (X, Y), eps=0.1 + 0.2, at_least=0.9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from quick import mostly_slow
 from torch import nn
 
 import lipaudit
@@ -28,7 +29,7 @@ def stir(layer: nn.Module, seed: int) -> nn.Module:
     return layer
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", mostly_slow(range(4), 1))
 @pytest.mark.parametrize(("ins", "outs"), [(4, 4), (3, 5), (5, 2), (1, 1)])
 @pytest.mark.parametrize("mode", ["circular", "zeros"])
 def test_orthogonal_convolutions_keep_every_norm_on_a_circle(ins: int, outs: int, mode: str, seed: int) -> None:
@@ -52,7 +53,7 @@ def test_strange_kernels_are_refused() -> None:
         PotentialConv2d(2, kernel_size=2)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", mostly_slow(range(4), 2))
 def test_potential_steps_never_expand(seed: int) -> None:
     torch.manual_seed(seed)
     for layer, shape in ((PotentialConv2d(3, 5), (3, 5, 6)), (PotentialLinear(6, 9), (6,))):

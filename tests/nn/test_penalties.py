@@ -10,6 +10,7 @@ import weakref
 
 import pytest
 import torch
+from quick import mostly_slow
 from torch import Tensor, nn
 
 import lipaudit
@@ -97,7 +98,7 @@ def test_the_batch_norm_is_that_of_evaluation_and_gets_gradients() -> None:
     assert all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, 1))
 def test_gradients(method: str) -> None:
     model = network().double()
     names = ["3.first.weight", "3.norm.weight", "10.weight"]
@@ -121,7 +122,7 @@ def test_gradients(method: str) -> None:
     assert torch.autograd.gradcheck(Wrapped(), tuple(start), atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mostly_slow(METHODS, 2))
 def test_training_on_the_penalty_lowers_the_audited_bound(method: str) -> None:
     model = network().eval()
     optimiser = torch.optim.SGD(model.parameters(), lr=0.02)

@@ -19,7 +19,7 @@ from pages import page
 from lipaudit.errors import ReportError
 from lipaudit.report.html import to_html
 from lipaudit.results import embedding
-from lipaudit.results.audit import Audit
+from lipaudit.results.audit import SCHEMA, Audit
 from lipaudit.results.json import from_json, to_json
 from lipaudit.results.metrics import contradictions
 from lipaudit.verdict.consistency import load_audit
@@ -92,7 +92,7 @@ def test_no_character_of_the_copy_can_end_its_element(name: str) -> None:
 def test_plain_while_it_is_small_and_packed_above() -> None:
     kinds = {n: embedding.embed(to_json(audits.strong(n))) for n in (100, 3000)}
     assert kinds[100].type == "application/json"
-    assert json.loads(kinds[100].text)["schema"] == "lipaudit-result/2.0"
+    assert json.loads(kinds[100].text)["schema"] == SCHEMA
     assert kinds[3000].type == "application/gzip"
     assert len(kinds[3000].text) < embedding.MOST_PLAIN
 

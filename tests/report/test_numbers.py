@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 import audits
 import pytest
@@ -26,6 +27,7 @@ from lipaudit.results.formatting import (
     told_apart,
 )
 from lipaudit.results.json import to_json
+from lipaudit.results.published import Kind, published_at
 from lipaudit.results.threat import eps_value
 
 NUMBER = re.compile(r"[−-]?\d+(?:\.\d+)?(?:×10[⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)?")
@@ -99,7 +101,10 @@ def derived(audit: Audit) -> Iterator[str]:
 
 
 def of_no_origin(audit: Audit, texts: Iterable[str]) -> set[str]:
-    known = numbers_in(itertools.chain(stated(audit), derived(audit)))
+    pairs = itertools.product(audit.threat.eps, get_args(Kind))
+    found = [published_at(audit.dataset.name, audit.threat.norm, eps, kind) for eps, kind in pairs]
+    others = [f"{100 * one.value:.1f} {one.year} {one.link}" for one in found if one is not None]
+    known = numbers_in(itertools.chain(stated(audit), derived(audit), others))
     return {
         text
         for text in numbers_in(texts) - known - OURS

@@ -75,16 +75,16 @@ def _balanced(c: torch.Tensor, b: torch.Tensor, guesses: Sequence[torch.Tensor])
     even = torch.where(used, even, torch.where(lengths[0] > 0, 30.0, -30.0).to(even))
     starts = [even, *(sign * guess.clamp(1e-100, 1e100).log() for guess in guesses for sign in (1, -1))]
     logs = min(starts, key=lambda start: _largest(c, b, start, torch.ones_like(start), 30)[0])
-    best, least, u = logs, math.inf, torch.ones_like(logs)
-    mean, square = torch.zeros_like(logs), torch.zeros_like(logs)
+    logs = logs.detach().clone()
+    best, least, u = logs.clone(), math.inf, torch.ones_like(logs)
+    optimiser = torch.optim.Adam([logs], lr=_RATE, betas=(0.9, 0.99), eps=1e-4)
     for step in range(1, _STEPS + 1):
-        size, u, pull = _largest(c, b, logs, u, 20 if step == 1 else 3)
+        size, u, logs.grad = _largest(c, b, logs, u, 20 if step == 1 else 3)
         if not math.isfinite(size):
             break
         if size < least:
-            best, least = logs, size
-        mean, square = 0.9 * mean + 0.1 * pull, 0.99 * square + 0.01 * pull.square()
-        logs = logs - _RATE * (mean / (1 - 0.9**step)) / ((square / (1 - 0.99**step)).sqrt() + 1e-4)
+            best, least = logs.clone(), size
+        optimiser.step()
     # Several singular values meet where nothing is left to gain; there a power iteration may see too little.
     found = min((best, *starts), key=lambda start: _largest(c, b, start, torch.ones_like(start), 200)[0]).exp()
     return found if bool((torch.isfinite(found) & (found > 0)).all()) else None

@@ -110,6 +110,20 @@ def seconds_of_a_pass(whole: Ledger, x: torch.Tensor, norm: Norm = "l2") -> floa
     return seconds * (x.numel() + ledger.roundings) / (len(few.rows) - 1 + ledger.roundings)
 
 
+def products_of_a_pass(whole: Ledger) -> float:
+    """About how many numbers `logits_over` multiplies at least: what the work is where clocks may differ.
+
+    Of a ball's rows each goes through all linear maps.
+    """
+    seen = {
+        (node.name, number): linear.terms * math.prod(node.shape)
+        for parts in whole.parts.values()
+        for number, (node, linear) in enumerate(parts)
+        if linear is not None
+    }
+    return float(sum(seen.values())) * math.prod(whole.graph.input_shape)
+
+
 def room_in_memory(graph: Graph) -> int:
     """How many rows there is memory for: the input has as many as it has coordinates, each as large as itself."""
     largest = max(math.prod(shape) for shape in [graph.input_shape, *(node.shape for node in graph.nodes)])

@@ -73,7 +73,7 @@ def classes(audit: Audit) -> Classes:
     left_out = f"The {count(WEAKEST)} weakest and {count(STRONGEST)} strongest of {count(len(ranked))} classes."
     eps = audit.threat.eps[0] if audit.threat.eps else ""
     return Classes(
-        None if said else _figure(shown, hidden),
+        None if said else _figure(shown, hidden, audit.threat.norm),
         said,
         left_out if hidden else "",
         () if said else tuple(_row(one) for one in shown),
@@ -149,11 +149,11 @@ def _words(middle: float) -> str:
     return number(middle) if middle < math.inf else "never broken"
 
 
-def _figure(shown: Sequence[ClassSpread], hidden: int) -> Figure:
-    return Figure(_draw(shown, hidden, "fig5-wide", 860), _draw(shown, hidden, "fig5-narrow", 340))
+def _figure(shown: Sequence[ClassSpread], hidden: int, norm: str) -> Figure:
+    return Figure(_draw(shown, hidden, norm, "fig5-wide", 860), _draw(shown, hidden, norm, "fig5-narrow", 340))
 
 
-def _draw(shown: Sequence[ClassSpread], hidden: int, name: str, width: int) -> Chart:
+def _draw(shown: Sequence[ClassSpread], hidden: int, norm: str, name: str, width: int) -> Chart:
     wide = width > 500
     letters = 24 if wide else 13
     longest = max(text_width(clean(one.name, letters)) for one in shown)
@@ -164,7 +164,7 @@ def _draw(shown: Sequence[ClassSpread], hidden: int, name: str, width: int) -> C
     scale = Scale(min(ends) - pad, max(ends) + pad, plot.left, plot.right)
     ticks = log_ticks(scale.low, scale.high, 9 if wide else 5)
     marks: list[Mark] = [line(scale(t.at), plot.top, scale(t.at), plot.bottom, "grid") for t in ticks]
-    marks += x_axis(plot, scale, ticks, "L2 (log scale)")
+    marks += x_axis(plot, scale, ticks, f"{norm} (log scale)")
     marks += _key(shown, plot)
     ranges = []
     for k, one in enumerate(shown):

@@ -103,14 +103,14 @@ def _draw(audit: Audit, shown: Cloud, name: str, width: int, height: int) -> Cha
     (x_low, x_high), (y_low, y_high) = _ranges(shown)
     xs, ys = Scale(x_low, x_high, plot.left, plot.right), Scale(y_low, y_high, plot.bottom, plot.top)
     claimed = "certified" if metrics.holds(audit) else "claimed"
-    radius = f"{claimed} radius (L2, log scale)"
+    radius = f"{claimed} radius ({audit.threat.norm}, log scale)"
     marks: list[Mark] = [
         *_forbidden(plot, xs, ys, wide),
         *y_axis(
             plot,
             ys,
             log_ticks(y_low, y_high, 9),
-            "smallest adversarial perturbation found (L2)",
+            f"smallest adversarial perturbation found ({audit.threat.norm})",
             plot.top - 12,
         ),
         *x_axis(plot, xs, log_ticks(x_low, x_high, 11 if wide else 6), radius),
