@@ -48,7 +48,7 @@ from lipaudit.rounding import (
 )
 from lipaudit.settings import GlobalMethod
 
-_ROW_ENTRIES = 2**27
+MOST_ROW_ENTRIES = 2**27
 """Largest number of entries of the rows of the last linear map that are written out (1 GiB)."""
 
 _ROWS_AT_ONCE = 64
@@ -208,13 +208,13 @@ def _row_distances(chain: list[Link], classes: int) -> list[list[float]] | None:
     if not maps:
         return None
     entries = classes * math.prod(maps[0].input_shape)
-    if entries > _ROW_ENTRIES:
+    if entries > MOST_ROW_ENTRIES:
         return None
-    rows, error = _rows(maps, classes)
+    rows, error = written_rows(maps, classes)
     return row_distances(rows, error, factor)
 
 
-def _rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float]]:
+def written_rows(maps: list[LinearMap], classes: int) -> tuple[torch.Tensor, list[float]]:
     """The matrix of the chain, one row per class, and a bound of the L2 error of each row."""
     if len(maps) == 1 and isinstance(maps[0], Dense) and math.prod(maps[0].input_shape) == maps[0].terms:
         rows = maps[0].weight

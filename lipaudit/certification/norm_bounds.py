@@ -22,8 +22,8 @@ from functools import reduce
 
 import torch
 
-from lipaudit.certification.network_bound import _ROW_ENTRIES, Composition, _rows
-from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, _spoken, merged
+from lipaudit.certification.network_bound import MOST_ROW_ENTRIES, Composition, written_rows
+from lipaudit.domains.lipschitz.propagator import INPUT, Ledger, merged, spoken
 from lipaudit.domains.majorant.propagator import Majorants, Moving
 from lipaudit.errors import LipauditError
 from lipaudit.results.bounds import TOGETHER, Law, LayerBound, NetworkBound, Upper
@@ -97,10 +97,10 @@ def _stretched(bound: float, share: Decimal) -> float:
 def _of_classes(majorants: Majorants, head: Moving, classes: int, norm: Norm) -> tuple[float, torch.Tensor]:
     """Bounds of every logit, and of all differences of two."""
     maps = [link.linear for link in merged(head.chain)]
-    if maps and classes * math.prod(maps[0].input_shape) > _ROW_ENTRIES:
+    if maps and classes * math.prod(maps[0].input_shape) > MOST_ROW_ENTRIES:
         head, maps = majorants.settle(head), []
     if maps:
-        rows, error = _rows(maps, classes)
+        rows, error = written_rows(maps, classes)
     else:
         rows, error = torch.eye(classes, dtype=torch.float64, device=head.m.device), [0.0] * classes
     off = torch.tensor(error, dtype=torch.float64, device=rows.device)
@@ -196,7 +196,7 @@ def _lines(majorants: Majorants, head: Moving, norm: Norm) -> Iterator[LayerBoun
         so_far[number] = WIDE.multiply(wide(value), max(before) if norm == "linf" else reduce(WIDE.add, before))
         yield LayerBound(
             name=" + ".join(dict.fromkeys(part.title for part in step.nodes)),
-            op=" + ".join(_spoken(part.op) for part in step.nodes),
+            op=" + ".join(spoken(part.op) for part in step.nodes),
             upper=Upper(value, f"absolute-{kinds[0]}", f"largest {kinds[1]} sum of what entries follow"),
             law="scale" if len(step.parents) == 1 else law,
             inputs=tuple(_title(majorants, parent) for parent in step.parents),

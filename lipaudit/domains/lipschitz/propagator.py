@@ -297,7 +297,7 @@ class Ledger:
         """
         step = self.settle(value).step
         self._grown[node.name] = grown
-        ops = dict.fromkeys(_spoken(part.op) for part, _ in parts)
+        ops = dict.fromkeys(spoken(part.op) for part, _ in parts)
         bound = self.so_far[step]
         return Value(self._write(node, "scale", [step], upper, bound, kind="upper", parts=parts, op=" + ".join(ops)))
 
@@ -437,7 +437,7 @@ class Ledger:
         names = list(dict.fromkeys(part.title for part, _ in parts))
         line = LayerBound(
             name=" + ".join(names),
-            op=op or " + ".join(_spoken(part.op) for part, _ in parts),
+            op=op or " + ".join(spoken(part.op) for part, _ in parts),
             upper=upper,
             law=law,
             inputs=tuple(steps),
@@ -482,6 +482,6 @@ def _told(linear: Any) -> list[Any]:
     return found
 
 
-def _spoken(op: str) -> str:
+def spoken(op: str) -> str:
     """`_native_batch_norm_legit_no_training.default` is batch_norm to everybody."""
     return op.split(".")[0].removeprefix("_native_").removesuffix("_legit_no_training")
