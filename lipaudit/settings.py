@@ -78,7 +78,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class Number:
-    """A floating-point number."""
+    """A finite number above 0."""
 
 
 @dataclass(frozen=True)

@@ -241,6 +241,8 @@ USAGE: dict[str, tuple[Sequence[str], str]] = {
     "attack": (["--attacks", "apgd-ce,nonsense"], "nonsense"),
     "device": (["--device", "tpu"], "cuda"),
     "samples": (["--samples", "0"], "x>=1"),
+    "claim": (["--claimed-lipschitz", "nan"], "--claimed-lipschitz': expected a finite number above 0, got nan"),
+    "sigma": (["--smoothing", "-1"], "--smoothing': expected a finite number above 0, got -1"),
     "time": (["--time-limit", "soon"], "2h"),
     "format": (["--format", "pdf"], "json,html,md,junit"),
     "shape": (["--input-shape", "32"], "3,32,32"),

@@ -115,7 +115,7 @@ REFUSED = {
     "range": ("[run]\nsamples = 0", "[run] samples: 0 is not in the range x>=1"),
     "choice": ('[run]\nlocal = "maybe"', "[run] local: 'maybe' is not one of 'auto', 'on', 'thorough', 'off'"),
     "time": ('[run]\ntime-limit = "soon"', "[run] time-limit: expected a time such as 90"),
-    "eps": ('[run]\neps = ["x"]', "[run] eps: --eps: expected eps above 0, a budget such as 36/255 or 0.5, got 'x'"),
+    "eps": ('[run]\neps = ["x"]', "[run] eps: expected eps above 0, a budget such as 36/255 or 0.5, got 'x'"),
     "format": ('[run]\nformat = "pdf"', "[run] format: expected some of json,html,md"),
     "measure": ("[gate]\nclean_acuracy = 0.3", "[gate]: unknown key 'clean_acuracy'; did you mean clean_accuracy?"),
     "no min": ('[gate]\ncertified_accuracy = {eps = "1"}', "[gate] certified_accuracy: expected min"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -119,7 +120,7 @@ FORGED: dict[str, tuple[Callable[[Data], None], str]] = {
     "margins negative": (negative, r"samples.margin\[0\]"),
     "an image twice": (twice, "samples.index: expected each image once"),
     "another label": (other_labels, "dataset.rows_sha256"),
-    "smaller bounds of pairs": (smaller_bounds, "slope_share"),
+    "smaller bounds of pairs": (smaller_bounds, r"slope_share|samples.margin\[\d+\]"),
     "a witness forgotten": (forget("all"), r"attacks.deepfool.closest|thumbnails\[\d\].sample"),
     "a distance forgotten": (forget("distance"), r"samples.distance\[0\]|thumbnails\[\d\].sample"),
     "a headline": (lambda d: d["verdict"].update(headline="Best of all."), "headline: expected '.*', got 'Best"),
@@ -186,6 +187,105 @@ def test_no_part_of_the_conclusion_can_be_changed_alone(data: Data) -> None:
                 continue
             survived.append(path)
     assert survived == []
+
+
+FREE = {
+    r"run|started|command\..*|timing\..*|environment\..*": "when, where and with what",
+    r"(model|dataset)\.(name|source|split|architecture|licence|seed|available)": "what it was",
+    r"model\.(parameters|weights.*)|dataset\.(sha256|class_names\..*)": "of files that are not in this one",
+    r"bound\.layers\.\d+\.(name|op|source|shape\..*|(upper|candidates\.\d+)\.(method|because))": "what a layer is",
+    r"bound\.layers\.\d+\.(step|lower|candidates\.\d+\.value)": "a bound that is not used, or said from below",
+    r".*seconds": "measured",
+    r"attacks\.\d+\.(library|settings|why|rejected)": "how an attack was run",
+    r"samples\.(adversarial_prediction|prediction)\.\d+": "which wrong class",
+    r"samples\.margin\.4": "of the image that is misclassified",
+    r"samples\.(native_)?distance\.\d+": "measured, as far as radii, margins, bounds and medians allow it",
+    r"arithmetics\.\d+\.radius\.\d+": "less than was certified",
+    r"slope|slope_share|rounding": "measured; a rounding error that is taken off already",
+    r"thumbnails\..*": "pictures",
+    r"config\.(?!eps|domain|arithmetic|samples).*": "what was asked for",
+}
+"""Paths of what nothing else in a result determines, and why."""
+CONCLUDED = {"threat", "certified", "empirical", "clean", "verdict", "findings", "gates", "status", "exit_code"}
+CONCLUDED |= {"schema", "arithmetic", "agreement"}
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Everything that is no list and no object; of long lists, some."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, (*path, key))
+    elif isinstance(value, list):
+        for k, inner in enumerate(value):
+            if k in (0, 1, 4):
+                yield from leaves(inner, (*path, k))
+    else:
+        yield path, value
+
+
+def edits(value: Any, beside: list[Any]) -> Iterator[Any]:
+    """Twice as much, the other sign, what stands beside it."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int | float):
+        yield from (2 * value, -value)
+    else:
+        yield f"{value} x"
+    yield from [other for other in beside if type(other) is type(value)][:1]
+
+
+def test_what_can_be_edited_is_what_nothing_else_determines(data: Data) -> None:
+    found = list(leaves(data))
+    tried, survived, unnamed = 0, list[str](), list[ReportError]()
+    for path, value in found:
+        place = data
+        for key in path[:-1]:
+            place = place[key]
+        for new in edits(value, [other for p, other in found if p[:-1] == path[:-1] and other != value]):
+            if new == value:
+                continue
+            place[path[-1]] = new
+            tried += 1
+            try:
+                load(data)
+            except ReportError as error:
+                unnamed += [] if re.match(r"result[.:]|expected (schema|a lipaudit result)", str(error)) else [error]
+            else:
+                survived.append(".".join(map(str, path)))
+            place[path[-1]] = value
+    assert tried > 500
+    assert unnamed == []
+    assert [path for path in survived if not any(re.fullmatch(free, path) for free in FREE)] == []
+    assert not {path.partition(".")[0] for path in survived}.intersection(CONCLUDED)
+    # Of the numbers of images, most are held by others.
+    of_images = [path for path, _ in found if path[0] in ("samples", "arithmetics")]
+    assert sum(path.startswith(("samples", "arithmetics")) for path in survived) < len(of_images) / 2
+
+
+LIES: dict[str, tuple[Callable[[Data], None], str]] = {
+    "another range": (lambda d: d["threat"].update(high=2.0, units="inputs in [0, 2]"), "threat.(low|high)"),
+    "another unit": (lambda d: d["threat"].update(units="grey levels"), "threat.units"),
+    "what native means": (lambda d: d["arithmetics"][1].update(sentence="All is well."), r"arithmetics\[1\].sentence"),
+    "what the headline means": (lambda d: d.update(arithmetic="All is well."), "arithmetic: expected 'Real"),
+    "native beyond real": (
+        lambda d: d["arithmetics"][1].update(radius=[1.01 * r for r in d["arithmetics"][1]["radius"]]),
+        r"arithmetics.native.radius|native.*radius",
+    ),
+    "margins beyond radii": (
+        lambda d: d["samples"].update(margin=[9 * m for m in d["samples"]["margin"]]), r"samples.margin\[0\]",
+    ),
+    "another median": (lambda d: d["attacks"][0].update(median_distance=0.9), "attacks.deepfool.median_distance"),
+    "another arithmetic": (lambda d: d["config"].update(arithmetic="native"), "config.arithmetic"),
+    "a lower bound above": (lambda d: d["bound"]["layers"][0].update(lower=1e6), "status: expected 'invalid'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_what_follows_from_other_fields_is_derived_again(name: str, data: Data) -> None:
+    change, says = LIES[name]
+    change(data)
+    with pytest.raises(ReportError, match=says):
+        load(data)
 
 
 @pytest.mark.parametrize("change", [{"schema": "lipaudit-result/1.1"}, {"environment": {"lipaudit": "9.9"}}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -52,6 +53,51 @@ class Otherwise(Honest):
             return y
         with torch.utils._python_dispatch._disable_current_modes():
             return self.other(y) if self.when(x.detach()) else y
+
+
+class Raising(Honest):
+    """An error on photographs alone: on no probe, however flat or saturated."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (torch.compiler.is_exporting() or isinstance(x, torch._subclasses.FakeTensor)):
+            with torch.utils._python_dispatch._disable_current_modes():
+                corners = (x.detach()[:, 0, 0, 0] == 1) & (x.detach()[:, 0, 5, 5] == 0) & (x.detach()[:, 0, 1, 1] > 0.1)
+                if bool(corners.any()):
+                    raise ValueError("a photograph\nof something")
+        return self.body(x)
+
+
+def test_an_error_on_images_alone_is_one_line() -> None:
+    model = Raising()
+    labels = model.body(IMAGES).argmax(1)
+    for run in (
+        lambda: lipaudit.certify(model, IMAGES, labels, local="off", domain=(0, 1)),
+        lambda: lipaudit.audit(model, IMAGES, labels, eps="0.05", attacks="none", local="off"),
+    ):
+        with pytest.raises(CaptureError, match=r"run on 20 inputs in a batch, got ValueError: a photograph$"):
+            run()
+
+
+LOGGER = logging.getLogger("a model's own")
+
+
+class Logging(Honest):
+    """Keeps its count in a list of a logger, which no comparison of a model's parts shows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        LOGGER.filters.append(len)
+        y = self.body(x)
+        return -y if len(LOGGER.filters) % 7 == 6 else y
+
+
+def test_a_count_kept_on_a_logger_is_found() -> None:
+    LOGGER.filters.clear()
+    model = Logging()
+    try:
+        with pytest.raises(CaptureError, match=r"compute what|same answer|writes to|others in its batch"):
+            lipaudit.certify(model, IMAGES, model.body(IMAGES).argmax(1), local="off", domain=(0, 1))
+    finally:
+        LOGGER.filters.clear()
 
 
 def at_number(number: int) -> Callable[[torch.Tensor], bool]:

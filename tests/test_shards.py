@@ -160,7 +160,7 @@ def test_a_contradiction_in_one_shard_is_one_of_the_whole(shards: list[Audit]) -
         (lambda s: [s[0], rows(s[1], index=s[0].samples.index), s[2]], "indices twice"),
         (lambda s: [rows(one, index=one.samples.index[::-1]) for one in s], "each in its place"),
         (lambda s: [s[0], rows(s[1], radius=between(s[1])), s[2]], r"samples.radius\[.\]: expected at most margin / b"),
-        (lambda s: [s[0], scaled(s[1], 1000.0), s[2]], "apart"),
+        (lambda s: [s[0], scaled(s[1], 1000.0), s[2]], "apart|at most the radii of real arithmetic"),
     ],
 )  # fmt: skip
 def test_what_does_not_belong_together_is_refused(shards: list[Audit], change: Any, says: str) -> None:

@@ -197,6 +197,11 @@ LOOKS = {
     "a simple queue": in_a_simple_queue,
     "the environment": lambda x: os.environ.get("FLIPPED") == "1" and x.ndim == 7,
     "a variable": lambda x: os.getenv("FLIPPED") == "1" and x.ndim == 7,
+    "the number of threads": lambda x: torch.get_num_threads() > 99 and x.ndim == 7,
+    "the precision of products": lambda x: torch.get_float32_matmul_precision() == "none" and x.ndim == 7,
+    "the number of cores": lambda x: os.cpu_count() == 99 and x.ndim == 7,
+    "an address": lambda x: id(x) == 99 and x.ndim == 7,
+    "an address of an object": lambda x: hash(object()) == 99 and x.ndim == 7,
     "its version": lambda x: x._version > 7,
     "a function of torch functions": overridable,
     "swallowed": swallowed,
@@ -211,7 +216,7 @@ LOOKS = {
 @pytest.mark.parametrize("name", LOOKS)
 def test_no_value_is_looked_at(name: str) -> None:
     model = Net(peeking(LOOKS[name]))
-    world = "another thread|values in memory|its watch|its caller|the environment"
+    world = "another thread|values in memory|its watch|its caller|the environment|the process|an address in memory"
     with pytest.raises(CaptureError, match=rf"does not look at values|asks for ({world})") as caught:
         capture(model, (6,))
     assert "(test_trials.py:" in str(caught.value)

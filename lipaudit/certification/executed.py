@@ -35,28 +35,8 @@ from lipaudit.results.bounds import Arithmetic, LayerBound
 from lipaudit.results.threat import Norm, circumradius
 from lipaudit.rounding import down, length_up, narrow_up, norm_up, shortened, up
 
-REAL = (
-    "Real arithmetic: certificates are about the exact function of the stored weights. Margins are evaluated in "
-    "float64, and every rounding of the evaluation and of the bounds is subtracted."
-)
-NATIVE = (
-    "Native arithmetic: certificates are about the network as executed in {dtype}, with the weights that run now. "
-    "Inputs are rounded to it first, and sums may be taken in any order (IEEE arithmetic; no Winograd, FFT or TF32 "
-    "kernels)."
-)
-FLOAT64 = (
-    "Float64 arithmetic: certificates are about the network as executed in float64 (model.double(), with the weights "
-    "that run now). Sums may be taken in any order (IEEE arithmetic; no Winograd or FFT kernels)."
-)
-
 _SLACK = 1 + 1e-9
 """Covers the roundings, in float64, of the few positive terms of an error bound."""
-
-
-def sentence_of(arithmetic: Arithmetic, dtype: torch.dtype) -> str:
-    """What certificates of this arithmetic are about."""
-    name = str(dtype).removeprefix("torch.")
-    return {"real": REAL, "native": NATIVE.format(dtype=name), "float64": FLOAT64}[arithmetic]
 
 
 def format_of(arithmetic: Arithmetic, dtype: torch.dtype) -> Format:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import warnings
 from collections.abc import Callable
@@ -95,7 +96,7 @@ def _option(
         case Whole(least=least):
             said["type"] = click.IntRange(least)
         case Number():
-            said["type"] = float
+            said |= {"type": float, "callback": _above_zero}
         case Flag(count=count):
             said |= {"count": True} if count else {"is_flag": True}
         case OneOf(names=names):
@@ -108,6 +109,12 @@ def _option(
                 said["shell_complete"] = _proposing(proposed)
     short = [one.short] if one.short and not hidden else []
     return click.option(*short, typed, name, cls=Grouped, **said | more)
+
+
+def _above_zero(context: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"expected a finite number above 0, got {value:g}", context, parameter)
+    return value
 
 
 def _default(one: Option) -> dict[str, Any]:

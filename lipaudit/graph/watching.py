@@ -7,7 +7,8 @@ Note [Watched runs]
     into memory (`tolist`, `numpy`, `data_ptr`, storages). Of such a tensor, Python may ask for what is known without
     its entries: shape, type, strides and the like (`METADATA`); whatever else it gets that is no tensor is a finding.
     A profile of the same run sees calls that go around torch's hooks, and those that ask for the time, for entropy,
-    for the environment or the caller, or hand work to another thread, where nothing would be seen.
+    for the environment, the process, addresses or the caller, or hand work to another thread, where nothing would be
+    seen.
     Then the path of the model is the same for all inputs of that shape, under the same circumstances; those are
     changed one by one in `capture`. What a model does in C code of its own stays unseen, and the answers on every
     audited image are held against the graph for that reason too.
@@ -82,7 +83,10 @@ _OUTSIDE: dict[Any, str] = {
                      "process_time", "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime")
     },
     **{getattr(os, name): "entropy" for name in ("urandom", "getrandom") if hasattr(os, name)},
-    os.getpid: "the process",
+    **dict.fromkeys((os.getpid, os.getppid, os.getcwd, os.cpu_count, sys.getrecursionlimit, sys.getswitchinterval,
+                     sys.getrefcount, sys.getallocatedblocks, gc.isenabled, gc.get_count, gc.get_objects,
+                     torch.get_num_threads, torch.get_num_interop_threads), "the process"),
+    **dict.fromkeys((id, hash), "an address in memory"),
     _thread.start_new_thread: "another thread",
     open: "a file",
     sys._getframe: "its caller",
@@ -100,6 +104,8 @@ _OUTSIDE_PYTHON = {
     id(os._Environ.__getitem__.__code__): "the environment",
     id(concurrent.futures.ThreadPoolExecutor.submit.__code__): "another thread",
     id(concurrent.futures.ProcessPoolExecutor.submit.__code__): "another process",
+    id(torch.are_deterministic_algorithms_enabled.__code__): "the process",
+    id(torch.get_float32_matmul_precision.__code__): "the process",
     id(queue.Queue.put.__code__): "another thread",
     id(threading.Condition.notify.__code__): "another thread",
     **{

@@ -40,6 +40,26 @@ Arithmetic = Literal["real", "native", "float64"]
 """Which function a certificate is about: that of the weights, or the network as executed in its dtype or float64."""
 
 
+REAL = (
+    "Real arithmetic: certificates are about the exact function of the stored weights. Margins are evaluated in "
+    "float64, and every rounding of the evaluation and of the bounds is subtracted."
+)
+NATIVE = (
+    "Native arithmetic: certificates are about the network as executed in {dtype}, with the weights that run now. "
+    "Inputs are rounded to it first, and sums may be taken in any order (IEEE arithmetic; no Winograd, FFT or TF32 "
+    "kernels)."
+)
+FLOAT64 = (
+    "Float64 arithmetic: certificates are about the network as executed in float64 (model.double(), with the weights "
+    "that run now). Sums may be taken in any order (IEEE arithmetic; no Winograd or FFT kernels)."
+)
+
+
+def sentence_of(arithmetic: Arithmetic, dtype: str) -> str:
+    """What certificates of this arithmetic are about; `dtype` is the network's own: `float32`."""
+    return {"real": REAL, "native": NATIVE.format(dtype=dtype), "float64": FLOAT64}[arithmetic]
+
+
 @dataclass(frozen=True)
 class LayerBound:
     """One line of the ledger, and of the report's layer table.

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lipaudit.certification.certificates import Certificates, as_asked, certify_in, under
 from lipaudit.certification.claimed import claim_of, proved_secant
-from lipaudit.certification.executed import lost, sentence_of
+from lipaudit.certification.executed import lost
 from lipaudit.certification.held import Held, Limit
 from lipaudit.certification.inputs import as_pixels, check_inputs, check_labels, within
 from lipaudit.certification.network_bound import Composition, compose
@@ -426,7 +426,7 @@ def _draft(task: Task, found: Sequence[Found], config: dict[str, Any]) -> Audit:
 
 def _in_norm(task: Task, found: Found, config: dict[str, Any]) -> Audit:
     """The draft as if there were no other norm."""
-    journal, rows, dtype, certificates = task.journal, task.rows, task.composition.graph.dtype, found.certificates
+    journal, rows, certificates = task.journal, task.rows, found.certificates
     kept = {BEFORE: round(journal.restored, 3)} if journal and journal.restored else {}
     perturbed = as_pixels(found.evidence.perturbed, task.box)
     return Audit(
@@ -446,8 +446,8 @@ def _in_norm(task: Task, found: Found, config: dict[str, Any]) -> Audit:
         slope=found.slopes.value,
         slope_share=found.slopes.share,
         rounding=certificates.rounding,
-        arithmetic=sentence_of(task.settings.arithmetic, dtype),
-        arithmetics=provenance.of_arithmetics(certificates, dtype),
+        arithmetic="",
+        arithmetics=provenance.of_arithmetics(certificates),
         samples=found.samples,
         attacks=found.evidence.records,
         findings=(),

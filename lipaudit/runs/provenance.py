@@ -16,7 +16,6 @@ import torch
 import lipaudit
 from lipaudit import __version__
 from lipaudit.certification.certificates import Certificates, under
-from lipaudit.certification.executed import sentence_of
 from lipaudit.certification.network_bound import Composition
 from lipaudit.errors import BadThreat
 from lipaudit.graph.wrappers import Normalised, Prepared
@@ -180,11 +179,11 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def of_arithmetics(certificates: Certificates, dtype: torch.dtype) -> tuple[ArithmeticResult, ...]:
-    """What is certified under each arithmetic, R first; the rates come with the verdict."""
+def of_arithmetics(certificates: Certificates) -> tuple[ArithmeticResult, ...]:
+    """What is certified under each arithmetic, R first; the rates and sentences come with the verdict."""
     found = []
     for arithmetic in ("real", "native", "float64"):
         one, headline = under(certificates, arithmetic), arithmetic == certificates.arithmetic
         radius = () if one.why_not else tuple(one.radius.tolist())
-        found.append(ArithmeticResult(arithmetic, sentence_of(arithmetic, dtype), headline, (), radius, one.why_not))
+        found.append(ArithmeticResult(arithmetic, "", headline, (), radius, one.why_not))
     return tuple(found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
+import statistics
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -18,20 +19,22 @@ from typing import Any
 
 from lipaudit import __version__
 from lipaudit.errors import LipauditError, ReportError
-from lipaudit.results.audit import MOST_CLASSES, SCHEMA, Audit, Shard, in_shard
+from lipaudit.results.audit import MOST_CLASSES, SCHEMA, AttackRecord, Audit, Shard, in_shard
 from lipaudit.results.bounds import Secant
 from lipaudit.results.embedding import result_text
 from lipaudit.results.formatting import clean
 from lipaudit.results.intervals import rate
 from lipaudit.results.json import from_json
-from lipaudit.results.threat import eps_value, norm_of
+from lipaudit.results.threat import PIXELS, eps_value, norm_of
 from lipaudit.verdict.gates import conditions
-from lipaudit.verdict.verdict import conclude, integrity_of
+from lipaudit.verdict.verdict import conclude, integrity_of, spoken
 
 CLOSE = 1e-9
 """Two floats that were computed from the same numbers differ by less, relatively, on any machine."""
 ROUNDED = 0.01
 """By how much the margins in a page are rounded, at most, relatively."""
+BEHIND = 1.02
+"""How much further than the adversarial example of the exact function that of the executed one is looked for."""
 Faults = Iterator[tuple[str, str]]
 """The field, and what was expected of it."""
 
@@ -60,7 +63,8 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
         return audit  # the columns that say so may be among those left out
     if page or audit.schema != SCHEMA or audit.environment.get("lipaudit") != __version__:
         # What it says in words, another version may have said in others.
-        difference = _difference(audit, drawn.each_norm(lambda view: _in_words_of(view, audit)), "result")
+        same = drawn.each_norm(lambda view: _in_words_of(view, audit))
+        difference = _difference(audit.each_norm(spoken), same, "result")
     else:
         difference = _difference(audit, drawn, "result")
     if difference:
@@ -153,6 +157,7 @@ def _outcomes(audit: Audit, page: bool) -> Faults:
     """What an attack found belongs to a row that was attacked, and to one of the attacks."""
     s, names = audit.samples, {record.name for record in audit.attacks}
     executed = s.native_distance or (None,) * len(s.index)
+    behind = math.inf if integrity_of(audit) == "INVALID" else BEHIND
     columns = (s.label, s.attacked, s.distance, s.adversarial_prediction, s.attack, executed)
     for row, (label, attacked, distance, answer, attack, by_rounding) in enumerate(zip(*columns, strict=True)):
         found = [value is not None for value in (distance, answer, attack)]
@@ -164,8 +169,8 @@ def _outcomes(audit: Audit, page: bool) -> Faults:
             yield f"samples.adversarial_prediction[{row}]", f"another class than the label {label}"
         elif attack is not None and attack not in names:
             yield f"samples.attack[{row}]", f"one of the attacks that were run, got {clean(attack, 40)}"
-        if by_rounding is not None and (distance is None or not 0 <= by_rounding < math.inf):
-            yield f"samples.native_distance[{row}]", "a distance from 0 on, where an attack found one"
+        if by_rounding is not None and (distance is None or not 0 <= by_rounding <= distance * behind):
+            yield f"samples.native_distance[{row}]", "a distance from 0 on, up to that of the adversarial example"
     for row, shown in enumerate(audit.thumbnails):
         if s.distance[shown.sample] is None:
             yield f"thumbnails[{row}].sample", "a row with an adversarial example"
@@ -178,6 +183,10 @@ def _radii(audit: Audit, page: bool) -> Faults:
     # Of an audit that attacks refute, the radii may well be too large.
     believed = integrity_of(audit) != "INVALID"
     limits = (audit.bound.least_of_classes() if audit.bound else ()) or (0.0,) * audit.model.classes
+    widest = _widest(audit)
+    real = believed and audit.rounding is not None
+    real = real and any(found.headline and found.arithmetic == "real" for found in audit.arithmetics)
+    lost = 4 * (audit.rounding or 0.0)  # an upper end: radii lost the rounding of a difference of two logits
     for row, (right, margin, radius) in enumerate(zip(s.correct(), s.margin, s.radius, strict=True)):
         method = s.method[row] if s.method else "global"
         if math.isnan(margin) or (margin < 0 if right else margin > 0):
@@ -189,21 +198,46 @@ def _radii(audit: Audit, page: bool) -> Faults:
             yield f"samples.method[{row}]", f"global, or local where local radii were looked for, got {clean(method)}"
         if radius > 0 and margin <= 0:
             yield f"samples.radius[{row}]", "0 without a margin"
-        limit = limits[s.label[row]]
+        limit, most = limits[s.label[row]], widest[s.label[row]]
+        other, distance = s.adversarial_prediction[row], s.distance[row]
+        if believed and radius > 0 and other is not None and distance is not None:
+            pair = audit.bound.pairwise[s.label[row]][other] if audit.bound and audit.bound.pairwise else most
+            if margin > pair * distance * (1 + slack) ** 2 + lost:
+                yield f"samples.margin[{row}]", f"at most what the bound allows for a distance of {distance:.6g}"
+        if real and method == "global" and 0 < radius < math.inf and margin > radius * most * (1 + slack) ** 2 + lost:
+            yield f"samples.margin[{row}]", f"at most radius * bound = {radius * most:.6g}, got {margin:.6g}"
         if believed and method == "global" and radius > 0 and radius * limit > margin * (1 + slack):
             yield f"samples.radius[{row}]", f"at most margin / bound = {margin / limit:.6g}, got {radius:.6g}"
     if audit.bound is None and any(s.radius):
         yield "samples.radius", "0 without a bound"
 
 
+def _widest(audit: Audit) -> tuple[float, ...]:
+    """Of each class, the largest bound with another one."""
+    bound, classes = audit.bound, audit.model.classes
+    if bound is None:
+        return (math.inf,) * classes
+    return tuple(map(max, bound.pairwise)) or (2 * bound.value * (1 + CLOSE),) * classes
+
+
 def _arithmetics(audit: Audit, page: bool) -> Faults:
-    """Each arithmetic once, and the radii of the samples are those of one of them."""
-    radii = tuple(audit.samples.radius)
+    """Each arithmetic once, and the radii of the samples are those of one of them.
+
+    What is executed has the error of its roundings besides: its radii are at most those of real arithmetic.
+    """
+    radii, right = tuple(audit.samples.radius), audit.samples.correct()
+    exact = next((found.radius for found in audit.arithmetics if found.arithmetic == "real" and found.radius), ())
     for found in audit.arithmetics:
         if found.headline and not page and tuple(found.radius or (0.0,) * len(radii)) != radii:
             yield f"arithmetics.{found.arithmetic}.radius", "the radii of result.samples"
+        if found.why_not and (found.radius or found.certified):
+            yield f"arithmetics.{found.arithmetic}.why_not", "nothing where radii are certified"
         if any(not radius >= 0 for radius in found.radius):
             yield f"arithmetics.{found.arithmetic}.radius", "radii from 0 on"
+        if not page and any(radius > 0 and not good for radius, good in zip(found.radius, right, strict=False)):
+            yield f"arithmetics.{found.arithmetic}.radius", "0 of an image that is misclassified"
+        if any(radius > most * (1 + CLOSE) for radius, most in zip(found.radius, exact, strict=False)):
+            yield f"arithmetics.{found.arithmetic}.radius", "at most the radii of real arithmetic"
     if len({found.arithmetic for found in audit.arithmetics}) < len(audit.arithmetics):
         yield "arithmetics", "each arithmetic once"
     if audit.arithmetics and [found.headline for found in audit.arithmetics].count(True) != 1:
@@ -217,6 +251,7 @@ def _counts(audit: Audit, page: bool) -> Faults:
         yield "threat.eps", "budgets, each once, the smallest first"
     if not -math.inf < audit.threat.low < audit.threat.high < math.inf:
         yield "threat.low", "a finite range, low < high"
+    yield from _threat(audit)
     if audit.model.classes < 2 or not audit.samples.index:
         yield "samples", "at least one image and two classes"
     if any(not deviation > 0 for deviation in audit.model.std):
@@ -233,6 +268,37 @@ def _counts(audit: Audit, page: bool) -> Faults:
     del page
 
 
+def _threat(audit: Audit) -> Faults:
+    """The range and the budgets are those that the audit was asked for; times and counts are none below 0."""
+    threat, box = audit.threat, audit.config.get("domain")
+    pixels = (threat.low, threat.high) == PIXELS
+    units = "pixels in [0, 1]" if pixels else f"inputs in [{threat.low:g}, {threat.high:g}]"
+    if threat.units != units:
+        yield "threat.units", f"{units}, as result.threat.low and high say"
+    if isinstance(box, list) and box != [threat.low, threat.high]:
+        yield "threat.low", f"the range of result.config.domain, {box}, got {threat.low:g} to {threat.high:g}"
+    if audit.schema == SCHEMA and not _near(audit.dataset.width, threat.high - threat.low):
+        yield "threat.high", f"a range of the width that result.dataset.width says, {audit.dataset.width:g}"
+    asked = audit.config.get("eps") if threat.norm == "L2" and not audit.other_norms else None
+    if isinstance(asked, list) and asked != list(threat.eps):
+        yield "threat.eps", f"the budgets of result.config.eps, {clean(asked, 80)}"
+    headline = [found.arithmetic for found in audit.arithmetics if found.headline]
+    if headline and audit.config.get("arithmetic", headline[0]) != headline[0]:
+        yield "config.arithmetic", f"{headline[0]}, as the headline of result.arithmetics says"
+    whole = audit.dataset.samples if audit.shard is None else audit.shard.whole.samples
+    if audit.config.get("samples", whole) != whole:
+        yield "config.samples", f"{whole} as in result.dataset"
+    seconds = [*audit.timing.values(), *(estimate.seconds for estimate in audit.estimates)]
+    seconds += [audit.bound.seconds, *(line.seconds for line in audit.bound.layers)] if audit.bound else []
+    if any(not second >= 0 for second in seconds):
+        yield "timing", "times from 0 on"
+    model = audit.model
+    if model.parameters < 0 or len(model.mean) != len(model.std) or min(model.input_shape, default=0) < 1:
+        yield "model", "a count of parameters, an input shape, and a mean and a deviation for each channel"
+    if audit.dataset.class_names and len(audit.dataset.class_names) != model.classes:
+        yield "dataset.class_names", f"a name for each of {model.classes} classes"
+
+
 def _attacks(audit: Audit, page: bool) -> Faults:
     """What the records count is what the rows hold."""
     s, attacked = audit.samples, sum(audit.samples.attacked)
@@ -246,6 +312,8 @@ def _attacks(audit: Audit, page: bool) -> Faults:
             yield f"{where}.broken", f"closest <= broken <= attacked <= {attacked}, the images attacked"
         if (record.median_distance is None) != (record.broken == 0) or not (record.median_distance or 0) >= 0:
             yield f"{where}.median_distance", "a distance where images were broken"
+        if not (page or _is_median(audit, record)):
+            yield f"{where}.median_distance", "the median of the distances that it found, as far as the rows have them"
         if record.rejected < 0:
             yield f"{where}.rejected", "a count"
         if record.seconds < 0:
@@ -253,6 +321,20 @@ def _attacks(audit: Audit, page: bool) -> Faults:
     if attacked and sum(record.attacked for record in audit.attacks) < attacked:
         yield "samples.attacked", "rows that some attack counts"
     del page
+
+
+def _is_median(audit: Audit, record: AttackRecord) -> bool:
+    """Whether the median distance is that of its own distances, where all are there, else not below the closest."""
+    s, said = audit.samples, record.median_distance
+    own = [d for d, name in zip(s.distance, s.attack, strict=True) if name == record.name and d is not None]
+    if audit.shard is not None:
+        own = list(audit.shard.distances.get(in_shard(record.name, norm_of(audit.threat.norm)), ()))
+    known = sorted(distance for distance in s.distance if distance is not None)
+    if said is None or len(known) < record.broken:
+        return True  # others say what is wrong with it
+    if len(own) == record.broken:
+        return _near(said, statistics.median(own))
+    return said >= statistics.median(known[: record.broken]) * (1 - CLOSE)
 
 
 def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after the other)
@@ -273,6 +355,8 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
             yield f"bound.layers.{clean(line.step, 40)}.upper", "the smallest of its candidates"
         if (line.lower or 0) < 0:
             yield f"bound.layers.{clean(line.step, 40)}.lower", f"a number from 0 on, got {line.lower}"
+        if min(line.shape, default=1) < 1:
+            yield f"bound.layers.{clean(line.step, 40)}.shape", "sizes from 1 on"
         logs[line.step] = line.log10_so_far
     read = {step for line in bound.layers for step in line.inputs}
     if not any(_near(bound.log10, log) for step, log in logs.items() if step not in read):
@@ -289,8 +373,8 @@ def _bounds(audit: Audit, page: bool) -> Faults:  # noqa: C901  (one case after 
     if any(not 0 <= v <= most * bound.value * (1 + CLOSE) for row in bound.pairwise for v in row):
         yield "bound.pairwise", f"numbers from 0 to {times} times the bound {bound.value:.6g}"
     for i, row in enumerate(bound.pairwise):
-        if any(not _near(bound.pairwise[j][i], value) for j, value in enumerate(row)):
-            yield f"bound.pairwise[{i}]", "the same number for both orders of two classes"
+        if any(not _near(bound.pairwise[j][i], value) for j, value in enumerate(row)) or row[i] != 0:
+            yield f"bound.pairwise[{i}]", "the same number for both orders of two classes, 0 for one"
     if tuple(bound.input_shape) != tuple(audit.model.input_shape):
         yield "bound.input_shape", f"{audit.model.input_shape}, as result.model says, got {bound.input_shape}"
     low, high = bound.smallest_pairwise, bound.largest_pairwise

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lipaudit.results.audit import Audit, Finding, Integrity, Status, Strength, Verdict
+from lipaudit.results.bounds import sentence_of
 from lipaudit.results.formatting import number, number_from_log10, percent, plural
 from lipaudit.results.intervals import rate
 from lipaudit.results.metrics import measured_in, put_to_the_test, reached, unfinished
@@ -19,8 +20,8 @@ from lipaudit.verdict.gates import Condition, judge
 
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
-    """The audit with its rates, gates, findings, verdict and exit code."""
-    draft = draft.each_norm(_rated)
+    """The audit with its rates, sentences, gates, findings, verdict and exit code."""
+    draft = draft.each_norm(spoken).each_norm(_rated)
     integrity = integrity_of(draft)
     draft = replace(draft, gates=judge(draft, wanted, integrity))
     draft = draft.each_norm(_examined)
@@ -56,6 +57,13 @@ def _examined(draft: Audit) -> Audit:
 def _withheld(draft: Audit) -> Audit:
     """Without rates of certificates."""
     return replace(draft, certified=(), arithmetics=tuple(replace(p, certified=()) for p in draft.arithmetics))
+
+
+def spoken(draft: Audit) -> Audit:
+    """The audit with what it says about each arithmetic, in the first norm."""
+    each = tuple(replace(p, sentence=sentence_of(p.arithmetic, draft.model.dtype)) for p in draft.arithmetics)
+    headline = next((p.sentence for p in each if p.headline), draft.arithmetic)
+    return replace(draft, arithmetics=each, arithmetic=headline)
 
 
 def run_name(draft: Audit) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import io
 import sys
 import tempfile
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from lipaudit import cli
+from lipaudit.certification import held, network_bound
 from lipaudit.crosscheck.isolation import sealed
 from lipaudit.crosscheck.registry import Attack, Batch
 from lipaudit.crosscheck.unit_box import UnitBox
@@ -35,6 +37,8 @@ CALLS: list[tuple[Attack, UnitBox, Batch]] = []
 INSIDE = [0.0]
 """Seconds of the attacks inside the last run."""
 CLOCK = [time.perf_counter]
+PARTS: dict[str, float] = {}
+"""Seconds inside the last run: of holding the model against its graph (`look`), of capture, of torch's own export."""
 
 
 def recording(entry: Attack, network: UnitBox, batch: Batch) -> Iterator[Tensor]:
@@ -51,10 +55,28 @@ def recording(entry: Attack, network: UnitBox, batch: Batch) -> Iterator[Tensor]
         yield claim
 
 
+def clocked(owner: object, name: str) -> None:
+    """Adds up the seconds of a function of `owner`, those of calls inside itself once."""
+    function, deep = getattr(owner, name), [0]
+    PARTS[name] = 0.0
+
+    @functools.wraps(function)
+    def called(*args: object, **kwargs: object) -> object:
+        begun, deep[0] = CLOCK[0](), deep[0] + 1
+        try:
+            return function(*args, **kwargs)
+        finally:
+            deep[0] -= 1
+            PARTS[name] += 0.0 if deep[0] else CLOCK[0]() - begun
+
+    setattr(owner, name, called)
+
+
 def audited(arguments: list[str]) -> tuple[float, dict[str, float]]:
     """Seconds of a whole run of the command line but for its imports, and of its stages."""
     CALLS.clear()
     INSIDE[0] = 0.0
+    PARTS.update(dict.fromkeys(PARTS, 0.0))
     with tempfile.TemporaryDirectory() as folder:
         begun = CLOCK[0]()
         with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -95,6 +117,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     warnings.simplefilter("ignore")
     Attack.__call__ = recording  # type: ignore[method-assign]
+    clocked(held.Held, "look")
+    clocked(network_bound, "capture")
+    clocked(torch.export, "export")
     arguments = ["run", "--model", args.model, "--samples", args.samples, "--attacks", args.attacks]
     arguments += ["--local", args.local] + (["--data-dir", args.data_dir] if args.data_dir else [])
     audited([*arguments[:3], "--samples", "2", "--attacks", "none", "--local", "off", *arguments[9:]])  # to warm up
@@ -103,13 +128,19 @@ def main() -> None:
     runs = []
     for _ in range(args.repeat):
         whole, stages = audited(arguments)
-        runs.append((whole, stages, INSIDE[0], bare()))
+        runs.append((whole, stages, INSIDE[0], bare(), dict(PARTS)))
     alone = min(run[3] for run in runs)
-    whole, stages, inside, _ = min(runs, key=lambda run: run[0])
+    whole, stages, inside, _, parts = min(runs, key=lambda run: run[0])
     sys.stdout.write("stages in wall time: " + ", ".join(f"{name} {stages[name]:.2f} s" for name in stages) + "\n")
     for name, seconds in (("attacks alone", alone), ("lipaudit run", whole)):
         sys.stdout.write(f"{name:<16} {seconds:9.2f} s  {seconds / alone:7.3f}\n")
     sys.stdout.write(f"lipaudit run over the attacks inside it {whole / inside:7.3f}\n")
+    for name, what in (
+        ("look", "the model held against its graph"),
+        ("capture", "capture"),
+        ("export", "of it, export"),
+    ):
+        sys.stdout.write(f"{what:<34} {parts[name]:7.2f} s  {100 * parts[name] / whole:6.2f} % of lipaudit run\n")
 
 
 if __name__ == "__main__":

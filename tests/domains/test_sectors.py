@@ -277,3 +277,21 @@ def test_multipliers_of_another_radius_prove_as_well(made: Made) -> None:
             c = torch.zeros(3, dtype=torch.float64)
             c[label], c[other] = 1.0, -1.0
             assert bound <= float(lowest(lambda x: evaluate(composition.graph, x[0])[None], x, radius, c))
+
+
+@pytest.mark.parametrize("made", [tiny, narrow])
+def test_the_matrix_is_made_of_all_rows(made: Made) -> None:
+    _, sectors = together(*made(1), 1.0)
+    unknowns = sectors.inputs + len(sectors.shift)
+    matrix, done = torch.zeros(unknowns, unknowns, dtype=torch.float64), 0
+    matrix.diagonal()[: sectors.inputs] = 1.0
+    for block in sectors.blocks:
+        (y, z), t = whole(block), sectors.multipliers[done : done + len(block.own)]
+        matrix[: block.unknowns, : block.unknowns] += (y.mT * t) @ y - (z.mT * t) @ z
+        done += len(block.own)
+    found = sectors._matrix(unknowns, sectors.multipliers)
+    assert torch.allclose(found.tril(), matrix.tril(), rtol=0, atol=1e-12 * float(matrix.abs().max()))
+    block = sectors.blocks[-1]
+    far = torch.rand(unknowns, dtype=torch.float64)
+    y, z = whole(block)
+    assert torch.allclose(block.sizes(far), (y.abs() + z.abs()) @ far[: block.unknowns], rtol=1e-12)

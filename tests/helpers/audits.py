@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import fields, replace
+from statistics import median
 
 from audit_parts import (
     CLASSES,
@@ -305,13 +306,14 @@ def filed(audit: Audit, *gates: str) -> Audit:
     digest = digest_of(columns.index, columns.label, columns.image)
     found = [[d for d, by in zip(s.distance, s.attack, strict=True) if by == a.name] for a in audit.attacks]
     attacks = (
-        replace(a, broken=len(d), closest=len(d), attacked=sum(s.attacked), median_distance=max(d, default=None))
+        replace(a, broken=len(d), closest=len(d), attacked=sum(s.attacked), median_distance=median(d) if d else None)
         for a, d in zip(audit.attacks, found, strict=True)
     )
     made = replace(
         audit, samples=columns, bound=bound, slope=0.5 * steepest, slope_share=0.5, attacks=tuple(attacks),
         clean=intervals.rate("0", s.correct()), thumbnails=thumbnails(s), arithmetics=arithmetics(s, audit.threat.eps),
         dataset=replace(audit.dataset, samples=len(s.index), rows_sha256=digest),
+        config={**audit.config, "eps": list(audit.threat.eps)},
     )  # fmt: skip
     return conclude(made, conditions(gates))
 

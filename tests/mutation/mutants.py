@@ -162,6 +162,7 @@ MUTANTS = [
     Mutant("sectors: one triangle of what is left", "lipaudit/domains/zonotope/quadratic_constraints.py", "total += 2 * float(", "total += float(", SECTORS),
     Mutant("sectors: what is left beside the diagonal dropped", "lipaudit/domains/zonotope/quadratic_constraints.py", "square = square + square.tril(-1).mT", "square = square.diagonal().diag()", SECTORS),
     Mutant("sectors: what a symbol has in common with those before dropped", "lipaudit/domains/zonotope/quadratic_constraints.py", "matrix[before:after, :before] += (t * self.own)[:, None] * self.aside", "pass", SECTORS),
+    Mutant("sectors: a step of its own in sizes", "lipaudit/domains/zonotope/quadratic_constraints.py", " + self.own.abs() * far[before : self.unknowns]", "", SECTORS),
     Mutant("sectors: a difference that fails counts", "lipaudit/domains/zonotope/logits.py", "return torch.full_like(room, -math.inf)", "return room", SECTORS),
     Mutant("local: a failed proof counts", "lipaudit/certification/local_search.py", "if found.rows > 0:", "if found.rows >= 0:", ("tests/test_local.py",)),
     # --- capture
