@@ -57,6 +57,8 @@ EXTREMES = {
 """Whether it is the larger one."""
 MOST_SORTED = 4
 """Sorts of more values have no step."""
+MOST_EXCHANGED = 1024
+"""Nor do exchanges in larger tensors: of networks that are 1-Lipschitz layer by layer they would prove little more."""
 
 SUMS = frozenset({"add.Tensor", "sub.Tensor", "rsub.Tensor"})
 _COLUMNS = 256
@@ -214,6 +216,8 @@ class Writer:
             return self._sum(node)
         if node.op == "cat.default" and len(refs) == len(node.args["tensors"]):
             return self._concatenation(node)
+        if (node.op in EXTREMES or node.op == "sort.default") and self.size(refs[0]) > MOST_EXCHANGED:
+            raise Unsupported(f"exchanges of more than {MOST_EXCHANGED} entries")
         if node.op in EXTREMES and len(refs) == 2:
             return self._extreme(node, program, live)
         if node.op == "sort.default":
