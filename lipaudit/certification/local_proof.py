@@ -13,7 +13,6 @@ from lipaudit.certification.network_bound import Composition
 from lipaudit.domains.zonotope.backward import Banded, ancestors, lower_bounds
 from lipaudit.domains.zonotope.logits import Logits, logits_over, margins, margins_together, room_in_memory
 from lipaudit.domains.zonotope.propagator import TooWide
-from lipaudit.domains.zonotope.quadratic_constraints import Remembered
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import gamma
 
@@ -88,21 +87,18 @@ def attempted(
     *,
     norm: Norm = "l2",
     directly: bool = False,
-    remembered: Remembered | None = None,
 ) -> Attempt:
     """Whether there is a proof that every input within `radius` of `x` has the top class `label`, and how close it was.
 
     In Linf, every such input in the domain of the audit. Of the rows, not counting those that stand for roundings,
     `patience` is the most; `slack` is what the differences to the logits of all other classes, in their order, have to
     exceed, if not zero. Forms alone are tried first, and then with ranges that are sharpened backwards; `directly`
-    leaves out the first. Attempts of all symbols together pass on in `remembered` what they chose.
+    leaves out the first.
     """
     search, room = search or Search(), room_in_memory(composition.graph)
     if search.together:
-        remembered = remembered or Remembered()
-        remembered.next(radius)
         room = min(room, MOST_TOGETHER)
-        return _together(composition, x, label, radius, norm, room, max(slack or [0.0]), remembered)
+        return _together(composition, x, label, radius, norm, room, max(slack or [0.0]))
     forwards = margin = -math.inf
     for backwards in (False, True)[directly and search.backwards : 1 + search.backwards]:
         try:
@@ -146,7 +142,6 @@ def _together(
     norm: Norm,
     room: int,
     slack: float,
-    remembered: Remembered,
 ) -> Attempt:
     try:
         logits = logits_over(
@@ -157,7 +152,6 @@ def _together(
             room_for=room,
             backwards=False,
             together=True,
-            remembered=remembered,
         )
     except TooWide:
         return Attempt()

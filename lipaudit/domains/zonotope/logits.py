@@ -19,7 +19,7 @@ from lipaudit.domains.lipschitz.propagator import Ledger
 from lipaudit.domains.zonotope.affine_form import Form, ball
 from lipaudit.domains.zonotope.ball_constraints import Group, ends
 from lipaudit.domains.zonotope.propagator import LocalLedger
-from lipaudit.domains.zonotope.quadratic_constraints import Remembered, Sectors
+from lipaudit.domains.zonotope.quadratic_constraints import Sectors
 from lipaudit.results.threat import Norm
 from lipaudit.rounding import gamma, up
 
@@ -61,7 +61,6 @@ def logits_over(
     patience: int = sys.maxsize,
     backwards: bool = True,
     together: bool = False,
-    remembered: Remembered | None = None,
 ) -> Logits:
     """The logits, (1, classes), over all inputs within `radius` of `x` in the norm; `x` has no batch axis.
 
@@ -77,7 +76,6 @@ def logits_over(
         patience=patience,
         backwards=backwards,
         together=together,
-        remembered=remembered or Remembered(),
     )
     with torch.no_grad():
         start = ledger.start(ball(x.to(whole.device)[None], radius, norm=norm, domain=_as_read(whole)))

@@ -39,7 +39,7 @@ from lipaudit.domains.zonotope.backward import Banded, Chosen, Mapped
 from lipaudit.domains.zonotope.ball_constraints import Group, of_relu
 from lipaudit.domains.zonotope.linear_images import applied
 from lipaudit.domains.zonotope.max_pooling import POOLS, largest
-from lipaudit.domains.zonotope.quadratic_constraints import Remembered, Sectors
+from lipaudit.domains.zonotope.quadratic_constraints import Sectors
 from lipaudit.domains.zonotope.refinement import sharpened
 from lipaudit.domains.zonotope.relaxations import BANDS, Band
 from lipaudit.domains.zonotope.sums_and_concats import JOINS, reaches
@@ -83,7 +83,6 @@ class LocalLedger(Ledger):
     """Whether ranges are sharpened backwards where a sign is open."""
     together: bool = field(default=False, kw_only=True)
     """Whether ranges are sharpened by all symbols together: quadratic_constraints.py."""
-    remembered: Remembered = field(default_factory=Remembered, kw_only=True)
     """What another attempt chose for that."""
     sectors: Sectors | None = field(default=None, init=False)
     rows: int = field(default=0, init=False)
@@ -114,7 +113,7 @@ class LocalLedger(Ledger):
         """The network input, all of the ball."""
         self.rows, self.centres = len(form.rows), {"input": form.centre}
         if self.together:
-            self.sectors = Sectors(form.inputs, form.rows.device, self.remembered)
+            self.sectors = Sectors(form.inputs, form.rows.device)
             if len(form.rows) > form.inputs + 1:  # a box
                 half = form.rows[form.inputs + 1 :].flatten(1).sum(1)
                 self.sectors.add_boxed(half, float(half.mean()))

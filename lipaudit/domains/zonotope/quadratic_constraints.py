@@ -35,7 +35,6 @@ G. Pappas, Safety Verification and Robustness Analysis of Neural Networks via Qu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -61,7 +60,6 @@ _STILL = 1e-7
 _SLOWER = 0.7
 _PATIENCE, _FALLING = 25, 0.97
 """In so many steps the largest bound has to fall below this share of what it was."""
-_LESS = 4
 """With multipliers of an attempt before, so many times fewer steps are taken."""
 _NARROW = 0.7
 """A basis is used where it has at most this share of the coordinates."""
@@ -129,52 +127,12 @@ class Anchored:
 
 
 @dataclass
-class Remembered:
-    """The multipliers of an attempt at another radius: where the next begins. Guesses, on which no proof rests."""
-
-    radius: float = math.inf
-    """Of the attempt that is under way."""
-    before: float = math.inf
-    """Of the one that `chosen` is of."""
-    chosen: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)
-    """For each choice of multipliers, for each layer: places and multipliers."""
-    now: list[list[tuple[torch.Tensor, torch.Tensor]]] = field(default_factory=list)
-
-    def next(self, radius: float) -> None:
-        """An attempt at that radius begins."""
-        if self.now:
-            self.before, self.chosen, self.now = self.radius, self.now, []
-        self.radius = radius
-
-    def recalled(self, places: Sequence[torch.Tensor], current: torch.Tensor) -> torch.Tensor | None:
-        """What was chosen at this point the last time, `current` where nothing was; None at the first time."""
-        if len(self.now) >= len(self.chosen):
-            return None
-        found, done, scale = current.clone(), 0, (self.before / self.radius) ** 2
-        for here, (there, values) in zip(places, self.chosen[len(self.now)], strict=False):
-            most = 1 + int(max(here.max(), there.max()))
-            all_places = values.new_full((most,), math.nan).index_copy_(0, there, values * scale)[here]
-            part = found[done : done + len(here)]
-            part.copy_(torch.where(all_places.isnan(), part, all_places))
-            done += len(here)
-        return found
-
-    def keep(self, places: Sequence[torch.Tensor], multipliers: torch.Tensor) -> None:
-        """What was chosen at this point."""
-        parts = multipliers.split([len(each) for each in places])
-        self.now.append(list(zip(places, parts, strict=True)))
-
-
-@dataclass
 class Sectors:
     """See Note [Sectors]. `inputs` is the number of unknowns that share the ball, which lies within that of L2."""
 
     inputs: int
     device: torch.device
-    remembered: Remembered = field(default_factory=Remembered)
     blocks: list[_Block] = field(default_factory=list, init=False)
-    places: list[torch.Tensor] = field(default_factory=list, init=False)
-    """Of the symbols of each block in their layer."""
     basis: torch.Tensor | None = field(default=None, init=False)
     """Q of Note [Narrow inputs], (rows that share the ball, inputs)."""
     multipliers: torch.Tensor = field(init=False)
@@ -276,18 +234,16 @@ class Sectors:
             z[boxed], y[boxed], own = 0.0, 0.0, error.masked_fill(boxed, 1.0)
             t, beyond = t.masked_fill(boxed, 0.0), beyond.masked_fill(boxed, 1.0)
             multipliers = torch.where(boxed, _share(error, float((high - low).mean())), multipliers)
-        self._add(_Block(y, own, z), places, multipliers, t, beyond)
+        self._add(_Block(y, own, z), multipliers, t, beyond)
 
     def _add(
         self,
         block: _Block,
-        places: torch.Tensor,
         multipliers: torch.Tensor,
         shift: torch.Tensor,
         beyond: torch.Tensor,
     ) -> None:
         self.blocks.append(block)
-        self.places.append(places)
         old = self.multipliers
         self.shift, self.beyond = torch.cat([self.shift, shift]), torch.cat([self.beyond, beyond])
         for _ in range(_HALVINGS):
@@ -360,16 +316,9 @@ class Sectors:
         count = unknowns - self.inputs
         if not count or not len(rows):
             return
-        begun, factor, patience = self.multipliers[:count].log(), None, _PATIENCE
-        places = self.places[: len(self._blocks(unknowns))]
-        recalled = self.remembered.recalled(places, self.multipliers[:count])
-        if recalled is not None:
-            factor = self._factor(unknowns, recalled.float())
-            if factor is not None:
-                begun, patience, steps = recalled.log(), _PATIENCE // _LESS, steps // _LESS
-        factor = self._factor(unknowns, begun.exp().float()) if factor is None else factor
+        begun = self.multipliers[:count].log()
+        factor = self._factor(unknowns, begun.exp().float())
         if factor is None:
-            self.remembered.keep(places, self.multipliers[:count])
             return
         beyond, rows = self.beyond[:count].float(), rows.float()
         sketched = enough is None and len(rows) > _ABREAST
@@ -396,7 +345,7 @@ class Sectors:
             if enough is not None:
                 worst.append(float(values.max()) ** 0.5)
                 best = now.clone() if worst[-1] == min(worst) else best
-                before = worst[-patience] if len(worst) >= patience else math.inf
+                before = worst[-_PATIENCE] if len(worst) >= _PATIENCE else math.inf
                 if worst[-1] <= enough or worst[-1] > _FALLING * before:
                     break
             weights = right / values / len(values)
@@ -406,7 +355,6 @@ class Sectors:
         self.multipliers = torch.cat([(kept if best is None else best).double().exp(), old[count:]])
         if self._factor(self.inputs + len(old), self.multipliers) is None:
             self.multipliers = old  # what came later was weighed against these
-        self.remembered.keep(places, self.multipliers[:count])
 
     def _pull(self, unknowns: int, solved: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The gradient of the weighted sum of bounds, by the multipliers."""
