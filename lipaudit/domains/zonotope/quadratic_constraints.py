@@ -200,8 +200,7 @@ class Sectors:
         count, before = len(error), len(self.shift) + self.inputs
         nothing = error.new_zeros(count, before)
         block = _Block(nothing, torch.ones_like(error), nothing)
-        at = torch.arange(count, device=error.device)
-        self._add(block, at, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
+        self._add(block, _share(error, reach), torch.zeros_like(error), torch.ones_like(error))
 
     def add_relu(self, form: Form, places: torch.Tensor, ends: tuple[torch.Tensor, torch.Tensor], band: Band) -> None:
         """The next symbols, which ReLU needs at these `places` of its operand `form`.
