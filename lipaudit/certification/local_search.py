@@ -53,7 +53,7 @@ _FEW_ROWS = 4096
 _MORE_ROWS = 5
 """Attempts that need more rows than this, and more than this many times those of the last proof (or coordinates), are
 given up: such radii do not pass, and they take longest."""
-_COARSE = 1.45
+_COARSE = 1.15
 """The precision of a search that takes all symbols together, at best."""
 _FURTHER = 1.9
 """A search in which all symbols are taken together begins at so many times the radius found without."""
