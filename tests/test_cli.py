@@ -26,6 +26,7 @@ from lipaudit.cli import auditing, terminal
 from lipaudit.errors import LipauditError
 from lipaudit.files import atomic
 from lipaudit.results.audit import Audit
+from lipaudit.results.threat import DEFAULT_EPS, threats_of
 from lipaudit.runs import planning
 
 __all__ = ["audited", "call", "pair", "user_module"]
@@ -67,7 +68,7 @@ def test_what_the_options_say_reaches_the_pipeline(call: Call, audited: dict[str
     call("run", *pair, "--eps", "0.5,36/255", "--eps", "1", "--seed", "7", "--batch-size", "3", "--time-limit", "2m",
          "--arithmetic", "native")  # fmt: skip
 
-    assert audited["eps"] == ("36/255", "0.5", "1")
+    assert threats_of(audited["eps"], ("l2",))[0].eps == ("36/255", "0.5", "1")
     assert audited["attacks"] == ("quick",)
     assert audited["arithmetic"] == audited["config"]["arithmetic"] == "native"
     assert (audited["seed"], audited["batch_size"], audited["time_limit"]) == (7, 3, 120.0)
@@ -79,7 +80,7 @@ def test_what_the_options_say_reaches_the_pipeline(call: Call, audited: dict[str
     json.dumps(audited["config"])
     assert audited["config"]["samples"] == 20
     assert audited["config"]["mean"] == "none"
-    assert audited["config"]["eps"] == ["36/255", "0.5", "1"]
+    assert threats_of(audited["config"]["eps"], ("l2",))[0].eps == ("36/255", "0.5", "1")
 
 
 def test_the_key_of_a_checkpoint_comes_from_anywhere_and_is_said(
@@ -183,7 +184,8 @@ def test_size_and_attacks_follow_the_time_where_nothing_was_chosen(
 
 
 def test_help_names_the_default_budgets(call: Call) -> None:
-    assert f"[default: {','.join(auditing.DEFAULT_EPS)}]" in " ".join(call("run", "--help").out.split())
+    budgets = ", ".join(f"{norm}:{','.join(eps)}" for norm, eps in DEFAULT_EPS.items())
+    assert f"[default: {budgets}]" in " ".join(call("run", "--help").out.split())
 
 
 def test_without_options_the_bundled_digits_model_is_audited(call: Call, audited: dict[str, Any]) -> None:

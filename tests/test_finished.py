@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import audits
@@ -20,6 +21,7 @@ from lipaudit.loading.hubs import BUILDERS
 from lipaudit.loading.model_names import PAIRS
 from lipaudit.report.html import to_html
 from lipaudit.results.audit import Audit, Finding
+from lipaudit.results.bounds import Claim
 from lipaudit.settings import DATASETS as PROPOSED_DATASETS
 from lipaudit.settings import MODELS as PROPOSED_MODELS
 from lipaudit.verdict.checks import CHECKS, Check, Outcome
@@ -168,7 +170,7 @@ def test_every_check_is_used_and_knows_every_state_that_it_takes() -> None:
     )
     seen: set[str] = set()
     for build in audits.ALL.values():
-        for audit in (build(), conclude(build(), gates)):
+        for audit in (build(), conclude(build(), gates), replace(build(), claim=Claim(1.0, "the user"))):
             for finding in examine(audit)[0]:
                 assert finding.state in CHECKS[finding.id].states, (finding.id, finding.state)
                 seen.add(finding.id)
