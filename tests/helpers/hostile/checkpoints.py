@@ -313,7 +313,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Act], str]] = {
     "zip of something else": (raw(lambda: zipped({"readme.txt": b"hello"})), "a zip file without a checkpoint (readme.txt)"),
     "zip with names that climb": (raw(lambda: zipped({"../../escaped.txt": b"x"})), "a zip file without a checkpoint"),
     "TorchScript": (lambda folder: scripted(folder), "TorchScript archive"),
-    "a whole model": (file(Small), "hostile.networks.Small"),
+    "a whole model": (file(Small), "found a pickled Small"),
     "a list of state dicts": (file(lambda: [stored(), stored()]), "found list"),
     "a tensor": (file(lambda: torch.zeros(3)), "found Tensor"),
     "a number": (file(3), "found int"),

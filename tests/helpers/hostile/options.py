@@ -180,7 +180,7 @@ CASES = [
     Call("a result of NaN", result('{"schema": NaN}'), USAGE, "result.json"),
     Call("a result without end", result("[" * 100_000), USAGE, "result.json"),
     Call("a result with a number without end", result(json.dumps({"schema": 1})[:-2] + "9" * 10_000 + "}"), USAGE, "result.json"),
-    Call("a page of an unknown kind", result("{}", "page.pdf"), USAGE, "ends in .html, .md or .json"),
-    Call("a page without an ending", result("{}", "page"), USAGE, "ends in .html, .md or .json"),
+    Call("a page of an unknown kind", result("{}", "page.pdf"), USAGE, "ends in one of .json, .html, .md"),
+    Call("a page without an ending", result("{}", "page"), USAGE, "ends in one of .json, .html, .md"),
     Call("a page nowhere", words("report", "none.json"), USAGE, "Missing option"),
 ]  # fmt: skip
