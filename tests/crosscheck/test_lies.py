@@ -84,7 +84,7 @@ def states(audit: Audit) -> dict[str, str]:
     return {finding.id: finding.state for finding in audit.findings}
 
 
-@pytest.mark.parametrize("name", list(ATTACKS))
+@pytest.mark.parametrize("name", [name for name in ATTACKS if "l2" in ATTACKS[name].norms])
 def test_each_attack_alone_refutes_a_wrong_bound(
     name: str, digits: Case, larger: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
