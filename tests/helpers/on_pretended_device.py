@@ -95,6 +95,7 @@ ALL = [op for op in samples.NETWORKS if op != "lstm.input"]
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # what torch says once a process
 @pytest.mark.parametrize("op", ALL if os.environ.get("LIPAUDIT_EVERY_RULE") else ALL[::3])
 def test_every_rule(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A third of them; every one with LIPAUDIT_EVERY_RULE=1."""
