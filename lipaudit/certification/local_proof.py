@@ -135,24 +135,10 @@ def _least(bounds: torch.Tensor, gaps: torch.Tensor) -> float:
 
 
 def _together(
-    composition: Composition,
-    x: torch.Tensor,
-    label: int,
-    radius: float,
-    norm: Norm,
-    room: int,
-    slack: float,
+    composition: Composition, x: torch.Tensor, label: int, radius: float, norm: Norm, room: int, slack: float
 ) -> Attempt:
     try:
-        logits = logits_over(
-            composition.ledger,
-            x,
-            radius,
-            norm=norm,
-            room_for=room,
-            backwards=False,
-            together=True,
-        )
+        logits = logits_over(composition.ledger, x, radius, norm=norm, room_for=room, backwards=False, together=True)
     except TooWide:
         return Attempt()
     bounds = margins_together(logits, label, _STEPS_TOGETHER, slack)

@@ -65,16 +65,15 @@ def deliver(audit: Audit, settings: RunSettings, running: Resumable | None = Non
 
 def _tell_github(audit: Audit) -> None:
     """In a GitHub workflow: annotations in its log, and the summary of the step."""
-    from lipaudit.report.markdown import to_markdown
-    from lipaudit.results.exports import workflow_commands
-
     if os.environ.get("GITHUB_ACTIONS") != "true":
         return
+    from lipaudit.results.exports import workflow_commands
+
     for line in workflow_commands(audit):
         click.echo(line, err=True)
     if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
         with Path(summary).open("a", encoding="utf-8") as file:
-            file.write(to_markdown(audit))
+            file.write(FORMATS["md"].write(audit))
 
 
 def print_table(rows: Sequence[Sequence[str]]) -> None:

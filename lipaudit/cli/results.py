@@ -16,7 +16,7 @@ from lipaudit.cli.main import commands
 from lipaudit.cli.options import FILE, in_groups, options, text_or_json
 from lipaudit.cli.output import deliver, prepare_output, spared
 from lipaudit.errors import ExitCode
-from lipaudit.results.formats import FORMATS, of_file
+from lipaudit.results.formats import FORMATS, TABLES, of_file
 from lipaudit.results.threat import NORMS
 from lipaudit.settings import OUTPUT, RunSettings
 
@@ -162,7 +162,7 @@ def report(result: Path, out: str, kind: str | None, norm: str | None) -> None:
 
 @commands.command()
 @click.argument("results", type=FILE, nargs=-1, required=True, metavar="RESULT...")
-@click.option("--format", "kind", type=click.Choice(["md", "csv", "latex", "html"]), default="md", show_default=True)
+@click.option("--format", "kind", type=click.Choice(TABLES), default="md", show_default=True)
 @click.option("-o", "--out", default="-", metavar="FILE", help="Where to; - is stdout.  [default: -]")
 def table(results: tuple[Path, ...], kind: str, out: str) -> None:
     """Print a table with one row per result: for a paper, or as the index of a folder of reports.

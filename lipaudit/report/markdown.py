@@ -39,7 +39,7 @@ def to_markdown(audit: Audit) -> str:
 def _each_norm(audit: Audit) -> list[str]:
     """The tables of every norm; of those behind the first, with the verdict."""
     lines: list[str] = []
-    for view in map(audit.in_norm, audit.norms):
+    for view in audit.views:
         if lines:
             said = [clean(view.verdict.headline, 300), *(clean(s, 600) for s in view.verdict.sentences)]
             lines += [_escaped(" ".join(said)), ""]

@@ -8,6 +8,7 @@ from lipaudit.report.bound_section import Bounds, bounds, claim
 from lipaudit.report.crosscheck_section import (
     Arithmetics,
     CrossCheck,
+    CurveRow,
     Curves,
     EstimateView,
     arithmetics,
@@ -16,7 +17,7 @@ from lipaudit.report.crosscheck_section import (
     estimates,
 )
 from lipaudit.report.figures.charts import Figure
-from lipaudit.report.header import Part, Top, title, top
+from lipaudit.report.header import Top, title, top
 from lipaudit.report.images_section import Images, images
 from lipaudit.report.limits_section import Closing, closing
 from lipaudit.results import metrics
@@ -67,19 +68,9 @@ class Page:
     images: Images
     closing: Closing
     estimates: tuple[EstimateView, ...] = ()
-    norms: tuple[NormRow, ...] = ()
+    norms: tuple[tuple[str, CurveRow], ...] = ()
     """Every norm and budget, where there are several norms."""
     others: tuple[OtherNorm, ...] = ()
-
-
-@dataclass(frozen=True)
-class NormRow:
-    norm: str
-    eps: str
-    certified: str
-    empirical: str
-    unknown: str
-    parts: tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -101,30 +92,26 @@ class OtherNorm:
 def page(audit: Audit) -> Page:
     """The whole report."""
     name = title(audit)
-    views = [audit.in_norm(norm) for norm in audit.norms]
+    views = audit.views
+    drawn = [curves(view) for view in views]
     return Page(
         f"{name}: Lipschitz robustness audit",
         top(audit),
         checks(audit),
-        curves(audit),
+        drawn[0],
         arithmetics(audit),
         crosscheck(audit),
         bounds(audit),
         images(audit),
         closing(audit),
         tuple(one for view in views for one in estimates(view)),
-        tuple(row for view in views for row in _norm_rows(view)) if audit.other_norms else (),
-        tuple(_other(view, audit) for view in views[1:]),
+        tuple((each.norm, row) for each in drawn for row in each.rows) if audit.other_norms else (),
+        tuple(_other(view, each, audit) for view, each in zip(views[1:], drawn[1:], strict=True)),
     )
 
 
-def _norm_rows(view: Audit) -> tuple[NormRow, ...]:
-    norm, rows = view.threat.norm, curves(view).rows
-    return tuple(NormRow(norm, row.eps, row.certified, row.empirical, row.unknown, row.parts) for row in rows)
-
-
-def _other(view: Audit, first: Audit) -> OtherNorm:
-    drawn, compared, norm = curves(view), crosscheck(view), view.norms[0]
+def _other(view: Audit, drawn: Curves, first: Audit) -> OtherNorm:
+    compared, norm = crosscheck(view), view.norms[0]
     found, claimed = bounds(view), claim(view)
     said = [f"Lipschitz bound {found.value}.", found.note or found.reality]
     if claimed is not None:

@@ -9,11 +9,10 @@ from collections.abc import Sequence
 
 from lipaudit.report.html import environment
 from lipaudit.results.audit import Audit, Rate
-from lipaudit.results.formatting import NONE, clean, number_from_log10, percent
-from lipaudit.results.metrics import rate_at
+from lipaudit.results.formatting import NONE, PLAIN_DIGITS, clean, number_from_log10, percent
+from lipaudit.results.metrics import dataset_name, rate_at
 from lipaudit.results.threat import eps_value, norm_of
 
-KINDS = ("md", "csv", "latex", "html")
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 _LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 
@@ -24,7 +23,7 @@ def rows_of(audits: Sequence[Audit], *, exact: bool = False) -> list[list[str]]:
     Certified accuracy is a lower bound, empirical an upper one. Where an audit has no such budget or rate: a dash, or
     nothing if numbers are to be `exact`: shares from 0 to 1 then, and the logarithm of the bound.
     """
-    threats = [audit.in_norm(norm).threat for audit in audits for norm in audit.norms]
+    threats = [view.threat for audit in audits for view in audit.views]
     budgets = sorted({(threat.norm, eps_value(eps), eps) for threat in threats for eps in threat.eps})
     # 36/255 and 0.1411... are one budget, under the first way in which it is written.
     kept = [(norm, eps) for i, (norm, size, eps) in enumerate(budgets) if (norm, size) != budgets[i - 1][:2] or not i]
@@ -40,7 +39,7 @@ def _row(audit: Audit, budgets: Sequence[tuple[str, str]], exact: bool) -> list[
             return "" if exact else NONE
         return repr(rate.value) if exact else percent(rate.value)
 
-    cells = [clean(audit.model.name), clean(audit.dataset.name.partition(":")[0]), str(audit.dataset.samples)]
+    cells = [clean(audit.model.name), dataset_name(audit), str(audit.dataset.samples)]
     cells.append(share(audit.clean))
     for norm, eps in budgets:
         view = audit.in_norm(norm) if norm_of(norm) in audit.norms else None
@@ -58,7 +57,7 @@ def _row(audit: Audit, budgets: Sequence[tuple[str, str]], exact: bool) -> list[
 
 
 def to_table(audits: Sequence[Audit], kind: str, links: Sequence[str] = ()) -> str:
-    """The rows in one of `KINDS`; `links`, if any, are the addresses of the reports, for `html`."""
+    """The rows in one of `TABLES`; `links`, if any, are the addresses of the reports, for `html`."""
     rows = rows_of(audits, exact=kind == "csv")
     if kind == "csv":
         file = io.StringIO()
@@ -87,6 +86,6 @@ def _in_latex(cell: str) -> str:
     escaped = "".join(_LATEX.get(sign, sign) for sign in cell).replace(NONE, "--")
     return re.sub(
         r"([\d.]+)×10([⁻⁰¹²³⁴⁵⁶⁷⁸⁹]+)",
-        lambda found: rf"${found[1]}\times10^{{{''.join('-0123456789'['⁻⁰¹²³⁴⁵⁶⁷⁸⁹'.index(s)] for s in found[2])}}}$",
+        lambda found: rf"${found[1]}\times10^{{{found[2].translate(PLAIN_DIGITS)}}}$",
         escaped,
     )

@@ -40,8 +40,11 @@ Line = tuple[Span, ...]
 
 def summary(audit: Audit, paths: Sequence[tuple[str, str]] = ()) -> tuple[Line, ...]:
     """Budgets, checks, verdict, and where the files are: `paths` holds (kind, path) pairs."""
-    views = [audit.in_norm(norm) for norm in audit.norms]
-    measured = [block for view in views for block in (_budgets(view), _arithmetics(view, explained=view is views[0]))]
+    measured = [
+        block
+        for number, view in enumerate(audit.views)
+        for block in (_budgets(view), _arithmetics(view, explained=number == 0))
+    ]
     judged = [_checks(audit), gate_lines(audit.gates), _verdict(audit)]
     blocks = [_head(audit), *measured, *judged, _paths(paths)]
     lines: list[Line] = []
@@ -179,11 +182,9 @@ def _verdict(audit: Audit) -> list[Line]:
             Span(f"{'   ' if first else ''}{name} ", "dim"),
             Span(state.upper(), LAMP_STYLES.get(state, "bold")),
         ]
-    said = [clean(v.headline, 300), *(clean(sentence, 600) for sentence in v.sentences)]
+    each = [view.verdict for view in audit.views]
+    said = [part for one in each for part in (clean(one.headline, 300), *(clean(s, 600) for s in one.sentences))]
     lines: list[Line] = [tuple(first)]
-    for norm in audit.norms[1:]:
-        other = audit.in_norm(norm).verdict
-        said += [clean(other.headline, 300), *(clean(sentence, 600) for sentence in other.sentences)]
     for rank, sentence in enumerate(said):
         style = "bold" if rank == 0 else ""
         lines += [(Span(row, style),) for row in textwrap.wrap(sentence, WIDTH)]

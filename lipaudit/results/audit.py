@@ -436,6 +436,11 @@ class Audit:
         behind = (self.part(), *(part for part in self.other_norms if part is not front))
         return replace(self, **mine, samples=replace(self.samples, **columns), other_norms=behind)
 
+    @property
+    def views(self) -> tuple[Audit, ...]:
+        """The same audit with each of its norms in front, the first one first."""
+        return tuple(map(self.in_norm, self.norms))
+
     def part(self) -> InNorm:
         """What was found in the first norm."""
         of_samples = _columns()
@@ -447,7 +452,7 @@ class Audit:
         """With what `change` makes of the fields of `InNorm`, given the audit with each norm in front."""
         if not self.other_norms:
             return change(self)
-        first, *rest = (change(self.in_norm(norm)) for norm in self.norms)
+        first, *rest = map(change, self.views)
         return replace(first, other_norms=tuple(audit.part() for audit in rest))
 
     @property

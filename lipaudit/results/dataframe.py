@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lipaudit.errors import ReportError
-from lipaudit.results.audit import Audit
+from lipaudit.results.audit import Audit, Samples
 
 
 def to_dataframe(audit: Audit) -> Any:
@@ -30,25 +30,13 @@ def to_dataframe(audit: Audit) -> Any:
             "prediction": s.prediction,
             "correct": s.correct(),
             "margin": pandas.array(list(s.margin), dtype="float64"),
-            "radius": pandas.array(list(s.radius), dtype="float64"),
-            # Results written before there were local radii do not say where theirs are from.
-            "method": s.method or ("global",) * len(s.label),
-            "attacked": s.attacked,
-            "distance": pandas.array([math.nan if d is None else d for d in s.distance], dtype="float64"),
-            "adversarial_prediction": pandas.array(list(s.adversarial_prediction), dtype="Int64"),
-            "attack": pandas.array(list(s.attack), dtype="string"),
+            **_found(s, pandas),
         }
     )
-    for norm in audit.norms[1:]:
-        found = audit.in_norm(norm).samples
-        frame[f"radius[{norm}]"] = pandas.array(list(found.radius), dtype="float64")
-        frame[f"method[{norm}]"] = found.method
-        frame[f"attacked[{norm}]"] = found.attacked
-        distance = [math.nan if d is None else d for d in found.distance]
-        frame[f"distance[{norm}]"] = pandas.array(distance, dtype="float64")
-        frame[f"adversarial_prediction[{norm}]"] = pandas.array(list(found.adversarial_prediction), dtype="Int64")
-        frame[f"attack[{norm}]"] = pandas.array(list(found.attack), dtype="string")
-    for estimate in (one for norm in audit.norms for one in audit.in_norm(norm).estimates):
+    for view in audit.views[1:]:
+        for name, column in _found(view.samples, pandas).items():
+            frame[f"{name}[{view.norms[0]}]"] = column
+    for estimate in (one for view in audit.views for one in view.estimates):
         values = [math.nan if value is None else value for value in estimate.values]
         frame[f"estimate: {estimate.name}"] = pandas.array(values, dtype="float64")
     frame.attrs = {
@@ -58,3 +46,16 @@ def to_dataframe(audit: Audit) -> Any:
         "units": audit.threat.units,
     }
     return frame
+
+
+def _found(s: Samples, pandas: Any) -> dict[str, Any]:
+    """The columns that belong to a norm."""
+    return {
+        "radius": pandas.array(list(s.radius), dtype="float64"),
+        # Results written before there were local radii do not say where theirs are from.
+        "method": s.method or ("global",) * len(s.label),
+        "attacked": s.attacked,
+        "distance": pandas.array([math.nan if d is None else d for d in s.distance], dtype="float64"),
+        "adversarial_prediction": pandas.array(list(s.adversarial_prediction), dtype="Int64"),
+        "attack": pandas.array(list(s.attack), dtype="string"),
+    }

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 from lipaudit.results.audit import Audit, Rate
 from lipaudit.results.formatting import clean, percent, plural
-from lipaudit.results.metrics import all_findings, rate_at
+from lipaudit.results.metrics import all_findings, dataset_name, rate_at
 
 _STATES = {"passed": "pass", "failed": "fail", "cannot be evaluated": "not run"}
 Case = tuple[str, str, str, str]
@@ -77,8 +77,7 @@ def to_badge(audit: Audit) -> str:
     integrity, gate = audit.verdict.integrity, audit.verdict.gate
     message, colour = str(integrity), "red" if integrity == "INVALID" else "lightgrey"
     if integrity == "SOUND":
-        eps = next((eps for eps in audit.threat.eps if rate_at(audit.certified, eps)), None)
-        rate = rate_at(audit.certified, eps) if eps else None
+        rate = next(filter(None, (rate_at(audit.certified, eps) for eps in audit.threat.eps)), None)
         message = (
             f"{percent(rate.value)} certified at {rate.eps} ({audit.threat.norm})" if rate else "nothing certified"
         )
@@ -135,7 +134,7 @@ def to_cyclonedx(audit: Audit) -> str:
     """
     model, version = audit.model, clean(audit.environment.get("lipaudit", ""), 20)
     hashes = [{"alg": "SHA-256", "content": model.weights_file_sha256}] if model.weights_file_sha256 else []
-    about = f"{clean(audit.dataset.name.partition(':')[0])}, {plural(audit.dataset.samples, 'image')}"
+    about = f"{dataset_name(audit)}, {plural(audit.dataset.samples, 'image')}"
     component = {
         "type": "machine-learning-model",
         "bom-ref": "model",
@@ -151,6 +150,7 @@ def to_cyclonedx(audit: Audit) -> str:
             "quantitativeAnalysis": {"performanceMetrics": list(_metrics(audit, about))},
         },
     }
+    digest = result_digest(audit)
     evidence, claims = [], []
     for view, eps in _budgets(audit):
         name = f"{view.norms[0]}-{eps}" if audit.other_norms else eps
@@ -164,18 +164,18 @@ def to_cyclonedx(audit: Audit) -> str:
         }
         if proved is not None:
             said = f"Proved for {proved.count} of {proved.total} images ({about})."
-            evidence.append(_evidence(f"proof-{name}", "certified accuracy", said, audit))
+            evidence.append(_evidence(f"proof-{name}", "certified accuracy", said, audit, digest))
             claim["evidence"] = [f"proof-{name}"]
         if empirical is not None and empirical.count < empirical.total:
             said = f"Misclassified, or an adversarial example was found: {empirical.total - empirical.count} images."
-            evidence.append(_evidence(f"attack-{name}", "empirical robust accuracy", said, audit))
+            evidence.append(_evidence(f"attack-{name}", "empirical robust accuracy", said, audit, digest))
             claim["counterEvidence"] = [f"attack-{name}"]
         claims.append(claim)
     bom = {
         "$schema": "http://cyclonedx.org/schema/bom-1.7.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.7",
-        "serialNumber": f"urn:uuid:{uuid.UUID(result_digest(audit)[:32])}",
+        "serialNumber": f"urn:uuid:{uuid.UUID(digest[:32])}",
         "version": 1,
         "metadata": {
             "timestamp": audit.started,
@@ -189,7 +189,7 @@ def to_cyclonedx(audit: Audit) -> str:
 
 def _budgets(audit: Audit) -> Iterator[tuple[Audit, str]]:
     """Every budget, with the audit in its norm."""
-    for view in map(audit.in_norm, audit.norms):
+    for view in audit.views:
         yield from ((view, eps) for eps in view.threat.eps)
 
 
@@ -199,17 +199,17 @@ def _metrics(audit: Audit, about: str) -> Iterator[dict[str, Any]]:
         return {"type": kind, "value": f"{rate.value:.6f}", "slice": where, "confidenceInterval": limits}
 
     yield metric("accuracy", audit.clean, about)
-    for view in map(audit.in_norm, audit.norms):
+    for view in audit.views:
         for kind, rates in (("certified accuracy", view.certified), ("empirical robust accuracy", view.empirical)):
             for rate in rates:
                 yield metric(kind, rate, f"{about}, {rate.eps} {view.threat.norm}")
 
 
-def _evidence(reference: str, what: str, said: str, audit: Audit) -> dict[str, Any]:
+def _evidence(reference: str, what: str, said: str, audit: Audit, digest: str) -> dict[str, Any]:
     return {
         "bom-ref": reference,
         "propertyName": what,
         "description": said,
-        "data": [{"name": f"result file {clean(audit.run)}.json, sha256 {result_digest(audit)}"}],
+        "data": [{"name": f"result file {clean(audit.run)}.json, sha256 {digest}"}],
         "created": audit.started,
     }

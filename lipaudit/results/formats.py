@@ -49,6 +49,10 @@ FORMATS = {
 }
 
 
+TABLES = ("md", "csv", "latex", "html")
+"""Those of a table with a row per audit (report/table.py)."""
+
+
 def of_file(name: str) -> str | None:
     """The format that a file name ends in: the longest ending counts."""
     ends = [(len(form.ending), kind) for kind, form in FORMATS.items() if name.lower().endswith(f".{form.ending}")]

@@ -16,6 +16,8 @@ THIN = "\u202f"  # narrow no-break space: groups digits
 NONE = "–"
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+PLAIN_DIGITS = {raised: plain for plain, raised in _SUPERSCRIPT.items()}
+"""For `translate`: exponents as ordinary digits."""
 # C0 and C1 controls, zero-width and direction marks, lone surrogates: nothing a name needs.
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 

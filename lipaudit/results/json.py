@@ -79,8 +79,8 @@ def from_json(text: str) -> Audit:
     if int(version[1]) > known:
         raise ReportError(f"expected schema {SCHEMA} or older, got {schema}: install a newer lipaudit to read it")
     audit = _build(Audit, _upgraded(data) if int(version[1]) < known else data, "result")
-    for norm in dict.fromkeys(audit.norms):
-        _check(audit.in_norm(norm))
+    for view in audit.views:
+        _check(view)
     return audit
 
 

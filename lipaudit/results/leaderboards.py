@@ -12,7 +12,7 @@ from functools import partial
 from lipaudit.errors import ReportError
 from lipaudit.results.audit import Audit
 from lipaudit.results.formatting import clean
-from lipaudit.results.metrics import rate_at
+from lipaudit.results.metrics import dataset_name, rate_at
 from lipaudit.results.threat import eps_value
 
 
@@ -36,7 +36,7 @@ def to_robustbench(audit: Audit, eps: str | None = None) -> str:
         "authors": None,
         "additional_data": None,
         "number_forward_passes": 1,
-        "dataset": _dataset(audit),
+        "dataset": dataset_name(audit),
         "venue": None,
         "architecture": clean(audit.model.architecture),
         "eps": eps,
@@ -63,13 +63,13 @@ def to_model_index(audit: Audit) -> str:
     result = partial(
         EvalResult,
         task_type="image-classification",
-        dataset_type=_dataset(audit),
-        dataset_name=_dataset(audit),
+        dataset_type=dataset_name(audit),
+        dataset_name=dataset_name(audit),
         dataset_split=clean(audit.dataset.split) or None,
     )
     n = audit.dataset.samples
     results = [result(metric_type="accuracy", metric_name=f"accuracy ({n} images)", metric_value=audit.clean.value)]
-    for view in map(audit.in_norm, audit.norms):
+    for view in audit.views:
         for kind, name, rates in (
             ("certified_accuracy", f"certified accuracy, proved at least ({n} images)", view.certified),
             ("robust_accuracy", f"robust accuracy under {_attacks(view)}, at most ({n} images)", view.empirical),
@@ -83,11 +83,6 @@ def to_model_index(audit: Audit) -> str:
 def _refuse_invalid(audit: Audit) -> None:
     if audit.verdict.integrity == "INVALID":
         raise ReportError("the certificates of this audit are contradicted (INVALID): there is nothing to publish")
-
-
-def _dataset(audit: Audit) -> str:
-    """Its name, without the folder on this machine."""
-    return clean(audit.dataset.name.partition(":")[0])
 
 
 def _percent(count: int, total: int, *, upwards: bool = False) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from lipaudit.results.audit import Audit, Finding, Rate
 from lipaudit.results.bounds import NetworkBound
-from lipaudit.results.formatting import number, number_from_log10
+from lipaudit.results.formatting import clean, number, number_from_log10
 from lipaudit.results.threat import eps_value
 
 
@@ -131,7 +131,7 @@ def measured_in(audit: Audit) -> str:
 
 def all_findings(audit: Audit) -> tuple[Finding, ...]:
     """Those in the first norm, and of every other one those with another outcome, which say in which norm."""
-    return (*audit.findings, *(f for norm in audit.norms[1:] for f in further_findings(audit, audit.in_norm(norm))))
+    return (*audit.findings, *(finding for view in audit.views[1:] for finding in further_findings(audit, view)))
 
 
 def further_findings(first: Audit, view: Audit) -> tuple[Finding, ...]:
@@ -139,6 +139,11 @@ def further_findings(first: Audit, view: Audit) -> tuple[Finding, ...]:
     known = {(finding.id, finding.state, finding.title, finding.value) for finding in first.findings}
     rest = (one for one in view.findings if (one.id, one.state, one.title, one.value) not in known)
     return tuple(replace(one, title=f"{one.title} ({view.threat.norm})") for one in rest)
+
+
+def dataset_name(audit: Audit) -> str:
+    """Its name, without the folder on this machine."""
+    return clean(audit.dataset.name.partition(":")[0])
 
 
 def class_name(audit: Audit, label: int | None) -> str:

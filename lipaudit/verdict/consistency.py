@@ -27,7 +27,7 @@ from lipaudit.results.intervals import rate
 from lipaudit.results.json import from_json
 from lipaudit.results.threat import PIXELS, eps_value, norm_of
 from lipaudit.verdict.gates import conditions
-from lipaudit.verdict.verdict import conclude, integrity_of, spoken
+from lipaudit.verdict.verdict import conclude, integrity_of, with_sentences
 
 CLOSE = 1e-9
 """Two floats that were computed from the same numbers differ by less, relatively, on any machine."""
@@ -64,7 +64,7 @@ def confirmed(audit: Audit, *, page: bool = False) -> Audit:
     if page or audit.schema != SCHEMA or audit.environment.get("lipaudit") != __version__:
         # What it says in words, another version may have said in others.
         same = drawn.each_norm(lambda view: _in_words_of(view, audit))
-        difference = _difference(audit.each_norm(spoken), same, "result")
+        difference = _difference(audit.each_norm(with_sentences), same, "result")
     else:
         difference = _difference(audit, drawn, "result")
     if difference:
@@ -83,10 +83,10 @@ def check_rows(audit: Audit, *, page: bool = False) -> None:
     """Raises `ReportError` for rows, bounds and counts that cannot belong to one audit."""
     if len(set(audit.norms)) < len(audit.norms):
         raise ReportError("result.other_norms: expected each norm once; the file is not what lipaudit wrote")
-    for norm in audit.norms:
-        where = "" if norm == audit.norms[0] else f"other_norms.{norm}: "
+    for number, view in enumerate(audit.views):
+        where = f"other_norms.{view.norms[0]}: " if number else ""
         for check in (_rows, _outcomes, _radii, _arithmetics, _counts, _attacks, _bounds, _claim):
-            for field, expected in check(audit.in_norm(norm), page):
+            for field, expected in check(view, page):
                 raise ReportError(f"result.{where}{field}: expected {expected}; the file is not what lipaudit wrote")
 
 
@@ -148,7 +148,7 @@ def _shard(audit: Audit, shard: Shard) -> Faults:
         yield "samples", f"{rows} samples in shard {shard.number}/{shard.of}, got {len(audit.samples.index)}"
     if replace(audit.dataset, sha256="", rows_sha256="") != expected:
         yield "shard.whole", "the data set of result.dataset"
-    names = {in_shard(r.name, norm) for norm in audit.norms for r in audit.in_norm(norm).attacks}
+    names = {in_shard(record.name, view.norms[0]) for view in audit.views for record in view.attacks}
     if shard.distances.keys() - names:
         yield "shard.distances", "the attacks of result.attacks"
 

@@ -21,7 +21,7 @@ from lipaudit.verdict.gates import Condition, judge
 
 def conclude(draft: Audit, wanted: Sequence[Condition] = ()) -> Audit:
     """The audit with its rates, sentences, gates, findings, verdict and exit code."""
-    draft = draft.each_norm(spoken).each_norm(_rated)
+    draft = draft.each_norm(with_sentences).each_norm(_rated)
     integrity = integrity_of(draft)
     draft = replace(draft, gates=judge(draft, wanted, integrity))
     draft = draft.each_norm(_examined)
@@ -59,7 +59,7 @@ def _withheld(draft: Audit) -> Audit:
     return replace(draft, certified=(), arithmetics=tuple(replace(p, certified=()) for p in draft.arithmetics))
 
 
-def spoken(draft: Audit) -> Audit:
+def with_sentences(draft: Audit) -> Audit:
     """The audit with what it says about each arithmetic, in the first norm."""
     each = tuple(replace(p, sentence=sentence_of(p.arithmetic, draft.model.dtype)) for p in draft.arithmetics)
     headline = next((p.sentence for p in each if p.headline), draft.arithmetic)
@@ -123,7 +123,7 @@ def _refutation(audit: Audit) -> str | None:
     All certificates rest on the same graph and the same bounds of layers: what is wrong in one norm is believed in
     none.
     """
-    for view in map(audit.in_norm, audit.norms):
+    for view in audit.views:
         found = ((check, check.judge(view)) for check in CHECKS.values() if check.refutes)
         said = next((one.headline or check.title for check, one in found if one and one.state == "fail"), None)
         if said is not None:
@@ -185,5 +185,5 @@ def integrity_of(audit: Audit) -> Integrity:
 
 def incomplete(audit: Audit) -> bool:
     """Something that was asked for was not done."""
-    left = any(bool(unfinished(audit.in_norm(norm))) for norm in audit.norms)
+    left = any(map(unfinished, audit.views))
     return audit.bound is None or left or any(skip.asked for skip in audit.skipped)

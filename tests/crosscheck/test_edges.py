@@ -98,6 +98,8 @@ def test_a_masked_class_hides_no_witness_and_no_slope() -> None:
 
 
 class Raises(torch.autograd.Function):
+    """As users' own functions may be: attacks that need a gradient are "not run" then, and nothing ends in an error."""
+
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
         del ctx

@@ -88,13 +88,13 @@ _WATCHES: list[Watch] = []
 
 def _place() -> str:
     """The innermost line of the package under test."""
-    frame, inner = _getframe(1), "elsewhere"
+    frame = _getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
         if "/lipaudit/" in name and "/tests/" not in name:
             return f"{name.rpartition('/lipaudit/')[2]}:{frame.f_lineno}"
         frame = frame.f_back
-    return inner
+    return "elsewhere"
 
 
 class PretendTensor(torch.Tensor):
@@ -143,12 +143,9 @@ class PretendTensor(torch.Tensor):
             with torch.no_grad():
                 copy: torch.Tensor = PretendTensor(self.raw.clone())
             copy.requires_grad_(self.requires_grad)
-            memo[id(self)] = torch.nn.Parameter(copy, self.requires_grad) if _is_parameter(self) else copy
+            is_parameter = isinstance(self, torch.nn.Parameter)  # of any subclass, by a flag of the tensor
+            memo[id(self)] = torch.nn.Parameter(copy, self.requires_grad) if is_parameter else copy
         return memo[id(self)]
-
-
-def _is_parameter(tensor: torch.Tensor) -> bool:
-    return isinstance(tensor, torch.nn.Parameter)
 
 
 def _raw(tree: Any) -> Any:
@@ -245,6 +242,7 @@ def _wrapped(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Any:
     if _writes(func):  # in place, or `out=`: the given wrapper comes back
         given = {id(x.raw): x for x in mine} | {id(x): x for x in leaves if not isinstance(x, PretendTensor)}
         if any(x.raw.shape != x.shape for x in mine):
+            # A wrapper keeps its shape. A real device allows it: this is no finding, but where pretending ends.
             raise NotImplementedError(f"{func} gave its output another shape")
         return tree_map(
             lambda x: given[id(x)] if id(x) in given else PretendTensor(x) if isinstance(x, torch.Tensor) else x, out

@@ -57,11 +57,7 @@ class Unfit(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """See Note [Wide]
-        Where only w is needed and V has more entries than generators, P^-1 = 1/2 T^-1 + 1/4 V K^-1 V^T with K = 1 -
-        1/2 V^T T V, which is smaller (Woodbury): R = [(2 T)^(-1/2), 1/2 V Y] for Y Y^T >= K^-1, proved in the same way.
-
-    Note [Errors]; `matrix` is (frequencies, entries, generators), or None for the identity."""
+    """See Note [Errors]; `matrix` is (frequencies, entries, generators), or None for the identity."""
 
     matrix: torch.Tensor | None
     exponent: int = 0

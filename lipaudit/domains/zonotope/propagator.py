@@ -83,7 +83,6 @@ class LocalLedger(Ledger):
     """Whether ranges are sharpened backwards where a sign is open."""
     together: bool = field(default=False, kw_only=True)
     """Whether ranges are sharpened by all symbols together: quadratic_constraints.py."""
-    """What another attempt chose for that."""
     sectors: Sectors | None = field(default=None, init=False)
     rows: int = field(default=0, init=False)
     roundings: int = field(default=0, init=False)

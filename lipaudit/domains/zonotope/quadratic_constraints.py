@@ -60,7 +60,6 @@ _STILL = 1e-7
 _SLOWER = 0.7
 _PATIENCE, _FALLING = 25, 0.97
 """In so many steps the largest bound has to fall below this share of what it was."""
-"""With multipliers of an attempt before, so many times fewer steps are taken."""
 _NARROW = 0.7
 """A basis is used where it has at most this share of the coordinates."""
 _ABREAST_COLUMNS = 256
@@ -235,13 +234,7 @@ class Sectors:
             multipliers = torch.where(boxed, _share(error, float((high - low).mean())), multipliers)
         self._add(_Block(y, own, z), multipliers, t, beyond)
 
-    def _add(
-        self,
-        block: _Block,
-        multipliers: torch.Tensor,
-        shift: torch.Tensor,
-        beyond: torch.Tensor,
-    ) -> None:
+    def _add(self, block: _Block, multipliers: torch.Tensor, shift: torch.Tensor, beyond: torch.Tensor) -> None:
         self.blocks.append(block)
         old = self.multipliers
         self.shift, self.beyond = torch.cat([self.shift, shift]), torch.cat([self.beyond, beyond])
